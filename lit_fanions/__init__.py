@@ -1,0 +1,26 @@
+"""Optimizers that step in a norm of your choice: Muon, Neon, k-Fanions and their blends."""
+
+from lit_fanions import lmo, norms
+from lit_fanions.optim.factory import (
+    FanionConfig,
+    GroupOptions,
+    Override,
+    configure_optimizers,
+    split_parameters,
+)
+from lit_fanions.optim.fanion import Fanion
+from lit_fanions.optim.schedules import ScheduleConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Fanion",
+    "FanionConfig",
+    "GroupOptions",
+    "Override",
+    "ScheduleConfig",
+    "configure_optimizers",
+    "lmo",
+    "norms",
+    "split_parameters",
+]

@@ -1,0 +1,335 @@
+"""Which parameter goes to which group, and why."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_fanions.optim.fanion import algorithm_options, is_entrywise
+from lit_fanions.optim.functional import direction_norm, step_size_factor
+from lit_fanions.optim.matrices import matrix_shapes
+
+# The attribute by which a user tags a parameter: parameter.fanion_group = "embedding".
+TAG = "fanion_group"
+STANDARD_GROUPS = ("matrix", "embedding", "head", "vector", "other")
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONV_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORM = (
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase,
+)  # fmt: skip
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where one parameter goes.
+
+    Attributes:
+        name: Its name in ``module.named_parameters()``.
+        parameter: The parameter.
+        group: Name of its group.
+        reason: Why.
+        role: The standard group that its part in the network gives it, chosen or not.
+        options: Options that its shape asks for: ``layout`` and ``splits`` of a matrix.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    group: str
+    reason: str
+    role: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class _Rule(NamedTuple):
+    group: str
+    reason: str
+    options: dict[str, Any]
+
+
+def assign(
+    module: nn.Module, selectors: dict[str, tuple[list[str], list[str]]] | None = None
+) -> list[Assignment]:
+    """Assigns every trainable parameter of a module to a group.
+
+    A tag (``parameter.fanion_group = "name"``) decides first, then the selectors in their order,
+    then the parameter's part in the network: the kind of its module, tying, position, shape.
+    Frozen parameters are left out.
+
+    Args:
+        module: The network.
+        selectors: Group name -> (patterns of parameter names as in fnmatch, names of module
+            classes).
+
+    Returns:
+        An assignment for each trainable parameter, in the order of ``named_parameters()``.
+
+    Raises:
+        ValueError: If a selector matches nothing, or a lazy parameter has no shape yet.
+    """
+    selectors = selectors or {}
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            full = f"{path}.{attribute}" if path else attribute
+            owners.setdefault(parameter, []).append((full, owner, attribute))
+    _check_selectors(module, owners, selectors)
+    heads = _heads(module)
+    assignments, adapters = [], []
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"{name} has no shape yet: run one batch through the lazy module before its "
+                "optimizer is made"
+            )
+        if not parameter.requires_grad:
+            continue
+        rule = _rule(name, parameter, owners[parameter], heads)
+        group, reason = rule.group, rule.reason
+        chosen = _selected(parameter, owners[parameter], selectors)
+        options = rule.options
+        if chosen is not None:
+            group, reason = chosen
+            options = options or _layout(parameter, owners[parameter])
+        elif group == "matrix" and _is_adapter(name):
+            adapters.append(name)
+        assignments.append(Assignment(name, parameter, group, reason, rule.group, options))
+    if adapters:
+        warnings.warn(
+            f"{len(adapters)} low-rank adapter matrices ({adapters[0]}, ...) go to the matrix "
+            "group: their product, not each of them, is the weight; choose another group by "
+            "overrides if that is not meant",
+            stacklevel=2,
+        )
+    return assignments
+
+
+def _rule(
+    name: str,
+    parameter: nn.Parameter,
+    owners: list[tuple[str, nn.Module, str]],
+    heads: dict[nn.Parameter, str],
+) -> _Rule:
+    for full, owner, _ in owners:  # all places where it is used: order must not matter
+        if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+            others = [other for other, _, _ in owners if other != full]
+            tied = f", tied to {', '.join(others)}" if others else ""
+            return _Rule("embedding", f"{type(owner).__name__}{tied}", {})
+    if parameter.ndim < 2:
+        return _Rule("vector", f"{parameter.ndim}-D", {})
+    _, owner, attribute = owners[0]
+    kind = type(owner).__name__
+    if isinstance(owner, _NORM):
+        return _Rule("vector", f"gain of {kind}", {})
+    if parameter in heads:
+        return _Rule("head", heads[parameter], {})
+    structural = _structure(parameter, owner, attribute)
+    if structural is None:
+        return _raw(name, parameter, kind)
+    reason, options = structural
+    if not options and reason:
+        return _Rule("other", reason, {})
+    return _thin(parameter, _Rule("matrix", reason, options))
+
+
+def _structure(
+    parameter: nn.Parameter, owner: nn.Module, attribute: str
+) -> tuple[str, dict[str, Any]] | None:
+    """Why a parameter of a known module is a matrix and how; no options: why it is none."""
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Linear) and attribute == "weight":
+        return f"weight of {kind}", {"layout": "flatten"}
+    if isinstance(owner, (*_CONV, *_CONV_TRANSPOSED)) and attribute == "weight":
+        groups = owner.groups
+        if groups > 1 and groups == owner.in_channels:
+            return f"depthwise {kind}: a filter per channel is no matrix", {}
+        transposed = isinstance(owner, _CONV_TRANSPOSED)
+        options = {"layout": "transposed" if transposed else "flatten"}
+        if groups > 1:
+            return f"weight of {kind} in {groups} groups", {**options, "splits": groups}
+        return f"weight of {kind}", options
+    if isinstance(owner, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
+        fused = attribute == "in_proj_weight"
+        reason = f"{'q, k, v' if fused else attribute[0]} of {kind}"
+        return reason, {"layout": "flatten", **({"splits": 3} if fused else {})}
+    if isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and attribute.startswith("weight_"):
+        gates = 1 if attribute.startswith("weight_hr") else _GATES[kind]
+        if gates == 1:
+            return f"weight of {kind}", {"layout": "flatten"}
+        return f"{gates} gates of {kind}", {"layout": "flatten", "splits": gates}
+    if isinstance(owner, nn.Bilinear):
+        return f"{kind}: a form per output is no matrix", {}
+    return None
+
+
+def _raw(name: str, parameter: nn.Parameter, kind: str) -> _Rule:
+    """A parameter that a module of the user's own holds: shape and, last, name decide."""
+    leaf = name.rsplit(".", 1)[-1].lower()
+    if sum(size > 1 for size in parameter.shape) < 2:
+        return _Rule("other", f"{_shape(parameter)} is a vector in more dimensions", {})
+    if parameter.shape[0] == 1 or _is_positional(leaf) or "token" in leaf or "embed" in leaf:
+        return _Rule("other", f"positional or token parameter of {kind}", {})
+    if parameter.ndim == 2:
+        return _thin(parameter, _Rule("matrix", f"2-D parameter of {kind}", {"layout": "flatten"}))
+    if parameter.ndim == 3:
+        reason = f"stack of {parameter.shape[0]} matrices of {kind}"
+        return _thin(parameter, _Rule("matrix", reason, {"layout": "batch"}))
+    return _Rule("other", f"{parameter.ndim}-D parameter of {kind}", {})
+
+
+def _thin(parameter: nn.Parameter, rule: _Rule) -> _Rule:
+    """Matrices of one row or one column are vectors."""
+    for _, rows, cols in _shapes(parameter, rule.options):
+        if min(rows, cols) == 1:
+            return _Rule("other", f"{rows}x{cols} is a vector", {})
+    return rule
+
+
+def _shapes(parameter: Tensor, options: dict[str, Any]) -> list[torch.Size]:
+    layout, splits = options.get("layout", "flatten"), options.get("splits")
+    return matrix_shapes(parameter.shape, layout, splits)
+
+
+def _layout(parameter: nn.Parameter, owners: list[tuple[str, nn.Module, str]]) -> dict[str, Any]:
+    """How a parameter is a matrix that only the user calls one."""
+    _, owner, attribute = owners[0]
+    structural = _structure(parameter, owner, attribute)
+    return (structural[1] if structural else {}) or {"layout": "flatten"}
+
+
+def _heads(module: nn.Module) -> dict[nn.Parameter, str]:
+    """Output heads: by name, by an embedding's vocabulary, else the last Linear."""
+    # Sizes that say nothing are left out: a table of positions, a square matrix.
+    vocabularies = {
+        m.num_embeddings
+        for path, m in module.named_modules()
+        if isinstance(m, nn.Embedding) and not _is_positional(path.rsplit(".", 1)[-1])
+    }
+    linears = [
+        (path, m)
+        for path, m in module.named_modules()
+        if isinstance(m, nn.Linear) and not _is_adapter(path)
+    ]
+    heads: dict[nn.Parameter, str] = {}
+    for path, linear in linears:
+        if path.rsplit(".", 1)[-1] == "lm_head":
+            heads[_weight(linear)] = "output head by name"
+        elif linear.out_features in vocabularies and linear.out_features != linear.in_features:
+            heads[_weight(linear)] = "output head: as many outputs as an embedding has entries"
+    plain = [m for path, m in linears if not path.endswith("out_proj")]
+    if not heads and plain:
+        heads[_weight(plain[-1])] = "output head: the last Linear"
+    return heads
+
+
+def _weight(linear: nn.Linear) -> nn.Parameter:
+    assert isinstance(linear.weight, nn.Parameter)
+    return linear.weight
+
+
+def _is_positional(leaf: str) -> bool:
+    return "pos" in leaf.lower() or leaf == "wpe"
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part.lower().startswith("lora_") for part in name.split("."))
+
+
+def _selected(
+    parameter: nn.Parameter,
+    owners: list[tuple[str, nn.Module, str]],
+    selectors: dict[str, tuple[list[str], list[str]]],
+) -> tuple[str, str] | None:
+    tag = getattr(parameter, TAG, None)
+    if tag is not None:
+        return tag, f"tagged {TAG}"
+    for group, (patterns, kinds) in selectors.items():
+        for full, owner, _ in owners:
+            for pattern in patterns:
+                if fnmatch.fnmatchcase(full, pattern):
+                    return group, f"name matches {pattern!r}"
+            for cls in type(owner).__mro__:
+                if cls.__name__ in kinds:
+                    return group, f"parameter of {cls.__name__}"
+    return None
+
+
+def _check_selectors(
+    module: nn.Module,
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module, str]]],
+    selectors: dict[str, tuple[list[str], list[str]]],
+) -> None:
+    names = [full for places in owners.values() for full, _, _ in places]
+    kinds = {cls.__name__ for m in module.modules() for cls in type(m).__mro__}
+    for group, (patterns, classes) in selectors.items():
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(
+                    f"overrides.{group}.parameters: no parameter's name matches {pattern!r} "
+                    f"(names are like {names[0] if names else 'none'!r}; * stands for anything)"
+                )
+        for cls in classes:
+            if cls not in kinds:
+                raise ValueError(f"overrides.{group}.modules: the model has no module {cls!r}")
+
+
+def _shape(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))
+
+
+class Split(list[Assignment]):
+    """Assignments, printable as a table with each group's lr and step-size factor.
+
+    Attributes:
+        options: What the configuration says of each group, by its name.
+    """
+
+    def __init__(self, assignments: list[Assignment], options: dict[str, dict[str, Any]]) -> None:
+        super().__init__(assignments)
+        self.options = options
+
+    def group_options(self, assignment: Assignment) -> dict[str, Any]:
+        """The options of the group of an assignment, with what its shape asks for."""
+        options = self.options[assignment.group]
+        if is_entrywise(options["algorithm"]):
+            return options
+        return {**assignment.options, **options}
+
+    def __str__(self) -> str:
+        """The table: parameter, shape, group, algorithm, lr, step-size factor, reason."""
+        header = ("parameter", "shape", "group", "algorithm", "lr", "factor", "reason")
+        rows = [header, *map(self._row, self)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join(lines)
+
+    def _row(self, assignment: Assignment) -> tuple[str, ...]:
+        options = self.group_options(assignment)
+        options = {**algorithm_options(options["algorithm"]), **options}
+        return (
+            assignment.name,
+            _shape(assignment.parameter) or "scalar",
+            assignment.group,
+            options["algorithm"],
+            f"{options['lr']:g}",
+            " ".join(_factors(assignment.parameter, options)),
+            assignment.reason,
+        )
+
+
+def _factors(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
+    """The step-size factor of each matrix of a parameter, ~ where it depends on the momentum."""
+    if is_entrywise(options["algorithm"]):
+        return
+    for _, rows, cols in _shapes(parameter, options):
+        norm = direction_norm(options, rows, cols)
+        factor = step_size_factor(options["scale"], rows, cols, norm)
+        yield "~" if math.isnan(factor) else f"{factor:.4g}"
