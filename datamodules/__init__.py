@@ -1,0 +1,6 @@
+"""Data for the zoo's models, as LightningDataModules."""
+
+from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.digits import DigitsDataModule
+
+__all__ = ["CIFAR10DataModule", "DigitsDataModule"]

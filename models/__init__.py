@@ -1,0 +1,5 @@
+"""Networks to train with the Fanions, as LightningModules."""
+
+from models.airbench import Airbench
+
+__all__ = ["Airbench"]
