@@ -337,11 +337,13 @@ class Fanion(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
+            RuntimeError: If a gradient is sparse.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_sparse()
         self._initialise_state()
         self._raise_nonfinite()
         for group in self.param_groups:
@@ -371,6 +373,15 @@ class Fanion(torch.optim.Optimizer):
                 if group["nonfinite"] == "skip":
                     state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
                 self.state[p] = state
+
+    def _refuse_sparse(self) -> None:
+        for group in self.param_groups:
+            for name, p in _named(group):
+                if p.grad is not None and p.grad.is_sparse:
+                    raise RuntimeError(
+                        f"the gradient of {name} is sparse; Fanion takes dense ones: make the "
+                        "embedding with sparse=False"
+                    )
 
     def _raise_nonfinite(self) -> None:
         watched = [

@@ -1,0 +1,170 @@
+"""The norms against their definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_fanions import norms
+
+PLAIN = [
+    norms.Frobenius(),
+    norms.Spectral(),
+    norms.Nuclear(),
+    norms.KyFan(2),
+    norms.KyFanDual(2),
+    norms.KyFan(9),
+    norms.KyFanDual(9),
+    norms.MaxEntry(),
+    norms.SumEntry(),
+]
+BLENDS = [norms.Blend(norm, alpha) for norm in PLAIN for alpha in (0.3, 0.8)]
+SIGN_BLENDS = [norms.Blend(n, 0.4, "sign", sign_scale=0.5) for n in (PLAIN[1], PLAIN[2], PLAIN[4])]
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum((-2, -1))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 7), (1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
+def test_the_oracle_attains_the_dual_norm(norm, shape):
+    m = gaussian(2, *shape)
+    torch.testing.assert_close(inner(m, norm.lmo(m)), norm.dual(m), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 7), (1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("norm", [*PLAIN, *BLENDS], ids=repr)
+def test_the_oracle_lies_on_the_ball(norm, shape):
+    value = norm.value(norm.lmo(gaussian(2, *shape)))
+    torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", [*PLAIN, *BLENDS], ids=repr)
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
+def test_norm_axioms_and_hoelder(norm, seed, rows, cols):
+    x, y = gaussian(2, rows, cols, seed=seed)
+    assert norm.value(x) > 0
+    torch.testing.assert_close(norm.value(-3 * x), 3 * norm.value(x), rtol=1e-9, atol=0)
+    assert norm.value(x + y) <= (norm.value(x) + norm.value(y)) * (1 + 1e-9)
+    assert inner(x, y).abs() <= norm.value(x) * norm.dual(y) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("norm", [*PLAIN, *BLENDS], ids=repr)
+def test_the_gradient_is_the_oracle_of_the_dual_ball(norm):
+    # Where a norm is differentiable its gradient d has <d, x> = |x| and dual norm 1: the bidual.
+    x = gaussian(4, 6).requires_grad_()
+    (gradient,) = torch.autograd.grad(norm.value(x), x)
+    torch.testing.assert_close(inner(gradient, x.detach()), norm.value(x).detach())
+    torch.testing.assert_close(norm.dual(gradient), torch.ones((), dtype=torch.float64))
+
+
+def test_values_by_hand():
+    x = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    expected = {
+        norms.Frobenius(): (math.sqrt(14), math.sqrt(14)),
+        norms.Spectral(): (3, 6),
+        norms.Nuclear(): (6, 3),
+        norms.KyFan(2): (5, 3),
+        norms.KyFanDual(2): (3, 5),
+        norms.MaxEntry(): (3, 6),
+        norms.SumEntry(): (6, 3),
+        norms.Blend(norms.Spectral(), 0.25): (None, 0.25 * 6 + 0.75 * math.sqrt(14)),
+        norms.Blend(norms.Nuclear(), 0.5, "sign", 2.0): (None, 0.5 * 3 + 0.5 * 2 * 6),
+    }
+    for norm, (value, dual) in expected.items():
+        assert value is None or norm(x).item() == pytest.approx(value)
+        assert norm.dual(x).item() == pytest.approx(dual)
+
+
+def test_oracles_by_hand():
+    m = torch.tensor([[0.0, -5.0], [2.0, 0.0]])
+    first, second = torch.tensor([[0.0, -1.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    for norm, d in (
+        (norms.Spectral(), first + second),
+        (norms.Nuclear(), first),
+        (norms.KyFanDual(1), first),
+        (norms.KyFan(2), first),  # 5 > 7 / 2
+        (norms.KyFan(1), first + second),  # 5 < 7
+        (norms.MaxEntry(), first + second),
+        (norms.SumEntry(), first),
+        (norms.Frobenius(), m / math.sqrt(29)),
+    ):
+        torch.testing.assert_close(norm.lmo(m), d.double(), msg=repr(norm))
+
+
+@pytest.mark.parametrize("spread", [1e-8, 0.3])
+def test_blend_value_solves_equation_22(spread):
+    # min over z of t with |z|_op <= alpha t and |y - z|_F <= (1 - alpha) t, over a fine grid of t.
+    alpha, y = 0.4, gaussian(6, 4) * spread
+    s = torch.linalg.svdvals(y)
+    t = norms.Blend(norms.Spectral(), alpha).value(y)
+    for factor, feasible in ((1 + 1e-9, True), (1 - 1e-6, False)):
+        radius = t * factor
+        distance = torch.linalg.vector_norm(s - s.clamp(max=alpha * radius))
+        assert bool(distance <= (1 - alpha) * radius) == feasible
+
+
+@pytest.mark.parametrize(
+    "inside", [norms.Spectral(), norms.Nuclear(), norms.KyFanDual(2)], ids=repr
+)
+def test_limits_of_alpha_and_k(inside):
+    x = gaussian(5, 6)
+    for alpha, limit in ((1.0, inside), (0.0, norms.Frobenius())):
+        blend = norms.Blend(inside, alpha)
+        torch.testing.assert_close(blend.value(x), limit.value(x))
+        torch.testing.assert_close(blend.lmo(x), limit.lmo(x))
+        near = norms.Blend(inside, abs(alpha - 1e-9))
+        torch.testing.assert_close(near.value(x), limit.value(x), rtol=1e-6, atol=0)
+    for k, limit in ((1, norms.Nuclear()), (5, norms.Spectral())):
+        torch.testing.assert_close(norms.KyFanDual(k).value(x), limit.value(x))
+    for k, limit in ((1, norms.Spectral()), (5, norms.Nuclear())):
+        torch.testing.assert_close(norms.KyFan(k).value(x), limit.value(x))
+
+
+def test_lemma_9_the_dual_ball_is_a_minkowski_sum():
+    alpha, a, b = 0.3, gaussian(4, 5), gaussian(4, 5, seed=1)
+    blend = norms.Blend(norms.Nuclear(), alpha)
+    a, b = a / norms.Nuclear().value(a), b / norms.Frobenius().value(b)
+    assert blend.value(alpha * a + (1 - alpha) * b) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
+def test_zero(norm):
+    zero = torch.zeros(2, 3, 4)
+    assert not norm.lmo(zero).any()
+    assert not norm.dual(zero).any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
+def test_the_oracle_is_scale_invariant(norm, scale):
+    m = gaussian(5, 4)
+    torch.testing.assert_close(norm.lmo(m * scale), norm.lmo(m))
+
+
+def test_rank_deficient_matrices_have_no_direction_in_their_kernel():
+    m = gaussian(6, 2) @ gaussian(2, 5)
+    assert torch.linalg.matrix_rank(norms.Spectral().lmo(m)) == 2
+    assert norms.Spectral().lmo(m).square().sum().item() == pytest.approx(2)
+
+
+def test_bad_arguments():
+    for k in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match="k must be a whole number"):
+            norms.KyFan(k)
+    with pytest.raises(ValueError, match="frobenius"):
+        norms.Blend(norms.Spectral(), 0.5, "manhattan")
+    with pytest.raises(ValueError, match="not a blend"):
+        norms.Blend(norms.Blend(norms.Spectral(), 0.5), 0.5)
+    with pytest.raises(ValueError, match="is no norm"):
+        norms.Blend(norms.Spectral(), 1.1).value(gaussian(2, 2))
+    with pytest.raises(ValueError, match="a matrix or a batch"):
+        norms.Spectral().value(gaussian(3))
