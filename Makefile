@@ -1,0 +1,44 @@
+# `make` explains the targets. All of them set up .venv on their own; there is no other set-up.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint types bench gpu-check clean
+
+help: ## explain the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	@echo "setting up .venv (the first time this downloads several gigabytes, mostly torch)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "needs Python 3.10 or later: make PYTHON=python3.11 …")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo,dev]'
+	@touch $@
+
+quickstart: $(READY) ## train the airbench CNN with F-Muon on the embedded digits
+	$(BIN)/python -m lit_fanions fit --config configs/quickstart.yaml
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## run the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY) ## check types
+	$(BIN)/mypy
+
+bench: $(READY) ## time Lightning's loop against bare steps
+	$(BIN)/python -m lit_fanions.bench overhead --config configs/quickstart.yaml
+
+gpu-check: $(READY) ## run everything that has a CUDA path; skipped without a GPU
+	$(BIN)/python tests/gpu_check.py
+
+clean: ## remove .venv and what tools leave behind; logs and data stay
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""What all tests share: one thread, one seed, and a small zoo for the command line."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import seed_everything
+
+# Tiny tensors gain nothing from threads, and tests of several processes share two cores.
+torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU on machines without."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning leaves its seed in the environment, where it would reach later tests.
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    seed_everything(0, verbose=False)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the test: a folder with the module `toy_zoo` and a recipe."""
+    shutil.copy(TESTS / "toy_zoo.py", tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("LIT_FANIONS_TRACEBACK", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+def toy_recipe() -> dict:
+    """A recipe that trains in a moment: 2 epochs of 8 steps."""
+    return {
+        "seed_everything": 1,
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        "model": {
+            "class_path": "toy_zoo.ToyNet",
+            "init_args": {"width": 8, "optimizer": {"matrix": {"lr": 0.02}}},
+        },
+        "data": {"class_path": "toy_zoo.ToyData"},
+        "test_after_fit": True,
+    }
+
+
+def subprocess_environment() -> dict[str, str]:
+    """The environment in which a child process finds this checkout, one thread per process."""
+    return {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,176 @@
+"""Parameters as matrices and back: layouts, splits, shapes, and the factors that follow."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lit_fanions.optim.functional import direction_norm, resolve_rank, step_size_factor
+from lit_fanions.optim.matrices import from_matrices, gather, local, matrix_shapes, scatter
+from lit_fanions.optim.matrices import to_matrices as convert
+
+LAYOUTS = ["flatten", "transposed", "batch"]
+
+
+def counted(*shape: int) -> Tensor:
+    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+
+
+def all_matrices(batches: list[Tensor]) -> list[Tensor]:
+    return [matrix for batch in batches for matrix in batch]
+
+
+def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
+    assert len(got) == len(want)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_weight_is_itself():
+    x = counted(4, 3)
+    assert_same(all_matrices(convert(x)), [x])
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 3), (6, 2, 3, 5), (6, 2, 3, 2, 2)])
+def test_a_convolution_is_out_by_the_rest(shape):
+    x = counted(*shape)
+    want = [torch.stack([x[i].flatten() for i in range(6)])]
+    assert_same(all_matrices(convert(x)), want)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 3), (2, 6, 3, 5)])
+def test_a_transposed_convolution_is_out_by_the_rest_too(shape):
+    x = counted(*shape)
+    want = [torch.stack([x[:, i].flatten() for i in range(6)])]
+    assert_same(all_matrices(convert(x, "transposed")), want)
+
+
+def test_a_transposed_convolution_is_the_matrix_that_its_plain_twin_is():
+    """The same linear map, so the same rows: one for each output channel."""
+    up, x = nn.ConvTranspose1d(3, 5, 1, bias=False), torch.randn(2, 3, 7)
+    (matrix,) = all_matrices(convert(up.weight.detach(), "transposed"))
+    torch.testing.assert_close(up(x), torch.einsum("oi,bil->bol", matrix, x))
+
+
+def test_leading_dimensions_are_separate_matrices():
+    x = counted(2, 3, 4, 5)
+    want = [x[i, j] for i in range(2) for j in range(3)]
+    assert_same(all_matrices(convert(x, "batch")), want)
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_less_than_a_matrix_is_one_row(shape):
+    x = counted(*shape)
+    assert_same(all_matrices(convert(x)), [x.reshape(1, -1)])
+    assert torch.equal(from_matrices(convert(x), x.shape), x)
+
+
+def test_equal_parts_of_a_fused_weight():
+    x = counted(6, 4)
+    for splits in (3, [2, 2, 2]):
+        assert_same(all_matrices(convert(x, splits=splits)), [x[:2], x[2:4], x[4:]])
+
+
+def test_unequal_parts_of_a_fused_weight_are_batches_of_their_own():
+    x = counted(6, 4)
+    batches = convert(x, splits=[3, 2, 1])
+    assert [tuple(batch.shape) for batch in batches] == [(1, 3, 4), (1, 2, 4), (1, 1, 4)]
+    assert_same(all_matrices(batches), [x[:3], x[3:5], x[5:]])
+
+
+def test_parts_of_a_stack_are_cut_from_the_rows():
+    x = counted(2, 6, 4)
+    want = [part for matrix in x for part in (matrix[:3], matrix[3:])]
+    assert_same(all_matrices(convert(x, "batch", 2)), want)
+    first, second = convert(x, "batch", [4, 2])
+    assert_same([*first, *second], [x[0, :4], x[1, :4], x[0, 4:], x[1, 4:]])
+
+
+def test_a_grouped_transposed_convolution_has_a_matrix_for_each_group():
+    x = counted(6, 2, 3)  # torch's in x out / groups x kernel, 3 groups
+    want = [torch.stack([g[:, i].flatten() for i in range(2)]) for g in x.chunk(3)]
+    assert_same(all_matrices(convert(x, "transposed", 3)), want)
+
+
+@st.composite
+def cases(draw):
+    layout = draw(st.sampled_from(LAYOUTS))
+    ndim = draw(st.integers(2, 5))
+    shape = [draw(st.integers(1, 4)) for _ in range(ndim)]
+    dim = ndim - 2 if layout == "batch" else 0
+    kind = draw(st.sampled_from(["none", "equal", "sizes"]))
+    splits: int | list[int] | None = None
+    if kind == "equal":
+        splits = draw(st.integers(1, 3))
+        shape[dim] *= splits
+    if kind == "sizes":
+        splits = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+        shape[dim] = sum(splits)
+    return tuple(shape), layout, splits
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(cases())
+def test_there_and_back_is_the_identity(case):
+    shape, layout, splits = case
+    x = counted(*shape)
+    parts = convert(x, layout, splits)
+    assert torch.equal(from_matrices(parts, x.shape, layout, splits), x)
+    assert torch.equal(from_matrices([p.clone() for p in parts], x.shape, layout, splits), x)
+    assert [p.shape for p in parts] == matrix_shapes(x.shape, layout, splits)
+    entries = torch.cat([p.flatten() for p in parts]).sort().values
+    assert torch.equal(entries, x.flatten())  # each entry in one place
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [(4, "4 does not divide the 6 rows of 6x4"), ([2, 2], "do not add up to the 6 rows of 6x4")],
+)
+def test_splits_that_do_not_fit_are_refused(splits, message):
+    with pytest.raises(ValueError, match=message):
+        convert(counted(6, 4), splits=splits)
+    with pytest.raises(ValueError, match=message):
+        matrix_shapes(torch.Size((6, 4)), "flatten", splits)
+
+
+def test_plain_tensors_are_their_own_shards():
+    x = counted(3, 3)
+    assert local(x) is gather(x, x) is scatter(x, x) is x
+
+
+# Ranks and factors.
+
+
+@pytest.mark.parametrize(
+    ("rank", "want"),
+    [("full", 6), (1, 1), (5, 5), (6, 6), (99, 6), (1.0, 6), (0.5, 3), (0.01, 1), (0.9, 5)],
+)
+def test_rank(rank, want):
+    assert resolve_rank(rank, 6, 40) == resolve_rank(rank, 40, 6) == want
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(8, 2), (2, 8), (5, 5)])
+def test_factors_are_torchs(rows, cols):
+    adjust = torch.optim._muon._adjust_lr
+    norm = math.sqrt(min(rows, cols))
+    for scale in ("original", "match_rms_adamw", "spectral_unclamped"):
+        want = adjust(1.0, scale, torch.Size((rows, cols)))
+        assert step_size_factor(scale, rows, cols, norm) == pytest.approx(want)
+    assert step_size_factor("none", rows, cols, norm) == 1
+
+
+def test_the_norm_of_a_direction_is_known_where_it_does_not_depend_on_the_momentum():
+    group = {"algorithm": "fanion", "rank": 3, "alpha": 1.0, "blend": "frobenius",
+             "sign_scale": 0.5}  # fmt: skip
+    assert direction_norm(group, 8, 6) == pytest.approx(math.sqrt(3))
+    assert direction_norm({**group, "alpha": 0.0}, 8, 6) == 1
+    assert direction_norm({**group, "alpha": 0.0, "blend": "sign"}, 8, 6) == pytest.approx(
+        0.5 * math.sqrt(48)
+    )
+    assert direction_norm({**group, "alpha": 0.3}, 8, 6) is None
+    assert direction_norm({**group, "algorithm": "coordinate"}, 8, 6) == 1
+    assert direction_norm({**group, "algorithm": "coordinate", "alpha": 0.3}, 8, 6) is None
+    assert direction_norm({**group, "algorithm": "kyfan"}, 8, 6) is None
+    assert direction_norm({**group, "algorithm": "dion"}, 8, 6) is None

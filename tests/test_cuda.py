@@ -1,0 +1,190 @@
+"""Everything that has a CUDA path, on a GPU; `make gpu-check` runs this and prints the results.
+
+A test tells what it measured with `record_property`, which becomes its line of the table.
+"""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lit_fanions import Fanion, lmo, norms
+from lit_fanions.bench.__main__ import main as bench
+from lit_fanions.cli import main
+from tests.conftest import TESTS
+
+pytestmark = [pytest.mark.cuda, pytest.mark.timeout(400)]
+
+DEVICE = "cuda"
+ROOT = TESTS.parent
+CIFAR10 = Path(os.environ.get("CIFAR10_DIR", ROOT / "data" / "cifar10"))
+SHAPES = [(64, 216), (256, 2304), (768, 768), (3, 512, 128), (10, 1)]
+POLAR_METHODS = ["jordan", "quintic", "polar_express", "cans", "convergent", "exact", "auto"]
+SOLVERS = ["lanczos", "subspace", "randomized", "power", "exact", "cupy", "auto"]
+FULL_RANK = ["muon", "f_muon", "s_muon"]
+LOW_RANK = ["neon", "fanion", "kyfan", "f_neon", "f_fanion", "s_neon", "s_fanion", "dion"]
+ENTRYWISE = ["nsgd", "signum", "coordinate", "adamw", "sgd"]
+GPU = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
+
+
+def matrices(*shape: int, condition: float = 1e3) -> Tensor:
+    """Random matrices whose singular values fall from 1 to 1 / condition."""
+    generator = torch.Generator().manual_seed(5)
+    *batch, rows, cols = shape
+    k = min(rows, cols)
+    u = torch.linalg.qr(torch.randn(*batch, rows, k, generator=generator).double()).Q
+    v = torch.linalg.qr(torch.randn(*batch, cols, k, generator=generator).double()).Q
+    s = torch.logspace(0, -torch.tensor(condition).log10().item(), k).double()
+    return (u * s @ v.mT).float().to(DEVICE)
+
+
+def alignment(m: Tensor, d: Tensor, norm: norms.Norm) -> float:
+    """<m, d> over the dual norm of m, the worst of the batch: 1 for an exact oracle."""
+    inner = (m.double() * d.double()).sum((-2, -1))
+    return float((inner / norm.dual(m)).min())
+
+
+@pytest.mark.parametrize("method", POLAR_METHODS)
+def test_polar(method, record_property):
+    inputs = [matrices(*shape) for shape in SHAPES]
+    worst = min(alignment(m, lmo.polar(m, method=method), norms.Spectral()) for m in inputs)
+    record_property("measured", f"<M, D> / dual norm at least {worst:.5f}")
+    # Jordan's coefficients leave the singular values anywhere around 1, by design.
+    assert worst >= {"exact": 0.999, "jordan": 0.65}.get(method, 0.97)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_top_singular(solver, record_property):
+    if solver == "cupy":
+        pytest.importorskip("cupy", exc_type=ImportError)
+    worst = 1.0
+    for shape in SHAPES:
+        m = matrices(*shape)
+        k = min(4, *shape[-2:])
+        u, s, vh = lmo.top_singular(m, k, solver=solver)
+        assert (u.shape[-1], s.shape[-1], vh.shape[-2]) == (k, k, k)
+        worst = min(worst, alignment(m, u @ vh, norms.KyFanDual(k)))
+    record_property("measured", f"<M, D> / dual norm at least {worst:.5f}")
+    assert worst >= (0.999 if solver == "exact" else 0.97)
+
+
+def network() -> nn.Module:
+    """Convolutions and linear layers, some of equal shape."""
+    layers = [nn.Conv2d(3, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10)).to(DEVICE)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(64, 3, 8, 8, generator=generator).to(DEVICE)
+    return images, torch.randint(10, (64,), generator=generator).to(DEVICE)
+
+
+def optimizer_for(model: nn.Module, algorithm: str) -> Fanion:
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    biases = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": weights, "algorithm": algorithm, "lr": 0.01, "name": "matrix"},
+        {"params": biases, "algorithm": "adamw", "lr": 0.01, "name": "other"},
+    ]
+    return Fanion(groups)
+
+
+@pytest.mark.parametrize("algorithm", [*FULL_RANK, *LOW_RANK, *ENTRYWISE])
+def test_step_does_not_wait_for_the_device(algorithm):
+    model, (images, labels) = network(), batch()
+    optimizer = optimizer_for(model, algorithm)
+    cross_entropy(model(images), labels).backward()
+    optimizer.step()  # the first step creates the state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("algorithm", ["f_muon", "f_fanion"])
+def test_autocast(algorithm, dtype, record_property):
+    model, (images, labels) = network(), batch()
+    optimizer = optimizer_for(model, algorithm)
+    # A scale that overflows at first: the scaler must be able to skip steps.
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**24, enabled=dtype == torch.float16)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, dtype):
+            loss = cross_entropy(model(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    record_property("measured", f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in 60 steps")
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_resumed_equals_uninterrupted(precision, project, record_property):
+    fit = ["fit", "--config", "recipe.yaml", *GPU, "--trainer.precision", precision]
+    assert main(fit) == 0
+    assert main([*fit, "--model", "toy_zoo.Interrupted"]) == 130
+    saved = "lightning_logs/version_1/checkpoints/interrupted.ckpt"
+    assert main([*fit, "--ckpt_path", saved]) == 0
+    first, last = (
+        torch.load(
+            next(project.glob(f"lightning_logs/version_{version}/checkpoints/epoch*.ckpt")),
+            map_location="cpu",
+            weights_only=True,
+        )["state_dict"]
+        for version in (0, 2)
+    )
+    apart = max(float((first[name] - last[name]).abs().max()) for name in first)
+    record_property("measured", f"weights up to {apart:.3g} apart")
+    assert apart < 1e-5
+
+
+def fit_result(recipe: str, options: list[str], capfd) -> tuple[float, float]:
+    """Train a recipe of the checkout; return its test accuracy in % and the seconds it took."""
+    start = time.perf_counter()
+    assert main(["fit", "--config", str(ROOT / recipe), *GPU, *options]) == 0
+    seconds = time.perf_counter() - start
+    accuracy = re.search(r"test accuracy: ([\d.]+) %", capfd.readouterr().out)
+    assert accuracy
+    return float(accuracy[1]), seconds
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A working directory from which the zoo is found and where logs are thrown away."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_quickstart(checkout, capfd, record_property):
+    accuracy, seconds = fit_result("configs/quickstart.yaml", [], capfd)
+    record_property("measured", f"{accuracy:.2f} % in {seconds:.1f} s")
+    assert accuracy >= 97
+
+
+@pytest.mark.parametrize("name", ["muon", "f_muon"])
+def test_airbench(name, checkout, capfd, record_property):
+    if not CIFAR10.is_dir():
+        pytest.skip(f"no CIFAR-10 in {CIFAR10}; set CIFAR10_DIR")
+    options = ["--data.data_dir", str(CIFAR10)]
+    accuracy, seconds = fit_result(f"configs/airbench/{name}.yaml", options, capfd)
+    record_property("measured", f"{accuracy:.2f} % in {seconds:.1f} s, start-up included")
+    assert accuracy >= 90
+
+
+def test_overhead_of_the_loop(checkout, capfd, record_property):
+    recipe = ["--config", str(ROOT / "configs/quickstart.yaml"), *GPU]
+    assert bench(["overhead", *recipe, "--epochs", "3"]) == 0
+    (ratio,) = re.findall(r"^ratio +([\d.]+)", capfd.readouterr().out, re.M)
+    record_property("measured", f"fit takes {ratio} x the bare steps of the quickstart")
