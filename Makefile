@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Threads that wait without spinning: on a busy machine spinning costs several times the work.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow lint types bench gpu-check clean
 

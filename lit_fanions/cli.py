@@ -16,6 +16,7 @@ import argparse
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -52,6 +53,8 @@ NOISE = (
 )
 
 REFUSALS = (ValueError, TypeError, MisconfigurationException)  # of values, by whoever gets them
+
+_OVERRIDE = re.compile(r"^(?P<name>--[\w.]+\.overrides\.\w+)\.(?P<keys>[\w.]+)(?:=(?P<value>.+))?$")
 
 EXAMPLES = f"""\
 examples:
@@ -285,7 +288,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args` without Lightning's warning that the process has arguments too."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(None if args is None else _nest_overrides(args))
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that does not exist.
@@ -399,6 +402,24 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _nest_overrides(args: Sequence[str]) -> list[str]:
+    """Rewrite `--A.overrides.NAME.KEY VALUE` as `--A.overrides.NAME {KEY: VALUE}`.
+
+    jsonargparse reaches into a mapping no deeper than to its values.
+    """
+    nested, remaining = [], iter(args)
+    for arg in remaining:
+        match = _OVERRIDE.match(arg)
+        value = match and (match["value"] or next(remaining, None))
+        if match is None or value is None:
+            nested.append(arg)
+            continue
+        for key in reversed(match["keys"].split(".")):
+            value = f"{{{key}: {value}}}"
+        nested += [match["name"], value]
+    return nested
+
+
 def _find_modules_in_working_directory() -> None:
     """Let class paths name modules of the working directory, as `python -m` does."""
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -414,7 +435,7 @@ def _quiet_lightning() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in NOISE)
+    return not any(text in str(record.msg) for text in NOISE)
 
 
 def _versions() -> str:

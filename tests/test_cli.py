@@ -78,6 +78,10 @@ COMMAND_LINE_MISTAKES = {
     "other class": ([*FIT, "--model", "json.JSONDecoder"], ["LightningModule"]),
     "accelerator": ([*FIT, "--trainer.accelerator", "cppu"], ["cppu", "cpu"]),
     "checkpoint": ([*FIT, "--ckpt_path", "toy_zoo.ckpt"], ["--ckpt_path", "toy_zoo.ckpt"]),
+    "override": (
+        [*FIT, "--model.optimizer.overrides.head.lrr", "1"],
+        ["unknown option", "lrr", "lr?"],
+    ),
     "abbreviation": ([*FIT, "--model.wid", "8"], ["--model.wid"]),
 }
 
@@ -355,6 +359,26 @@ def test_params_shows_the_split_and_the_total(project, capfd):
 
 def test_params_needs_no_data(project, capfd):
     assert main(["params", "--config", "recipe.yaml", "--data.data_dir", "nowhere"]) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.optimizer.overrides.head.lr", "0.125"],
+        ["--model.optimizer.overrides.head.lr=0.125"],
+        ["--model.optimizer.overrides.head", "{lr: 0.125}"],
+    ],
+    ids=" ".join,
+)
+def test_one_option_of_an_override(options, project, capfd):
+    edited("model.init_args.optimizer.overrides", {"head": {"momentum": 0.75}})
+    shape = "--model.optimizer.overrides.head.schedule.shape=cosine"
+    with pytest.raises(SystemExit):
+        main([*FIT, *options, shape, "--print_config"])
+    recipe = yaml.safe_load(capfd.readouterr().out)
+    head = recipe["model"]["init_args"]["optimizer"]["overrides"]["head"]
+    assert (head["lr"], head["momentum"]) == (0.125, 0.75)
+    assert head["schedule"]["shape"] == "cosine"
 
 
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["params", "--help"]])

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_fanions.lmo.cupy_svds import cupy_svds
 from lit_fanions.lmo.lanczos import lanczos
 from lit_fanions.lmo.polar import PolarMethod, check_polar, polar
-from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
+from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
 from lit_fanions.lmo.subspace import dion, subspace
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "coordinate",
     "dion",
     "direction",
+    "frobenius_norm",
     "kyfan",
     "largest_entry",
     "polar",
@@ -203,8 +204,13 @@ def blend_with(
         return d.to(m.dtype)
     other = m.sign() * sign_scale if blend == "sign" else unit_frobenius(m)[0].to(m.dtype)
     if d is None:
-        return other
+        return other + _nan_where_broken(m) if blend == "sign" else other
     return other.mul_(1 - alpha).add_(d, alpha=alpha)
+
+
+def _nan_where_broken(m: Tensor) -> Tensor:
+    """0, and NaN for a matrix with a NaN or an infinity: torch.sign forgets these."""
+    return largest_entry(m) * 0
 
 
 def kyfan(
@@ -231,7 +237,7 @@ def kyfan(
     u, s, vh = top_singular(m, 1, solver="auto") if triplet is None else triplet
     unit, norm = unit_frobenius(m)
     nuclear = (unit * full).sum((-2, -1), keepdim=True) * norm
-    concentrated = s[..., :1, None] >= nuclear / k
+    concentrated = (s[..., :1, None] >= nuclear / k) & (norm > 0)
     return torch.where(concentrated, (u[..., :1] @ vh[..., :1, :]).to(m.dtype), full / k)
 
 
@@ -247,7 +253,7 @@ def coordinate(m: Tensor) -> Tensor:
     flat = m.flatten(-2)
     index = flat.abs().argmax(-1, keepdim=True)
     d = torch.zeros_like(flat).scatter_(-1, index, flat.gather(-1, index).sign())
-    return d.unflatten(-1, m.shape[-2:])
+    return d.unflatten(-1, m.shape[-2:]) + _nan_where_broken(m)
 
 
 def direction(

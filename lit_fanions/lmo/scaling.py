@@ -42,3 +42,16 @@ def unit_frobenius(m: Tensor) -> tuple[Tensor, Tensor]:
     m = m / torch.where(peak == 0, 1.0, peak)
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True)
     return m.div_(torch.where(norm == 0, 1.0, norm)), peak * norm
+
+
+def frobenius_norm(m: Tensor) -> Tensor:
+    """The Frobenius norm of matrices of ordinary scale, such as weights and directions.
+
+    Args:
+        m: Matrices, (..., rows, cols).
+
+    Returns:
+        (..., 1, 1), in float32, or float64 for float64.
+    """
+    dtype = torch.promote_types(m.dtype, torch.float32)
+    return torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True, dtype=dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -213,7 +213,6 @@ def configure_optimizers(
     split = split_parameters(module, config)
     if not split:
         raise ValueError(f"{type(module).__name__} has no trainable parameter")
-    rank_zero_info("Parameters by group:\n%s", split)
     groups: dict[str, dict[str, Any]] = {}
     schedules: list[ScheduleConfig] = []
     for assignment in split:
@@ -225,29 +224,31 @@ def configure_optimizers(
             schedules.append((own and own.schedule) or config.schedule)
         groups[name]["params"].append((assignment.name, assignment.parameter))
     optimizer = Fanion(list(groups.values()))
-    if total_steps is None:
-        needed = any(schedule.needs_total for schedule in schedules)
-        total_steps = _trainer_steps(module) if needed else 0
-    scheduler = GroupSchedule(optimizer, schedules, total_steps)
+    rank_zero_info("Parameters by group:\n%s", split)
+    total: int | Callable[[], int] = total_steps or 0
+    if total_steps is None and any(schedule.needs_total for schedule in schedules):
+        total = _trainer_steps(module)
+    scheduler = GroupSchedule(optimizer, schedules, total)
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
     }
 
 
-# The algorithm and the lr of `matrix` and of `other` where the configuration is silent.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "matrix": {"algorithm": "muon", "lr": 0.02},
-    "other": {"algorithm": "adamw", "lr": 1e-3},
-}
+# The algorithm of `matrix` and of `other` where the configuration is silent.
+_DEFAULTS = {"matrix": "muon", "other": "adamw"}
+
+
+def _base(part: str, config: FanionConfig) -> dict[str, Any]:
+    given = _given(getattr(config, part))
+    algorithm = given.get("algorithm", _DEFAULTS[part])
+    return {"algorithm": algorithm, "lr": 1e-3 if is_entrywise(algorithm) else 0.02, **given}
 
 
 def _group_options(name: str, roles: set[str], config: FanionConfig) -> dict[str, Any]:
     """What the configuration says of a group: of matrix or other, then of its override."""
     own = _given(config.overrides.get(name, GroupOptions()))
-    bases = {
-        part: {**default, **_given(getattr(config, part))} for part, default in _DEFAULTS.items()
-    }
+    bases = {part: _base(part, config) for part in _DEFAULTS}
     # A group of the user's own is one of matrices if all that it holds would be.
     is_matrix = name == "matrix" or (name not in STANDARD_GROUPS and roles == {"matrix"})
     natural = "matrix" if is_matrix else "other"
@@ -276,20 +277,27 @@ def _suffix(options: dict[str, Any]) -> str:
     return "".join(f".{part}" for part in form)
 
 
-def _trainer_steps(module: nn.Module) -> int:
+def _trainer_steps(module: nn.Module) -> Callable[[], int]:
+    """How to ask the trainer for the run's steps once it knows them."""
     trainer = getattr(module, "_trainer", None)
     if trainer is None:
         raise ValueError(
             "the schedule needs the number of steps of the run: pass total_steps=..., or attach "
             "the module to a Trainer first"
         )
-    steps = trainer.estimated_stepping_batches
-    if not 0 < steps < math.inf:
-        raise ValueError(
-            "the schedule needs the number of steps of the run, which a Trainer cannot tell for a "
-            "loader without a length or an endless run: set trainer.max_steps"
-        )
-    return int(steps)
+
+    def steps() -> int:
+        estimate = trainer.estimated_stepping_batches
+        if not 0 < estimate < math.inf:
+            raise ValueError(
+                "the schedule needs the number of steps of the run, which a Trainer cannot tell "
+                "for a loader without a length or an endless run: set trainer.max_steps"
+            )
+        return int(estimate)
+
+    if trainer.max_steps == -1 and trainer.max_epochs == -1:
+        steps()  # endless: say so before anything is trained
+    return steps
 
 
 # Configurations as mappings.
@@ -319,9 +327,13 @@ def _build(cls: type, values: Any, where: str) -> Any:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{path} is no option (allowed: {', '.join(names)}){hint}")
+        if value is None and key in (*_PARTS, "overrides"):
+            continue  # an empty section of a YAML file
         if key == "overrides":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{path} must be a mapping of group names, got {value!r}")
             value = {name: _build(Override, part, f"{path}.{name}") for name, part in value.items()}
-        elif key in _PARTS and value is not None:
+        elif key in _PARTS:
             value = _build(_PARTS[key], value, path)
         built[key] = value
     return cls(**built)

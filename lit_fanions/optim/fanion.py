@@ -23,7 +23,7 @@ from lit_fanions.optim.functional import (
     step_entrywise,
     step_matrices,
 )
-from lit_fanions.optim.matrices import Layout, Splits, matrix_shapes
+from lit_fanions.optim.matrices import Layout, Splits, local, matrix_shapes
 
 Algorithm = Literal[
     "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate",
@@ -85,7 +85,7 @@ _ENTRYWISE_DEFAULTS: dict[str, dict[str, Any]] = {
 # These see a tensor as a bag of numbers, so they take any shape.
 _ANY_SHAPE = ("nsgd", "signum", "coordinate", *_ENTRYWISE_DEFAULTS)
 # What torch and its schedulers keep in a group beside the options.
-_KEPT = ("params", "param_names", "name", "algorithm", "initial_lr")
+_KEPT = ("params", "param_names", "name", "algorithm", "initial_lr", "initial_momentum")
 
 
 def algorithm_options(algorithm: str) -> dict[str, Any]:
@@ -243,8 +243,10 @@ class Fanion(torch.optim.Optimizer):
         """Adds a group, completed by what its algorithm says and checked.
 
         Args:
-            param_group: ``params`` and any options; what is missing is the constructor's, then
-                the algorithm's. ``name`` must be unique; without one the algorithm's is taken.
+            param_group: ``params`` and any options. What is missing is the constructor's where
+                the group's algorithm steps by the same kind of rule (lr of muon is no lr of
+                adamw), then the algorithm's. ``name`` must be unique; without one the algorithm's
+                is taken.
 
         Raises:
             TypeError: If the group or a parameter is of a wrong type.
@@ -281,6 +283,13 @@ class Fanion(torch.optim.Optimizer):
     def _inherited(self, algorithm: str) -> dict[str, Any]:
         """What a group starts from: its algorithm's options, then the constructor's."""
         own, default = algorithm_options(algorithm), self.defaults["algorithm"]
+        if algorithm == default and is_entrywise(algorithm):
+            chosen = {
+                key: value
+                for key, value in self._options.items()
+                if value is not None and value != _MATRIX_DEFAULTS.get(key)
+            }
+            _check_keys(chosen, (*_KEPT, "lr", *own), algorithm)
         if algorithm != default and (is_entrywise(algorithm) or is_entrywise(default)):
             return {**own, "nonfinite": self._options["nonfinite"]}
         # An explicit option wins over the name it was given with, not over another group's name.
@@ -305,22 +314,20 @@ class Fanion(torch.optim.Optimizer):
             ValueError: If groups, their algorithms, their parameters' names or shapes differ.
         """
         _check_same_groups(self.param_groups, state_dict["param_groups"])
-        packed = [i for group in state_dict["param_groups"] for i in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for index, parameter in zip(packed, parameters, strict=True):
-            momentum = state_dict["state"].get(index, {}).get("momentum")
-            if momentum is not None and momentum.shape != parameter.shape:
-                raise ValueError(
-                    f"the checkpoint's momentum has shape {tuple(momentum.shape)}, its parameter "
-                    f"{tuple(parameter.shape)}: this is another model's optimizer state"
-                )
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for (name, p), index in zip(_named(group), saved_group["params"], strict=True):
+                _check_same_shape(name, p, state_dict["state"].get(index, {}))
         super().load_state_dict(state_dict)
-        # torch casts the state to the parameter's dtype, which would round an fp32 momentum of a
-        # bf16 parameter.
-        for index, parameter in zip(packed, parameters, strict=True):
-            for key, saved in state_dict["state"].get(index, {}).items():
-                if isinstance(saved, Tensor) and saved.dtype != self.state[parameter][key].dtype:
-                    self.state[parameter][key] = saved.to(parameter.device).clone()
+        # torch casts the state to the parameter's dtype, which would round the fp32 momentum of a
+        # bf16 parameter, and leaves counters where they were saved. The entrywise kernels want
+        # just that dtype, and everything on one device.
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            entrywise = is_entrywise(group["algorithm"])
+            for p, index in zip(group["params"], saved_group["params"], strict=True):
+                for key, saved in state_dict["state"].get(index, {}).items():
+                    cast = entrywise and saved.is_floating_point()
+                    value = self.state[p][key] if cast else saved
+                    self.state[p][key] = value.to(p.device, copy=not cast)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -370,8 +377,7 @@ class Fanion(torch.optim.Optimizer):
                     state = {"momentum": torch.zeros_like(p, dtype=dtype and getattr(torch, dtype))}
                     if not is_entrywise(group["algorithm"]):
                         state |= start_bases(p, group, generator)
-                if group["nonfinite"] == "skip":
-                    state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
+                state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
                 self.state[p] = state
 
     def _refuse_sparse(self) -> None:
@@ -385,7 +391,7 @@ class Fanion(torch.optim.Optimizer):
 
     def _raise_nonfinite(self) -> None:
         watched = [
-            (name, is_finite(p.grad))
+            (name, is_finite(local(p.grad), p))
             for group in self.param_groups
             if group["nonfinite"] == "error"
             for name, p in _named(group)
@@ -420,6 +426,8 @@ _CHOICES: dict[str, Any] = {
     "layout": Layout,
     "nonfinite": Nonfinite,
 }
+_TINY = sys.float_info.min
+
 # From the first number on and below the second.
 _RANGES: dict[str, tuple[float, float]] = {
     "lr": (0.0, math.inf),
@@ -428,7 +436,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "beta2": (0.0, 1.0),
     "eps": (0.0, math.inf),
     "alpha": (-sys.float_info.max, math.inf),
-    "sign_scale": (0.0, math.inf),
+    "sign_scale": (_TINY, math.inf),
 }
 
 
@@ -448,7 +456,7 @@ def _did_you_mean(value: Any, allowed: Any) -> str:
 def _check_keys(given: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:
     for key in given:
         if key not in allowed:
-            options = sorted(set(allowed) - {*_KEPT})
+            options = sorted({"algorithm", *allowed} - {*_KEPT} | {"algorithm", "name"})
             raise ValueError(
                 f"{where} has no option {key!r}{_did_you_mean(key, options)} "
                 f"(options: {', '.join(options)})"
@@ -466,9 +474,12 @@ def _check_options(group: dict[str, Any]) -> None:
         value = group[option]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not low <= value < high:
-            raise ValueError(
-                f"{where}{option} must be a number in [{low:g}, {high:g}), got {value!r}"
-            )
+            bounds = {
+                (0.0, 1.0): "in [0, 1)",
+                (0.0, math.inf): "of at least 0",
+                (_TINY, math.inf): "above 0",
+            }.get((low, high), "that is finite")
+            raise ValueError(f"{where}{option} must be a number {bounds}, got {value!r}")
     for option in ("nesterov", "renormalize", "error_feedback"):
         if option in group and not isinstance(group[option], bool):
             raise ValueError(f"{where}{option} must be true or false, got {group[option]!r}")
@@ -482,12 +493,14 @@ def _check_options(group: dict[str, Any]) -> None:
     lmo.check_polar(group["polar"], group["polar_steps"])
     _check_splits(group["splits"], where)
     if group["error_feedback"] and (
-        group["rank"] == "full" or group["algorithm"] in ("nsgd", "signum", "coordinate", "kyfan")
+        group["rank"] == "full"
+        or group["alpha"] == 0
+        or group["algorithm"] in ("coordinate", "kyfan")
     ):
         raise ValueError(
-            f"{where}error feedback keeps what a step of low rank leaves behind, and "
-            f"{group['algorithm']} of rank {group['rank']!r} leaves nothing: choose fanion, neon "
-            "or dion with a rank below full"
+            f"{where}error feedback keeps what a step of low rank leaves behind, which "
+            f"{group['algorithm']} of rank {group['rank']!r} and alpha {group['alpha']} does not "
+            "have: choose fanion, neon or dion with a rank below full and alpha above 0"
         )
     if not 0 <= group["alpha"] <= 1:
         warnings.warn(
@@ -544,6 +557,7 @@ def _check_same_groups(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -
         ("groups", lambda groups: [g.get("name") for g in groups]),
         ("algorithms", lambda groups: [g.get("algorithm") for g in groups]),
         ("parameters", lambda groups: [n for g in groups for n in g.get("param_names", [])]),
+        ("numbers of parameters", lambda groups: [len(g["params"]) for g in groups]),
     ):
         ours, theirs = read(own), read(saved)
         if ours != theirs:
@@ -551,4 +565,13 @@ def _check_same_groups(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -
             raise ValueError(
                 f"the checkpoint was saved with other {what}: {odd[1]!r} there, {odd[0]!r} here; "
                 "load it into an optimizer with the same configuration and model"
+            )
+
+
+def _check_same_shape(name: str, p: Tensor, state: dict[str, Any]) -> None:
+    for key in ("momentum", "exp_avg"):
+        if key in state and state[key].shape != p.shape:
+            raise ValueError(
+                f"the checkpoint's {key} of {name} has shape {tuple(state[key].shape)}, the "
+                f"parameter {tuple(p.shape)}: it is another model's"
             )

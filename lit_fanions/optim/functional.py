@@ -57,15 +57,13 @@ def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
 
 def direction_norm(group: Options, rows: int, cols: int) -> float | None:
     """The Frobenius norm of a group's directions; None where it depends on the momentum."""
-    if group["algorithm"] == "coordinate":
-        return 1.0
-    if group["algorithm"] in ("kyfan", "dion"):
-        return None
     if group["alpha"] == 0:
         return group["sign_scale"] * math.sqrt(rows * cols) if group["blend"] == "sign" else 1.0
-    if group["alpha"] == 1:
-        return math.sqrt(resolve_rank(group["rank"], rows, cols))
-    return None
+    if group["alpha"] != 1 or group["algorithm"] in ("kyfan", "dion"):
+        return None
+    if group["algorithm"] == "coordinate":
+        return 1.0
+    return math.sqrt(resolve_rank(group["rank"], rows, cols))
 
 
 # RMS of an update of AdamW, which match_rms_adamw aims at (arXiv 2502.16982).
@@ -97,17 +95,21 @@ def step_size_factor(scale: Scale, rows: int, cols: int, norm: float | None) -> 
     return math.nan if norm is None else MATCHED_RMS * math.sqrt(rows * cols) / norm
 
 
-def is_finite(grad: Tensor) -> Tensor:
-    """Whether a gradient has neither NaN nor infinity: a 0-dimensional bool, on every rank."""
-    shard = local(grad)
+def is_finite(shard: Tensor, like: Tensor) -> Tensor:
+    """Whether a gradient has neither NaN nor infinity: a 0-dimensional bool, equal on all ranks.
+
+    Args:
+        shard: This rank's part of the gradient.
+        like: The parameter.
+    """
     finite = torch.ones((), dtype=torch.bool, device=shard.device)
     if shard.numel():
         low, high = torch.aminmax(shard)
         finite = low.isfinite() & high.isfinite()
-    if isinstance(grad, DTensor):
+    if isinstance(like, DTensor):
         flag = finite.to(torch.uint8)
-        for dim in range(grad.device_mesh.ndim):
-            dist.all_reduce(flag, dist.ReduceOp.MIN, group=grad.device_mesh.get_group(dim))
+        for dim in range(like.device_mesh.ndim):
+            dist.all_reduce(flag, dist.ReduceOp.MIN, group=like.device_mesh.get_group(dim))
         finite = flag.bool()
     return finite
 
@@ -152,16 +154,15 @@ def step_entrywise(group: Options, states: Mapping[Tensor, State]) -> None:
     ``nonfinite="skip"`` needs.
     """
     for p in group["params"]:
-        if p.grad is None or not local(p).numel():
+        if p.grad is None:
             continue
-        state = states[p]
+        state, shard = states[p], local(p)
+        grad = local(p.grad).to(shard.dtype)
         broken = None
         if group["nonfinite"] == "skip":
-            finite = is_finite(p.grad)
+            finite = is_finite(grad, p)
             state["skipped"] += ~finite
             broken = 1.0 - finite.float()
-        shard = local(p)
-        grad = local(p.grad).to(shard.dtype)
         if group["algorithm"] == "adamw":
             adamw(
                 [shard], [grad], [local(state["exp_avg"])], [local(state["exp_avg_sq"])], [],
@@ -225,7 +226,7 @@ def _update_momentum(p: Tensor, state: State, group: Options) -> tuple[Tensor, T
     mu, feedback = group["momentum"], group["error_feedback"]
     finite = torch.ones((), dtype=torch.bool, device=grad.device)
     if group["nonfinite"] == "skip":
-        finite = is_finite(p.grad)
+        finite = is_finite(grad, p)  # in the dtype of the momentum, where it may overflow
         state["skipped"] += ~finite
         grad = torch.where(finite, grad, 0.0 if feedback else momentum)
     if feedback:
@@ -248,18 +249,21 @@ def _directions(
     With error feedback also what the directions capture of the matrices.
     """
     m = batches[0] if len(batches) == 1 else torch.cat(batches)
-    count = len(batches[0])
-    key = f"basis{part}"
+    key, count = f"basis{part}", len(batches[0])
     basis = torch.cat([state[key] for state in states]) if key in states[0] else None
+    rank = _solved_rank(group, m.shape)
+    if basis is not None and rank is not None and basis.shape[-1] < rank:
+        # The group's rank was raised.
+        basis = lmo.start_block(m.shape, rank, device=m.device).to(basis.dtype)
     d, captured, basis_after = _direction(m, basis, group)
     d = _scaled(d, group)
     if basis is not None and basis_after is not None:
         # A zero matrix has no singular vectors worth keeping, and a skipped step leaves no trace.
         stepped = torch.stack(finites).repeat_interleave(count)[:, None, None]
         kept = stepped & (lmo.largest_entry(m) > 0)
-        basis_after = torch.where(kept, basis_after, basis)
-        for state, new in zip(states, basis_after.split(count), strict=True):
-            state[key].copy_(new)
+        after = torch.where(kept, basis_after, basis).split(count)
+        for state, new in zip(states, after, strict=True):
+            state[key] = new.contiguous()
     return d.split(count), None if captured is None else captured.split(count)
 
 
@@ -268,7 +272,7 @@ def _scaled(d: Tensor, group: Options) -> Tensor:
     rows, cols = d.shape[-2:]
     scale, known = group["scale"], direction_norm(group, rows, cols)
     if scale == "match_rms_adamw" and known is None:
-        norm = torch.linalg.vector_norm(d.float(), dim=(-2, -1), keepdim=True)
+        norm = lmo.frobenius_norm(d)
         root_mean_square = torch.where(norm == 0, 1.0, norm) / math.sqrt(rows * cols)
         return (d * (MATCHED_RMS / root_mean_square)).to(d.dtype)
     factor = step_size_factor(scale, rows, cols, known)
@@ -280,18 +284,20 @@ def _direction(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Directions of a batch, what they capture (error feedback), and the basis they leave."""
     rank = _solved_rank(group, m.shape)
+    alpha, blend, sign_scale = group["alpha"], group["blend"], group["sign_scale"]
     if group["algorithm"] == "dion":
         assert basis is not None
-        x = m if m.dtype == torch.float64 else m.float()
-        p, r, q = lmo.dion(x, basis.to(x.dtype))
-        return (p @ q.mT).to(m.dtype), p @ r.mT, q
+        x, norm = lmo.unit_frobenius(m)
+        p, r, q = lmo.dion(x, basis[..., :rank].to(x.dtype))
+        d = lmo.blend_with((p @ q.mT).to(m.dtype), m, alpha, blend, sign_scale)
+        return d, (p @ r.mT) * norm, torch.cat([q, basis[..., rank:]], -1)
     ball = group["algorithm"] if group["algorithm"] in ("kyfan", "coordinate") else "fanion"
     pure, triplets = lmo.oracle(
-        m, rank=resolve_rank(group["rank"], *m.shape[-2:]), alpha=group["alpha"], ball=ball,
+        m, rank=resolve_rank(group["rank"], *m.shape[-2:]), alpha=alpha, ball=ball,
         polar_method=group["polar"], polar_steps=group["polar_steps"], solver=group["solver"],
         warm_start=basis,
     )  # fmt: skip
-    d = lmo.blend_with(pure, m, group["alpha"], group["blend"], group["sign_scale"])
+    d = lmo.blend_with(pure, m, alpha, blend, sign_scale)
     captured = basis_after = None
     if group["error_feedback"]:
         captured = m  # all of it where the rank was clamped to full
@@ -336,7 +342,7 @@ def _renormalize(p: Tensor, gate: Tensor, layout: str, splits: Any) -> None:
     """Scales each matrix of a parameter to Frobenius norm sqrt(rows), where the gate is 1."""
     parts = []
     for m in to_matrices(gather(local(p), p), layout, splits):
-        norm = torch.linalg.vector_norm(m.float(), dim=(-2, -1), keepdim=True)
+        norm = lmo.frobenius_norm(m)
         factor = torch.where((norm > 0) & (gate > 0), math.sqrt(m.shape[-2]) / norm, 1.0)
         parts.append(m * factor.to(m.dtype))
     local(p).copy_(scatter(from_matrices(parts, p.shape, layout, splits), p))

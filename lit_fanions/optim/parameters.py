@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lit_fanions.optim.fanion import algorithm_options, is_entrywise
 from lit_fanions.optim.functional import direction_norm, step_size_factor
@@ -25,7 +27,15 @@ _CONV_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORM = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase,
 )  # fmt: skip
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
+_GATES = ((nn.LSTM, 4), (nn.LSTMCell, 4), (nn.GRU, 3), (nn.GRUCell, 3))
+
+
+class _Place(NamedTuple):
+    """Where a parameter is used: its full name, the module, and the tensor that it is, or makes."""
+
+    name: str
+    owner: nn.Module
+    tensor: str
 
 
 @dataclass(frozen=True)
@@ -76,11 +86,7 @@ def assign(
         ValueError: If a selector matches nothing, or a lazy parameter has no shape yet.
     """
     selectors = selectors or {}
-    owners: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}
-    for path, owner in module.named_modules(remove_duplicate=False):
-        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
-            full = f"{path}.{attribute}" if path else attribute
-            owners.setdefault(parameter, []).append((full, owner, attribute))
+    owners = _places(module)
     _check_selectors(module, owners, selectors)
     heads = _heads(module)
     assignments, adapters = [], []
@@ -98,7 +104,7 @@ def assign(
         options = rule.options
         if chosen is not None:
             group, reason = chosen
-            options = options or _layout(parameter, owners[parameter])
+            options = options or _layout(owners[parameter])
         elif group == "matrix" and _is_adapter(name):
             adapters.append(name)
         assignments.append(Assignment(name, parameter, group, reason, rule.group, options))
@@ -112,11 +118,29 @@ def assign(
     return assignments
 
 
+def _places(module: nn.Module) -> dict[nn.Parameter, list[_Place]]:
+    """Every place where each parameter is used: tied ones have several."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    places: dict[nn.Parameter, list[_Place]] = {}
+    for path, owner in modules.items():
+        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{path}.{attribute}" if path else attribute
+            # Parametrisations, new and old, hold the parameters that a weight is made of.
+            tensor = re.sub(r"_(g|v|orig)$", "", attribute)
+            if isinstance(owner, ParametrizationList):
+                parent, _, tensor = f".{path}".rpartition(".")
+                place = modules[parent.removesuffix(".parametrizations").removeprefix(".")]
+                places.setdefault(parameter, []).append(_Place(name, place, tensor))
+            else:
+                places.setdefault(parameter, []).append(_Place(name, owner, tensor))
+    return places
+
+
 def _rule(
     name: str,
     parameter: nn.Parameter,
-    owners: list[tuple[str, nn.Module, str]],
-    heads: dict[nn.Parameter, str],
+    owners: list[_Place],
+    heads: dict[nn.Module, str],
 ) -> _Rule:
     for full, owner, _ in owners:  # all places where it is used: order must not matter
         if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
@@ -125,13 +149,14 @@ def _rule(
             return _Rule("embedding", f"{type(owner).__name__}{tied}", {})
     if parameter.ndim < 2:
         return _Rule("vector", f"{parameter.ndim}-D", {})
-    _, owner, attribute = owners[0]
+    _, owner, tensor = owners[0]
     kind = type(owner).__name__
     if isinstance(owner, _NORM):
         return _Rule("vector", f"gain of {kind}", {})
-    if parameter in heads:
-        return _Rule("head", heads[parameter], {})
-    structural = _structure(parameter, owner, attribute)
+    for place in owners:
+        if place.owner in heads and place.tensor == "weight":
+            return _Rule("head", heads[place.owner], {})
+    structural = _structure(owner, tensor)
     if structural is None:
         return _raw(name, parameter, kind)
     reason, options = structural
@@ -140,14 +165,12 @@ def _rule(
     return _thin(parameter, _Rule("matrix", reason, options))
 
 
-def _structure(
-    parameter: nn.Parameter, owner: nn.Module, attribute: str
-) -> tuple[str, dict[str, Any]] | None:
+def _structure(owner: nn.Module, tensor: str) -> tuple[str, dict[str, Any]] | None:
     """Why a parameter of a known module is a matrix and how; no options: why it is none."""
     kind = type(owner).__name__
-    if isinstance(owner, nn.Linear) and attribute == "weight":
+    if isinstance(owner, nn.Linear) and tensor == "weight":
         return f"weight of {kind}", {"layout": "flatten"}
-    if isinstance(owner, (*_CONV, *_CONV_TRANSPOSED)) and attribute == "weight":
+    if isinstance(owner, (*_CONV, *_CONV_TRANSPOSED)) and tensor == "weight":
         groups = owner.groups
         if groups > 1 and groups == owner.in_channels:
             return f"depthwise {kind}: a filter per channel is no matrix", {}
@@ -156,12 +179,12 @@ def _structure(
         if groups > 1:
             return f"weight of {kind} in {groups} groups", {**options, "splits": groups}
         return f"weight of {kind}", options
-    if isinstance(owner, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
-        fused = attribute == "in_proj_weight"
-        reason = f"{'q, k, v' if fused else attribute[0]} of {kind}"
+    if isinstance(owner, nn.MultiheadAttention) and tensor.endswith("proj_weight"):
+        fused = tensor == "in_proj_weight"
+        reason = f"{'q, k, v' if fused else tensor[0]} of {kind}"
         return reason, {"layout": "flatten", **({"splits": 3} if fused else {})}
-    if isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and attribute.startswith("weight_"):
-        gates = 1 if attribute.startswith("weight_hr") else _GATES[kind]
+    if isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and tensor.startswith("weight_"):
+        gates = 1 if tensor.startswith("weight_hr") else _gates(owner)
         if gates == 1:
             return f"weight of {kind}", {"layout": "flatten"}
         return f"{gates} gates of {kind}", {"layout": "flatten", "splits": gates}
@@ -170,9 +193,13 @@ def _structure(
     return None
 
 
+def _gates(owner: nn.Module) -> int:
+    return next((gates for kind, gates in _GATES if isinstance(owner, kind)), 1)
+
+
 def _raw(name: str, parameter: nn.Parameter, kind: str) -> _Rule:
     """A parameter that a module of the user's own holds: shape and, last, name decide."""
-    leaf = name.rsplit(".", 1)[-1].lower()
+    leaf = _leaf(name).lower()
     if sum(size > 1 for size in parameter.shape) < 2:
         return _Rule("other", f"{_shape(parameter)} is a vector in more dimensions", {})
     if parameter.shape[0] == 1 or _is_positional(leaf) or "token" in leaf or "embed" in leaf:
@@ -198,41 +225,47 @@ def _shapes(parameter: Tensor, options: dict[str, Any]) -> list[torch.Size]:
     return matrix_shapes(parameter.shape, layout, splits)
 
 
-def _layout(parameter: nn.Parameter, owners: list[tuple[str, nn.Module, str]]) -> dict[str, Any]:
+def _layout(owners: list[_Place]) -> dict[str, Any]:
     """How a parameter is a matrix that only the user calls one."""
-    _, owner, attribute = owners[0]
-    structural = _structure(parameter, owner, attribute)
+    _, owner, tensor = owners[0]
+    structural = _structure(owner, tensor)
     return (structural[1] if structural else {}) or {"layout": "flatten"}
 
 
-def _heads(module: nn.Module) -> dict[nn.Parameter, str]:
-    """Output heads: by name, by an embedding's vocabulary, else the last Linear."""
-    # Sizes that say nothing are left out: a table of positions, a square matrix.
-    vocabularies = {
-        m.num_embeddings
-        for path, m in module.named_modules()
-        if isinstance(m, nn.Embedding) and not _is_positional(path.rsplit(".", 1)[-1])
-    }
+def _heads(module: nn.Module) -> dict[nn.Module, str]:
+    """Output heads: by name or tying; else by an embedding's vocabulary; else the last Linear."""
+    embeddings = [(path, m) for path, m in module.named_modules() if isinstance(m, nn.Embedding)]
     linears = [
         (path, m)
         for path, m in module.named_modules()
         if isinstance(m, nn.Linear) and not _is_adapter(path)
     ]
-    heads: dict[nn.Parameter, str] = {}
-    for path, linear in linears:
-        if path.rsplit(".", 1)[-1] == "lm_head":
-            heads[_weight(linear)] = "output head by name"
-        elif linear.out_features in vocabularies and linear.out_features != linear.in_features:
-            heads[_weight(linear)] = "output head: as many outputs as an embedding has entries"
+    tables = {id(m.weight) for _, m in embeddings}
+    named: dict[nn.Module, str] = {
+        m: "output head by name"
+        for path, m in linears
+        if any(part.startswith("lm_head") for part in path.split("."))
+    }
+    if named or any(id(m.weight) in tables for _, m in linears):
+        return named  # a tied head goes where its embedding goes
+    # Sizes that say nothing are left out: a table of positions, a square matrix.
+    vocabularies = {m.num_embeddings for path, m in embeddings if not _is_positional(_leaf(path))}
+    sized = [
+        (path, m)
+        for path, m in linears
+        if m.out_features in vocabularies and m.out_features != m.in_features
+    ]
+    # A hidden layer may have that width by chance, in every block; heads are last, side by side.
+    if sized:
+        parent = sized[-1][0].rpartition(".")[0]
+        reason = "output head: as many outputs as an embedding has entries"
+        return {m: reason for path, m in sized if path.rpartition(".")[0] == parent}
     plain = [m for path, m in linears if not path.endswith("out_proj")]
-    if not heads and plain:
-        heads[_weight(plain[-1])] = "output head: the last Linear"
-    return heads
+    return {plain[-1]: "output head: the last Linear"} if plain else {}
 
 
-def _weight(linear: nn.Linear) -> nn.Parameter:
-    assert isinstance(linear.weight, nn.Parameter)
-    return linear.weight
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _is_positional(leaf: str) -> bool:
@@ -245,7 +278,7 @@ def _is_adapter(name: str) -> bool:
 
 def _selected(
     parameter: nn.Parameter,
-    owners: list[tuple[str, nn.Module, str]],
+    owners: list[_Place],
     selectors: dict[str, tuple[list[str], list[str]]],
 ) -> tuple[str, str] | None:
     tag = getattr(parameter, TAG, None)
@@ -264,7 +297,7 @@ def _selected(
 
 def _check_selectors(
     module: nn.Module,
-    owners: dict[nn.Parameter, list[tuple[str, nn.Module, str]]],
+    owners: dict[nn.Parameter, list[_Place]],
     selectors: dict[str, tuple[list[str], list[str]]],
 ) -> None:
     names = [full for places in owners.values() for full, _, _ in places]

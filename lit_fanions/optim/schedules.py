@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 Span = int | float
+_LONG = 10**9
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ScheduleConfig:
         steps: Length of the whole schedule, None for the run's. Afterwards lr stays at the floor.
         freeze_after: Length after which lr is 0, None for never.
         momentum_warmup: Length over which momentum rises linearly from momentum_start to its value.
-        momentum_start: Momentum at the first step of that.
+        momentum_start: Momentum at the first step of that, where the group's is not lower still.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -51,7 +52,7 @@ class ScheduleConfig:
             if span is None:
                 continue
             number = isinstance(span, (int, float)) and not isinstance(span, bool)
-            if not number or span < 0 or (isinstance(span, float) and span > 1):
+            if not number or not 0 <= span <= (1 if isinstance(span, float) else math.inf):
                 raise ValueError(
                     f"{name} must be a number of steps (an int) or a fraction of the run (a float "
                     f"in [0, 1]), got {span!r}"
@@ -88,7 +89,8 @@ def lr_multiplier(schedule: ScheduleConfig, step: int, total: int) -> float:
         return 1.0
     end = total if schedule.steps is None else _steps(schedule.steps, total)
     length = min(_steps(schedule.cooldown, end), end - warmup)
-    progress = 1.0 if step >= end else max(0.0, (step - (end - length)) / length)
+    begin = end - length
+    progress = 1.0 if step >= end else max(0.0, step - begin) / max(1, length)
     fall = progress if schedule.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return 1 - (1 - schedule.floor) * fall
 
@@ -108,7 +110,8 @@ def momentum_at(schedule: ScheduleConfig, momentum: float, step: int, total: int
     warmup = _steps(schedule.momentum_warmup, total)
     if step >= warmup:
         return momentum
-    return schedule.momentum_start + (momentum - schedule.momentum_start) * step / warmup
+    start = min(schedule.momentum_start, momentum)  # it rises, or stays
+    return start + (momentum - start) * step / warmup
 
 
 def _steps(span: Span, total: int) -> int:
@@ -121,7 +124,9 @@ class GroupSchedule(LRScheduler):
     Args:
         optimizer: Its groups have ``lr`` and ``momentum``.
         schedules: One for each group.
-        total_steps: Optimizer steps of the run.
+        total_steps: Optimizer steps of the run, or a function that is asked for them after the
+            first step: a Trainer knows them only then, and asking earlier would make it forget
+            the state of a loader that it is about to restore.
         last_epoch: Steps done so far, -1 at the start.
 
     Raises:
@@ -132,7 +137,7 @@ class GroupSchedule(LRScheduler):
         self,
         optimizer: Optimizer,
         schedules: Sequence[ScheduleConfig],
-        total_steps: int,
+        total_steps: int | Callable[[], int],
         last_epoch: int = -1,
     ) -> None:
         if len(schedules) != len(optimizer.param_groups):
@@ -140,19 +145,32 @@ class GroupSchedule(LRScheduler):
                 f"{len(schedules)} schedules for {len(optimizer.param_groups)} parameter groups"
             )
         self.schedules, self.total_steps = list(schedules), total_steps
-        self.base_momentums = [group["momentum"] for group in optimizer.param_groups]
+        # Beside initial_lr, which torch keeps there.
+        self.base_momentums = [
+            group.setdefault("initial_momentum", group["momentum"])
+            for group in optimizer.param_groups
+        ]
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The lr of each group at this step; sets their momenta on the way."""
+        total = self._total()
         for group, schedule, momentum in zip(
             self.optimizer.param_groups, self.schedules, self.base_momentums, strict=True
         ):
-            group["momentum"] = momentum_at(schedule, momentum, self.last_epoch, self.total_steps)
+            group["momentum"] = momentum_at(schedule, momentum, self.last_epoch, total)
         return [
-            float(base) * lr_multiplier(schedule, self.last_epoch, self.total_steps)
+            float(base) * lr_multiplier(schedule, self.last_epoch, total)
             for base, schedule in zip(self.base_lrs, self.schedules, strict=True)
         ]
+
+    def _total(self) -> int:
+        if not callable(self.total_steps):
+            return self.total_steps
+        if self.last_epoch == 0:
+            return _LONG  # where a run starts does not depend on its length
+        self.total_steps = self.total_steps()
+        return self.total_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands; the schedules themselves are configuration."""

@@ -16,6 +16,12 @@ from datamodules import images as im
 
 COUNT, TEST_COUNT = 45, 23
 
+pytestmark = [  # these tests resume without the callback that saved
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=None.* was called without a model"),
+    pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),
+]
+
 
 class Tiny(im.ImageDataModule):
     """Random images; the label of an example is its index."""

@@ -18,6 +18,8 @@ from lit_fanions import FanionConfig
 from models import Airbench
 from models.airbench import BatchNorm, augmented_logits, whitening_filters
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+
 SMALL: dict[str, Any] = {"widths": (8, 12, 16), "whiten": 40}
 VARIANTS: dict[str, dict[str, Any]] = {
     "94 muon": {},

@@ -20,7 +20,6 @@ from lit_fanions import (
     configure_optimizers,
     split_parameters,
 )
-from lit_fanions.optim.factory import _DEFAULTS
 from lit_fanions.optim.fanion import algorithm_options
 
 EVERY = [
@@ -115,10 +114,10 @@ def test_every_option_of_an_algorithm_can_be_configured():
         assert set(algorithm_options(algorithm)) - fields <= {"layout", "seed"}
 
 
-def test_defaults_are_said_once():
+def test_the_defaults_are_those_that_the_help_tells():
     made = groups()
-    assert made["matrix"]["lr"] == _DEFAULTS["matrix"]["lr"]
-    assert made["head"]["lr"] == _DEFAULTS["other"]["lr"]
+    assert (made["matrix"]["lr"], made["head"]["lr"]) == (0.02, 1e-3)
+    assert "Default: .02 for" in GroupOptions.__doc__ and "1e-3" in GroupOptions.__doc__
 
 
 # Per-group overrides.

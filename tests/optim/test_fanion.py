@@ -409,8 +409,10 @@ SAME = [
 @pytest.mark.parametrize(("left", "right"), SAME)
 def test_endpoints_coincide_with_the_named_algorithms(left, right, scale):
     a, b = parameter(10, 6), parameter(10, 6)
+    # The norms of approximate directions differ a little from what Muon's factor assumes.
+    solvers = EXACT if scale == "match_rms_adamw" else {}
     first, second = (
-        Fanion([p], **options, scale=scale, weight_decay=0.1)
+        Fanion([p], **options, **solvers, scale=scale, weight_decay=0.1)
         for p, options in ((a, left), (b, right))
     )
     for i in range(4):
@@ -609,7 +611,7 @@ def test_propagate_looks_away(algorithm):
     optimizer = Fanion([p], algorithm=algorithm, nonfinite="propagate")
     update(optimizer, p, torch.full((8, 6), math.nan))
     assert p.isnan().any()
-    assert "skipped" not in optimizer.state[p]
+    assert optimizer.state[p]["skipped"] == 0
 
 
 def test_a_finite_gradient_too_large_for_the_momentum_is_no_poison():
@@ -633,7 +635,8 @@ def test_grad_scaling_is_left_to_the_scaler():
 def test_a_zero_gradient_moves_nothing(algorithm, dtype):
     p = parameter(8, 6, dtype=dtype)
     before = p.detach().clone()
-    optimizer = Fanion([p], algorithm=algorithm, scale="match_rms_adamw")
+    options = {"scale": "match_rms_adamw"} if algorithm in MATRIX else {}
+    optimizer = Fanion([p], algorithm=algorithm, **options)
     for _ in range(2):
         update(optimizer, p, torch.zeros(8, 6))
     assert torch.equal(p, before)
@@ -699,7 +702,7 @@ def two(**options: Any) -> Fanion:
 
 
 REFUSED = [
-    ({"lr": -1.0}, "lr must be a number in"),
+    ({"lr": -1.0}, "lr must be a number of at least 0"),
     ({"lr": math.nan}, "lr"),
     ({"lr": math.inf}, "lr"),
     ({"lr": "0.1"}, "lr"),
@@ -815,7 +818,7 @@ def test_a_group_must_be_a_dict():
 @pytest.mark.parametrize("algorithm", ["nsgd", "signum", "coordinate", "adamw", "sgd"])
 def test_entrywise_algorithms_take_any_shape(algorithm):
     ps = [parameter(*shape) for shape in [(), (5,), (3, 4), (2, 3, 4), (2, 2, 2, 2)]]
-    optimizer = Fanion(ps, algorithm=algorithm, lr=0.1, scale="none")
+    optimizer = Fanion(ps, algorithm=algorithm, lr=0.1)
     before = [p.detach().clone() for p in ps]
     for p in ps:
         p.grad = torch.ones_like(p)
@@ -1235,18 +1238,15 @@ def test_zero_grad_and_hooks():
     assert torch.equal(p.grad, torch.zeros(6, 4))
 
 
-def test_fanion_minimises():
-    torch.manual_seed(0)
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_every_algorithm_minimises(algorithm):
     target = normal(8, 6)
-    for algorithm in EVERY:
-        p = nn.Parameter(torch.zeros(8, 6, dtype=torch.float64))
-        lr = {"signum": 0.05, "sgd": 0.5, "adamw": 0.2, "coordinate": 0.5}.get(algorithm, 0.2)
-        optimizer = Fanion([p], algorithm=algorithm, lr=lr, momentum=0.5)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 200)
-        for _ in range(200):
-            optimizer.zero_grad()
-            loss = (p - target).square().sum() / 2
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        assert loss < 0.1 * target.square().sum() / 2, algorithm
+    p = nn.Parameter(torch.zeros_like(target))
+    lr = {"signum": 0.05, "sgd": 0.3, "coordinate": 0.5}.get(algorithm, 0.3)
+    optimizer = Fanion([p], algorithm=algorithm, lr=lr, momentum=0.5)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 120)
+    for _ in range(120):
+        p.grad = p.detach() - target
+        optimizer.step()
+        schedule.step()
+    assert (p.detach() - target).norm() < 0.4 * target.norm()
