@@ -333,8 +333,8 @@ class Fanion(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group.
 
-        Nothing is read back from the device, unless a group says ``nonfinite="error"`` or solves
-        by SVD. Gradients are left as they are.
+        Gradients are left as they are. Nothing waits for the device but ``nonfinite="error"``, an
+        exact solver, and the rank-k solvers' SVD of a small block, for which torch itself waits.
 
         Args:
             closure: Recomputes the loss and the gradients.
