@@ -39,7 +39,7 @@ def whitening_filters(images: Tensor, patch: int = PATCH, eps: float = WHITENING
     channels = images.shape[1]
     patches = images.float().unfold(2, patch, 1).unfold(3, patch, 1)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * patch**2)
-    moments = (patches.mT @ patches).double().cpu() / len(patches)
+    moments = (patches.mT @ patches).cpu().double() / len(patches)
     values, vectors = torch.linalg.eigh(moments)
     filters = (vectors / (values + eps).sqrt()).mT.flip(0)  # largest eigenvalue first
     return torch.cat([filters, -filters]).float().view(-1, channels, patch, patch)
@@ -240,7 +240,13 @@ class Airbench(LightningModule):
 
         Raises:
             RuntimeError: If the trainer's DataModule cannot provide training images.
+            ValueError: If the trainer wants to synchronise batch norm.
         """
+        if getattr(getattr(self._trainer, "strategy", None), "_layer_sync", None) is not None:
+            raise ValueError(
+                "sync_batchnorm cannot convert Airbench's batch norm, whose scale is no parameter: "
+                "leave it out; each rank then normalises with its own batch"
+            )
         if stage != "fit" or self._has_filters:
             return
         datamodule = getattr(self.trainer, "datamodule", None)

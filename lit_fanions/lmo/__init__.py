@@ -36,6 +36,7 @@ __all__ = [
     "start_block",
     "top_singular",
     "unit_frobenius",
+    "warmed",
 ]
 
 Solver = Literal["auto", "lanczos", "subspace", "randomized", "power", "exact", "cupy"]
@@ -89,6 +90,23 @@ def start_block(
     return torch.linalg.qr(torch.randn(*batch, cols, width, generator=generator)).Q.to(device)
 
 
+def warmed(m: Tensor, block: Tensor) -> Tensor:
+    """A start block turned towards the leading right singular vectors of a matrix.
+
+    Args:
+        m: Matrices, (..., rows, cols).
+        block: ``start_block`` for them, (..., cols, width).
+
+    Returns:
+        The same shape as block; where m is zero or not finite, the block as it is.
+    """
+    x, norm = unit_frobenius(m)
+    usable = (norm > 0) & norm.isfinite()
+    x = torch.where(usable, x, 0.0)
+    _, _, vh = subspace(x, block.to(x.dtype), iterations=_COLD_ITERATIONS)
+    return torch.where(usable, vh.mT, block)
+
+
 def top_singular(
     m: Tensor,
     k: int,
@@ -108,7 +126,8 @@ def top_singular(
             8 from a cold one. ``randomized``: 8 block iterations, always cold. ``power``: 64
             iterations without oversampling. ``exact``: SVD in float64. ``cupy``: CuPy's Lanczos.
             ``auto``: subspace with a warm start, else Lanczos; exact where k is a large part.
-        tol: Residual |m^T u - s v| relative to s at which Lanczos stops.
+        tol: Residual |m^T u - s v| relative to s at which Lanczos stops. On a GPU it does not
+            look, since that would wait for the device, and runs all of its 50 cycles.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that
@@ -150,7 +169,8 @@ def _leading_block(
     broken = norm.isnan()
     x = torch.where(broken, 0.0, x)
     if solver == "exact":
-        u, s, vh = (t.to(x) for t in torch.linalg.svd(x.double(), full_matrices=False))
+        host = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
+        u, s, vh = (t.to(x) for t in torch.linalg.svd(host.double(), full_matrices=False))
     elif solver == "cupy":
         u, s, vh = cupy_svds(x, k, tol=tol)
     else:
@@ -168,10 +188,10 @@ def _leading_block(
                 tol=tol, basis=2 * k + 16, cycles=_LANCZOS_CYCLES, generator=refill,
             )  # fmt: skip
         elif solver == "power":
-            u, s, vh = subspace(x, start[..., :k], k, iterations=_POWER_ITERATIONS)
+            u, s, vh = subspace(x, start[..., :k], iterations=_POWER_ITERATIONS)
         else:
             iterations = _COLD_ITERATIONS if cold else _WARM_ITERATIONS
-            u, s, vh = subspace(x, start, k, iterations=iterations)
+            u, s, vh = subspace(x, start, iterations=iterations)
     nan = torch.where(broken, torch.nan, 0.0)
     u, s, vh = u + nan, s * norm[..., 0], vh + nan
     return Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))

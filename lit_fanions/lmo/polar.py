@@ -47,7 +47,8 @@ _PRESETS: dict[str, _Preset] = {
         5,
         False,
     ),
-    # Polar Express, arXiv 2505.16932: minimax optimal for singular values from 1e-3 to 1.
+    # Polar Express, arXiv 2505.16932: minimax optimal for singular values from 1e-3 to 1; the
+    # published seventh row is that of the limit but for rounding.
     "polar_express": _Preset(
         (
             *_safe(
@@ -56,7 +57,7 @@ _PRESETS: dict[str, _Preset] = {
                     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
                     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
                     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-                    (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+                    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
                     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
                 ),
                 1.01,

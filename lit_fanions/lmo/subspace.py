@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def subspace(m: Tensor, basis: Tensor, k: int, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading singular triplets within a block power iteration's last subspace.
+def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading singular triplets within a block power iteration's last subspace.
 
     Warm-started with the singular vectors of a slightly different matrix, one or two iterations
     suffice; from a random block this is randomised SVD (Halko, Martinsson & Tropp,
@@ -15,13 +15,12 @@ def subspace(m: Tensor, basis: Tensor, k: int, *, iterations: int) -> tuple[Tens
 
     Args:
         m: Matrices, (batch, rows, cols), float32 or float64.
-        basis: Start block, (batch, cols, width), k <= width <= min(rows, cols), of full rank.
-        k: Number of triplets.
+        basis: Start block, (batch, cols, width), width <= min(rows, cols), of full rank.
         iterations: Products with m and its transpose, at least 1.
 
     Returns:
         U (batch, rows, width), S (batch, width) descending, Vh (batch, width, cols): all of the
-        block; the first k are the answer, the rest warms the next start.
+        block. The first k < width are accurate, the rest warms the next start.
     """
     for _ in range(iterations):
         left = torch.linalg.qr(m @ basis).Q

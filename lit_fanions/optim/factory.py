@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lit_fanions.lmo import BlendName, PolarMethod, Solver
 from lit_fanions.optim.fanion import (
@@ -161,6 +162,7 @@ def split_parameters(
         ValueError: If a selector matches nothing or a group is not known.
     """
     config = FanionConfig.from_dict(config)
+    _refuse_flat_shards(module)
     selectors = {
         name: (override.parameters, override.modules)
         for name, override in config.overrides.items()
@@ -243,6 +245,17 @@ def _base(part: str, config: FanionConfig) -> dict[str, Any]:
     given = _given(getattr(config, part))
     algorithm = given.get("algorithm", _DEFAULTS[part])
     return {"algorithm": algorithm, "lr": 1e-3 if is_entrywise(algorithm) else 0.02, **given}
+
+
+def _refuse_flat_shards(module: nn.Module) -> None:
+    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
+    if type(strategy).__name__ == "FSDPStrategy" or any(
+        isinstance(m, FullyShardedDataParallel) for m in module.modules()
+    ):
+        raise ValueError(
+            "FSDP1 flattens matrices into vectors, which have no directions: use "
+            "ModelParallelStrategy with fully_shard (FSDP2), or DDP"
+        )
 
 
 def _group_options(name: str, roles: set[str], config: FanionConfig) -> dict[str, Any]:
@@ -353,7 +366,9 @@ def _merge(config: FanionConfig, overrides: dict[str, Any]) -> FanionConfig:
     parts = {f.name for f in dataclasses.fields(FanionConfig)}
     merged = config.to_dict()
     for part, value in overrides.items():
-        if part in parts:
+        if part in parts and value is not None:
+            if not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+                raise ValueError(f"{part} must be a mapping, got {value!r}")
             merged[part] = {**merged[part], **_plain(value)}
     options = {key: value for key, value in overrides.items() if key not in parts}
     merged["matrix"] = {**merged["matrix"], **options}

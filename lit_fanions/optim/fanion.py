@@ -23,7 +23,7 @@ from lit_fanions.optim.functional import (
     step_entrywise,
     step_matrices,
 )
-from lit_fanions.optim.matrices import Layout, Splits, local, matrix_shapes
+from lit_fanions.optim.matrices import Layout, Splits, local_grad, matrix_shapes
 
 Algorithm = Literal[
     "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate",
@@ -317,7 +317,11 @@ class Fanion(torch.optim.Optimizer):
         for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for (name, p), index in zip(_named(group), saved_group["params"], strict=True):
                 _check_same_shape(name, p, state_dict["state"].get(index, {}))
+        options = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, own in zip(self.param_groups, options, strict=True):
+            for key, value in own.items():
+                group.setdefault(key, value)  # options younger than the checkpoint
         # torch casts the state to the parameter's dtype, which would round the fp32 momentum of a
         # bf16 parameter, and leaves counters where they were saved. The entrywise kernels want
         # just that dtype, and everything on one device.
@@ -391,7 +395,7 @@ class Fanion(torch.optim.Optimizer):
 
     def _raise_nonfinite(self) -> None:
         watched = [
-            (name, is_finite(local(p.grad), p))
+            (name, is_finite(local_grad(p), p))
             for group in self.param_groups
             if group["nonfinite"] == "error"
             for name, p in _named(group)
@@ -487,15 +491,16 @@ def _check_options(group: dict[str, Any]) -> None:
         return
     if group["momentum_dtype"] not in (None, *get_args(MomentumDtype)):
         _check_choice(where + "momentum_dtype", group["momentum_dtype"], MomentumDtype)
-    if not isinstance(group["seed"], int):
+    if not isinstance(group["seed"], int) or isinstance(group["seed"], bool):
         raise ValueError(f"{where}seed must be a whole number, got {group['seed']!r}")
     _check_rank(group["rank"], where)
     lmo.check_polar(group["polar"], group["polar_steps"])
     _check_splits(group["splits"], where)
+    full = group["rank"] == "full" or (isinstance(group["rank"], float) and group["rank"] == 1)
     if group["error_feedback"] and (
-        group["rank"] == "full"
-        or group["alpha"] == 0
+        group["alpha"] == 0
         or group["algorithm"] in ("coordinate", "kyfan")
+        or (full and group["algorithm"] != "dion")
     ):
         raise ValueError(
             f"{where}error feedback keeps what a step of low rank leaves behind, which "

@@ -22,6 +22,7 @@ from lit_fanions.optim.matrices import (
     from_matrices,
     gather,
     local,
+    local_grad,
     matrix_shapes,
     scatter,
     to_matrices,
@@ -115,7 +116,9 @@ def is_finite(shard: Tensor, like: Tensor) -> Tensor:
 
 
 def start_bases(p: Tensor, group: Options, generator: torch.Generator) -> State:
-    """Random right bases for the rank-k solvers of a parameter, one for each batch of matrices.
+    """Right bases for the rank-k solvers of a parameter, one for each batch of matrices.
+
+    Random, and warmed with the first gradient where there is one: a step has only two iterations.
 
     Args:
         p: The parameter.
@@ -130,12 +133,19 @@ def start_bases(p: Tensor, group: Options, generator: torch.Generator) -> State:
         return {}
     if group["algorithm"] != "dion" and group["solver"] not in ("auto", "subspace", "lanczos"):
         return {}
-    bases = {}
+    bases, gradients = {}, []
+    if p.grad is not None:
+        whole = gather(local_grad(p), p)
+        gradients = to_matrices(whole, group["layout"], group["splits"])
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
         rank = _solved_rank(group, shape)
         if rank is not None:
             block = lmo.start_block(shape, rank, device=p.device, generator=generator)
-            bases[f"basis{part}"] = block[..., :rank] if group["algorithm"] == "dion" else block
+            if group["algorithm"] == "dion":
+                block = block[..., :rank]
+            elif gradients:
+                block = lmo.warmed(gradients[part], block)
+            bases[f"basis{part}"] = block
     return bases
 
 
@@ -157,25 +167,41 @@ def step_entrywise(group: Options, states: Mapping[Tensor, State]) -> None:
         if p.grad is None:
             continue
         state, shard = states[p], local(p)
-        grad = local(p.grad).to(shard.dtype)
+        grad = local_grad(p).to(shard.dtype)
         broken = None
         if group["nonfinite"] == "skip":
             finite = is_finite(grad, p)
             state["skipped"] += ~finite
             broken = 1.0 - finite.float()
+        keys = ("exp_avg", "exp_avg_sq") if group["algorithm"] == "adamw" else ("momentum",)
+        moments = [local(state[key]) for key in keys]
+        tensors = _same_layout([shard, grad, *moments])
+        lists = [[t] for t in tensors]
         if group["algorithm"] == "adamw":
             adamw(
-                [shard], [grad], [local(state["exp_avg"])], [local(state["exp_avg_sq"])], [],
-                [state["step"]], fused=True, found_inf=broken, amsgrad=False, maximize=False,
-                beta1=group["momentum"], beta2=group["beta2"], lr=group["lr"],
-                weight_decay=group["weight_decay"], eps=group["eps"],
+                lists[0], lists[1], lists[2], lists[3], [], [state["step"]], fused=True,
+                found_inf=broken, amsgrad=False, maximize=False, beta1=group["momentum"],
+                beta2=group["beta2"], lr=group["lr"], weight_decay=group["weight_decay"],
+                eps=group["eps"],
             )  # fmt: skip
         else:
             sgd(
-                [shard], [grad], [local(state["momentum"])], fused=True, found_inf=broken,
-                weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"],
-                dampening=0.0, nesterov=group["nesterov"], maximize=False,
+                lists[0], lists[1], [*lists[2]], fused=True, found_inf=broken, lr=group["lr"],
+                weight_decay=group["weight_decay"], momentum=group["momentum"], dampening=0.0,
+                nesterov=group["nesterov"], maximize=False,
             )  # fmt: skip
+        for kept, stepped in zip([shard, *moments], [tensors[0], *tensors[2:]], strict=True):
+            if kept is not stepped:
+                kept.copy_(stepped)
+
+
+def _same_layout(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, or copies of one memory layout: fused kernels walk memory, not indices."""
+    strides = tensors[0].stride()
+    dense = torch.empty_like(tensors[0], device="meta").stride() == strides
+    if dense and all(t.stride() == strides for t in tensors):
+        return tensors
+    return [t.clone(memory_format=torch.contiguous_format) for t in tensors]
 
 
 def step_matrices(group: Options, states: Mapping[Tensor, State]) -> None:
@@ -221,8 +247,7 @@ def _update_momentum(p: Tensor, state: State, group: Options) -> tuple[Tensor, T
     With ``nonfinite="skip"`` a broken gradient is replaced by what leaves the momentum as it is.
     """
     momentum = local(state["momentum"])
-    assert p.grad is not None
-    grad = local(p.grad).to(momentum.dtype)
+    grad = local_grad(p).to(momentum.dtype)
     mu, feedback = group["momentum"], group["error_feedback"]
     finite = torch.ones((), dtype=torch.bool, device=grad.device)
     if group["nonfinite"] == "skip":
@@ -344,5 +369,5 @@ def _renormalize(p: Tensor, gate: Tensor, layout: str, splits: Any) -> None:
     for m in to_matrices(gather(local(p), p), layout, splits):
         norm = lmo.frobenius_norm(m)
         factor = torch.where((norm > 0) & (gate > 0), math.sqrt(m.shape[-2]) / norm, 1.0)
-        parts.append(m * factor.to(m.dtype))
+        parts.append((m * factor).to(m.dtype))  # in fp32: bf16 would round the factor to 1
     local(p).copy_(scatter(from_matrices(parts, p.shape, layout, splits), p))

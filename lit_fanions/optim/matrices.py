@@ -116,6 +116,18 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
+def local_grad(p: Tensor) -> Tensor:
+    """This rank's shard of the gradient, placed as the parameter is.
+
+    Tensor parallelism leaves partial sums in the gradients of replicated parameters.
+    """
+    grad = p.grad
+    assert grad is not None
+    if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
+        grad = grad.redistribute(p.device_mesh, p.placements)
+    return local(grad)
+
+
 def gather(shard: Tensor, like: Tensor) -> Tensor:
     """The whole tensor from every rank's shard of a tensor laid out as ``like``."""
     if not isinstance(like, DTensor):

@@ -202,7 +202,7 @@ def _raw(name: str, parameter: nn.Parameter, kind: str) -> _Rule:
     leaf = _leaf(name).lower()
     if sum(size > 1 for size in parameter.shape) < 2:
         return _Rule("other", f"{_shape(parameter)} is a vector in more dimensions", {})
-    if parameter.shape[0] == 1 or _is_positional(leaf) or "token" in leaf or "embed" in leaf:
+    if parameter.shape[0] == 1 or _is_positional(leaf) or _has_word(leaf, "token|embed"):
         return _Rule("other", f"positional or token parameter of {kind}", {})
     if parameter.ndim == 2:
         return _thin(parameter, _Rule("matrix", f"2-D parameter of {kind}", {"layout": "flatten"}))
@@ -244,7 +244,8 @@ def _heads(module: nn.Module) -> dict[nn.Module, str]:
     named: dict[nn.Module, str] = {
         m: "output head by name"
         for path, m in linears
-        if any(part.startswith("lm_head") for part in path.split("."))
+        if _leaf(path) in ("head", "classifier")
+        or any(part.startswith("lm_head") for part in path.split("."))
     }
     if named or any(id(m.weight) in tables for _, m in linears):
         return named  # a tied head goes where its embedding goes
@@ -269,7 +270,12 @@ def _leaf(path: str) -> str:
 
 
 def _is_positional(leaf: str) -> bool:
-    return "pos" in leaf.lower() or leaf == "wpe"
+    return leaf == "wpe" or _has_word(leaf, "pos")
+
+
+def _has_word(leaf: str, words: str) -> bool:
+    """Whether a name has a word that starts so: pos_embedding and cls_token, not proposal."""
+    return re.search(rf"(^|_)({words})(_|s$|$|it|ding)", leaf.lower()) is not None
 
 
 def _is_adapter(name: str) -> bool:

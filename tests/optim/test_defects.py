@@ -435,3 +435,73 @@ def test_the_table_shows_the_factor_that_the_step_uses(scale, rank):
         norm = (old - assignment.parameter.detach()).norm().item()
         k = min(old.shape) if rank == "full" else rank
         assert float(lr) * float(factor) * math.sqrt(k) == pytest.approx(norm, rel=1e-3)
+
+
+# Found in review: torch's fused kernels walk memory, whatever the strides.
+
+
+def strided(shape: tuple[int, int]) -> Tensor:
+    return torch.empty(shape[::-1]).t()
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+@pytest.mark.parametrize("odd", ["gradient", "state", "parameter"])
+def test_entrywise_steps_do_not_depend_on_memory_layouts(algorithm, odd):
+    def train(relayout: bool) -> Tensor:
+        base = normal(6, 9)
+        p = nn.Parameter(base[:, :4] if relayout and odd == "parameter" else base[:, :4].clone())
+        optimizer = Fanion([p], algorithm=algorithm, lr=0.1)
+        for i in range(4):
+            p.grad = normal(6, 4, seed=i)
+            if relayout and odd == "gradient":
+                p.grad = strided((6, 4)).copy_(p.grad)
+            if relayout and odd == "state" and i == 2:
+                for key in ("momentum", "exp_avg", "exp_avg_sq"):
+                    if key in optimizer.state[p]:
+                        moved = strided((6, 4)).copy_(optimizer.state[p][key])
+                        optimizer.state[p][key] = moved
+            optimizer.step()
+        assert torch.equal(base[:, 4:], normal(6, 9)[:, 4:])  # not this parameter's
+        return p.detach().clone()
+
+    torch.testing.assert_close(train(True), train(False), rtol=0, atol=1e-7)
+
+
+def test_a_checkpoint_from_before_an_option_existed_can_be_stepped():
+    p = parameter(6, 4)
+    optimizer = Fanion([p])
+    run(optimizer, 1)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["renormalize"]
+    optimizer.load_state_dict(saved)
+    run(optimizer, 1)
+    assert optimizer.param_groups[0]["renormalize"] is False
+
+
+def test_the_first_rank_k_step_is_as_good_as_the_next():
+    p = parameter(256, 128)
+    optimizer = Fanion([p], algorithm="fanion", rank=8, scale="none", nesterov=False, lr=1.0)
+    grad, before = normal(256, 128, seed=1), p.detach().clone()
+    p.grad = grad.clone()
+    optimizer.step()
+    captured = ((before - p.detach()) * grad).sum() / torch.linalg.svdvals(grad)[:8].sum()
+    assert captured > 0.97
+
+
+def test_renormalize_reaches_the_norm_in_bf16():
+    p = parameter(64, 32, dtype=torch.bfloat16)
+    optimizer = Fanion([p], renormalize=True, lr=1e-8)
+    for i in range(5):
+        p.grad = normal(64, 32, seed=i).bfloat16()
+        optimizer.step()
+    assert p.detach().float().norm().item() == pytest.approx(8.0, rel=1e-3)
+
+
+def test_flat_shards_are_refused():
+    class FSDPStrategy:
+        pass
+
+    module = nn.Linear(4, 4)
+    module._trainer = type("T", (), {"strategy": FSDPStrategy()})()
+    with pytest.raises(ValueError, match="fully_shard"):
+        split_parameters(module)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from lit_fanions import Fanion, configure_optimizers
 
@@ -241,6 +241,33 @@ def test_every_placement_steps_the_whole_matrix(tmp_path):
         p.grad = g
         optimizer.step()
         torch.testing.assert_close(got, p.detach(), rtol=0, atol=1e-6, msg=name)
+
+
+def _partial(rank: int, algorithm: str) -> Tensor:
+    mesh = init_device_mesh("cpu", (RANKS,))
+    p = nn.Parameter(distribute_tensor(torch.ones(5, 4), mesh, [Replicate()]))
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.1)
+    for step in range(3):
+        # Each rank holds a part of the sum, as tensor parallelism leaves it.
+        p.grad = DTensor.from_local(_share(step, rank), mesh, [Partial()], run_check=False)
+        optimizer.step()
+    return whole(p)
+
+
+def _share(step: int, rank: int) -> Tensor:
+    return torch.randn(5, 4, generator=torch.Generator().manual_seed(10 * step + rank))
+
+
+@pytest.mark.parametrize("algorithm", ["muon", "adamw", "sgd"])
+def test_partial_gradients_of_a_replicated_parameter_are_summed(tmp_path, algorithm):
+    first, second = on_ranks(tmp_path, _partial, algorithm)
+    assert torch.equal(first, second)
+    p = nn.Parameter(torch.ones(5, 4))
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.1)
+    for step in range(3):
+        p.grad = sum(_share(step, rank) for rank in range(RANKS))
+        optimizer.step()
+    torch.testing.assert_close(first, p.detach(), rtol=0, atol=1e-5)
 
 
 # A gradient that is broken on one rank only.

@@ -440,7 +440,7 @@ def test_reasons_say_who_decided():
     assert reasons["layers.0.weight"] == "tagged fanion_group"
     assert reasons["layers.1.weight"] == "name matches 'layers.1.*'"
     assert reasons["norm.weight"] == "parameter of LayerNorm"
-    assert reasons["head.weight"] == "output head: the last Linear"
+    assert reasons["head.weight"] == "output head by name"
     assert reasons["conv.weight"].startswith("depthwise Conv2d")
 
 
