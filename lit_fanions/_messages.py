@@ -18,6 +18,16 @@ import yaml
 
 MAX_LINE = 240
 
+# What other projects call the same.
+_SYNONYMS = {
+    "learning_rate": "lr",
+    "betas": "momentum",
+    "beta1": "momentum",
+    "wd": "weight_decay",
+    "ns_steps": "polar_steps",
+    "adjust_lr_fn": "scale",
+}
+
 _UNKNOWN_OPTION = re.compile(
     r"^(?:Option '(?P<option>[^']+)' is not accepted"
     r"|Group '(?P<group>[^']+)' does not accept option '(?P<member>[^']+)'"
@@ -59,7 +69,10 @@ def did_you_mean(given: str, known: Iterable[str]) -> str | None:
     A dotted name is compared as a whole, then by its last part (the same name in another
     section), then by its first part (a mistyped section).
     """
-    names = [name for name in dict.fromkeys(known) if name != given]
+    names = [n for n in dict.fromkeys(known) if n != given and not n.endswith(".help")]
+    prefix, dot, leaf = given.rpartition(".")
+    if (synonym := f"{prefix}{dot}{_SYNONYMS.get(leaf)}") in names:
+        return synonym
     if close := difflib.get_close_matches(given, names, n=1, cutoff=0.75):
         return close[0]
     leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
@@ -174,7 +187,8 @@ def _explain_value(key: str, problem: str, args: Sequence[str]) -> list[str]:
         allowed, given = _readable_types(match[1]), match[2].strip()
         wanted = " or ".join(allowed) if len(allowed) < 4 else f"one of {', '.join(allowed)}"
         line = f"{where}: expected {wanted}, got {one_line(given, 60)!r}"
-        close = difflib.get_close_matches(given, allowed, n=1)
+        choices = [name for name in allowed if name not in ("int", "float", "bool", "str", "null")]
+        close = difflib.get_close_matches(given.lower().replace("-", "_"), choices, n=1)
         return [line, f"did you mean {close[0]}?"] if close else [line]
     return [one_line(f"{where}: {problem}")]
 

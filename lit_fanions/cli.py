@@ -15,6 +15,7 @@ Models and data come from `class_path`, never from here: this package installs w
 import argparse
 import logging
 import os
+import pickle
 import platform
 import re
 import shlex
@@ -297,9 +298,15 @@ class CLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = subcommand and self.config[subcommand].get("ckpt_path")
+        parser = subcommand and self._subcommand_parsers[subcommand]
+        if path in ("last", "hpc") and subcommand != "fit":
+            assert isinstance(parser, Parser)
+            parser.fail(
+                f"--ckpt_path {path} finds nothing in a run of its own: give the checkpoint's path"
+            )
         if path and not _is_checkpoint(path):
             message = f"Parser key \"ckpt_path\": File does not exist: '{Path(path).absolute()}'"
-            self._subcommand_parsers[subcommand].error(message)
+            parser.error(message)
 
     def before_instantiate_classes(self) -> None:
         """Warn if weights that nothing has trained are about to be evaluated."""
@@ -432,6 +439,7 @@ def _quiet_lightning() -> None:
         if _is_news not in handler.filters:
             handler.addFilter(_is_news)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -452,6 +460,8 @@ def _versions() -> str:
 
 def _describe(error: BaseException) -> str:
     """Return an error in one line, with its type where the text alone says little."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "the file given as --ckpt_path is no checkpoint, or not one that is safe to load"
     text = _messages.one_line(error, limit=600)
     plain = isinstance(error, (ValueError, FileNotFoundError, MisconfigurationException))
     return text if plain and text else f"{type(error).__name__}: {text}"
@@ -472,7 +482,7 @@ def _tell(line: str) -> None:
 
 @rank_zero_only
 def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
+    print(f"\nwarning: {line}", file=sys.stderr)  # a progress bar may stand in the last line
 
 
 @rank_zero_only
@@ -522,7 +532,7 @@ def _interrupted_line(checkpoint: str, args: Sequence[str]) -> str:
     if not checkpoint or not Path(checkpoint).exists():
         return "interrupted; no checkpoint was saved"
     command = [*_without_option(args, "--ckpt_path"), "--ckpt_path", _relative(checkpoint)]
-    return f"interrupted; resume with: {PROGRAM} {shlex.join(command)}"
+    return f"interrupted; resume with: {_program()} {shlex.join(command)}"
 
 
 def _without_option(args: Sequence[str], option: str) -> list[str]:
@@ -582,6 +592,14 @@ def _log_lines(trainer: pl.Trainer) -> Iterator[str]:
         yield f"logs: {_relative(folder)}"
         if isinstance(logger, TensorBoardLogger):
             yield f"open them with: {_tensorboard()} --logdir {shlex.quote(_relative(folder))}"
+
+
+def _program() -> str:
+    """Return the command that starts this program again, wherever its Python is."""
+    on_path = shutil.which("python")
+    if on_path and Path(on_path).absolute() == Path(sys.executable).absolute():
+        return PROGRAM
+    return f"{shlex.quote(_relative(sys.executable))} -m lit_fanions"
 
 
 def _tensorboard() -> str:

@@ -69,6 +69,16 @@ COMMAND_LINE_MISTAKES = {
         [*FIT, "--model.optimizer.matrix.algorithm", "f_muonn"],
         ["--model.optimizer.matrix.algorithm", "neon", "did you mean f_muon?"],
     ),
+    "spelling": (
+        [*FIT, "--model.optimizer.matrix.algorithm", "F-Muon"],
+        ["did you mean f_muon?"],
+    ),
+    "synonym": (
+        [*FIT, "--model.optimizer.matrix.learning_rate", "1"],
+        ["did you mean --model.optimizer.matrix.lr?"],
+    ),
+    "no choice": ([*FIT, "--model.optimizer.matrix.lr", "fast"], ["expected float", "'fast'"]),
+    "last of another run": (["test", *FIT[1:], "--ckpt_path", "last"], ["give the checkpoint"]),
     "rank": ([*FIT, "--model.optimizer.matrix.rank", "-1"], ["rank", "-1"]),
     "no value": ([*FIT, "--trainer.max_epochs"], ["--trainer.max_epochs", "expected one"]),
     "stray word": ([*FIT, "fast"], ["fast"]),
@@ -267,7 +277,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(project, capfd):
     captured = capfd.readouterr()
     line = captured.err.splitlines()[-1]
     saved = "lightning_logs/version_1/checkpoints/interrupted.ckpt"
-    assert line.startswith("interrupted; resume with: python -m lit_fanions fit")
+    assert re.match(r"interrupted; resume with: \S*python\S* -m lit_fanions fit", line)
     assert line.endswith(f"--ckpt_path {saved}")
     assert torch.load(saved, weights_only=True)["global_step"] == 5
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -139,6 +140,10 @@ class FanionConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts without what is left open, for checkpoints and YAML."""
         return _plain(self)
+
+
+# A module that takes a configuration and calls save_hyperparameters() puts it into its checkpoints.
+torch.serialization.add_safe_globals([FanionConfig, GroupOptions, Override, ScheduleConfig])
 
 
 def split_parameters(

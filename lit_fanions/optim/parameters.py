@@ -357,11 +357,19 @@ class Split(list[Assignment]):
             assignment.name,
             _shape(assignment.parameter) or "scalar",
             assignment.group,
-            options["algorithm"],
+            _algorithm(options),
             f"{options['lr']:g}",
             " ".join(_factors(assignment.parameter, options)),
             assignment.reason,
         )
+
+
+def _algorithm(options: dict[str, Any]) -> str:
+    """The algorithm's name, and where its options are not what the name stands for."""
+    meant = algorithm_options(options["algorithm"])
+    names = ("rank", "alpha", "blend", "error_feedback")
+    own = [f"{n}={options[n]}" for n in names if n in meant and options[n] != meant[n]]
+    return " ".join([options["algorithm"], *own])
 
 
 def _factors(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:

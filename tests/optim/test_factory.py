@@ -505,3 +505,12 @@ def test_the_split_takes_the_same_configuration_in_every_form():
     config = FanionConfig.from_dict({"matrix": {"algorithm": "neon", "lr": 0.4}})
     first, second = split_parameters(net(), config), split_parameters(net(), config.to_dict())
     assert str(first) == str(second) and "0.4" in str(first)
+
+
+def test_a_saved_configuration_can_be_loaded_safely(tmp_path):
+    """A module's save_hyperparameters() puts the configuration itself into its checkpoints."""
+    config = FanionConfig(
+        overrides={"head": Override(lr=0.1, schedule=ScheduleConfig(shape="linear"))}
+    )
+    torch.save({"optimizer": config}, tmp_path / "c.ckpt")
+    assert torch.load(tmp_path / "c.ckpt", weights_only=True)["optimizer"] == config
