@@ -369,7 +369,7 @@ def _algorithm(options: dict[str, Any]) -> str:
     meant = algorithm_options(options["algorithm"])
     names = ("rank", "alpha", "blend", "error_feedback")
     own = [f"{n}={options[n]}" for n in names if n in meant and options[n] != meant[n]]
-    return " ".join([options["algorithm"], *own])
+    return options["algorithm"] + (f"({','.join(own)})" if own else "")
 
 
 def _factors(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:

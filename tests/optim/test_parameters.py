@@ -517,5 +517,5 @@ def test_every_parameter_of_everything_is_in_the_optimizer_exactly_once():
 
 def test_the_table_shows_what_the_name_does_not_say():
     split = split_parameters(body(), {"matrix": {"algorithm": "muon", "alpha": 0.5}})
-    assert "muon alpha=0.5" in str(split)
+    assert "muon(alpha=0.5)" in str(split)
     assert "alpha" not in str(split_parameters(body(), {"matrix": {"algorithm": "f_muon"}}))
