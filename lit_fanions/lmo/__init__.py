@@ -32,6 +32,7 @@ __all__ = [
     "frobenius_norm",
     "kyfan",
     "largest_entry",
+    "oracle",
     "polar",
     "start_block",
     "top_singular",
