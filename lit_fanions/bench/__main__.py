@@ -2,13 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from lit_fanions.bench import overhead
+from lit_fanions.bench import overhead, polar, report, step, topk
 
 COMMANDS = {
     "overhead": overhead,
+    "polar": polar,
+    "step": step,
+    "topk": topk,
 }
+# These are also given the arguments that they do not know, which are those of fit.
+WITH_RECIPE = ("overhead",)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -29,12 +33,25 @@ def main(args: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="save the numbers as JSON")
+        command.add_argument(
+            "--json", type=report.output_file, metavar="FILE", help="save the numbers as JSON"
+        )
     options, recipe = parser.parse_known_args(args)
-    report = COMMANDS[options.command].run(options, recipe)
-    print(report)
+    command, plot = commands.choices[options.command], vars(options).get("plot")
+    given = [recipe] if options.command in WITH_RECIPE else []
+    if recipe and not given:
+        command.error(f"unrecognized arguments: {' '.join(recipe)}")
+    try:
+        if plot:
+            report.require("matplotlib", "--plot")
+        outcome = COMMANDS[options.command].run(options, *given)
+    except report.Refused as error:
+        command.error(str(error))
+    print(outcome)
     if options.json:
-        report.save(options.json)
+        outcome.save(options.json)
+    if plot:
+        outcome.plot(plot)
     return 0
 
 

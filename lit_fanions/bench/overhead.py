@@ -191,7 +191,8 @@ class BareLoop:
         clip = torch.nn.utils.clip_grad_norm_
         if algorithm == "value":
             clip = torch.nn.utils.clip_grad_value_  # type: ignore[assignment]
-        clip(self.module.parameters(), value)
+        # In the order of the groups, as Lightning does: a sum of squares depends on it.
+        clip([p for group in self.optimizer.param_groups for p in group["params"]], value)
 
     @contextlib.contextmanager
     def own_randomness(self) -> Iterator[None]:

@@ -13,27 +13,43 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo.cupy_svds import cupy_svds
-from lit_fanions.lmo.lanczos import lanczos
-from lit_fanions.lmo.polar import PolarMethod, check_polar, polar
-from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
+from lit_fanions.lmo.lanczos import COARSE_TOLERANCE, Lanczos, block_width, lanczos
+from lit_fanions.lmo.polar import (
+    AUTO,
+    GRAM_ASPECT,
+    PolarMethod,
+    check_polar,
+    coefficients,
+    fast_dtype,
+    polar,
+    polar_dtype,
+    unit_polar,
+)
+from lit_fanions.lmo.scaling import blend_part, frobenius_norm, largest_entry, unit_frobenius
+from lit_fanions.lmo.small import noise, wide
 from lit_fanions.lmo.subspace import dion, subspace
 
 __all__ = [
     "Ball",
     "BlendName",
+    "Lanczos",
     "PolarMethod",
     "Solver",
     "Triplets",
-    "blend_with",
+    "blend_part",
     "check_polar",
+    "check_solver",
     "coordinate",
     "dion",
     "direction",
     "frobenius_norm",
-    "kyfan",
+    "lanczos",
     "largest_entry",
-    "oracle",
     "polar",
+    "polar_dtype",
+    "residuals",
+    "rules",
+    "solve",
     "start_block",
     "top_singular",
     "unit_frobenius",
@@ -47,10 +63,18 @@ Ball = Literal["fanion", "kyfan", "coordinate"]
 # Columns beyond k in a block iteration: the cut at k then lies inside the block, where the
 # singular values are better separated from those outside.
 OVERSAMPLING = 8
-_COLD_ITERATIONS = 8
-_WARM_ITERATIONS = 2
-_POWER_ITERATIONS = 64
-_LANCZOS_CYCLES = 50
+# Block iterations, or restarts of Lanczos at most, from a cold and from a warm start.
+_STEPS = {
+    "lanczos": (50, 50),
+    "subspace": (8, 1),
+    "randomized": (8, 8),
+    "power": (64, 64),
+}
+# From this size on products in bfloat16 pay as a first approximation too.
+_COARSE_SIZE = 2048
+# On CPUs the whole SVD is taken of matrices up to this size, and for more than this part of it.
+_EXACT_SIZE = 48
+_EXACT_PART = 3
 
 
 class Triplets(NamedTuple):
@@ -72,6 +96,7 @@ def start_block(
     k: int,
     *,
     device: torch.device,
+    oversampling: int = OVERSAMPLING,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A random orthonormal start for the rank-k solvers.
@@ -80,13 +105,14 @@ def start_block(
         shape: Shape of the matrices, (..., rows, cols).
         k: Rank wanted.
         device: Where the block goes. It is drawn on the CPU, so that every device gets the same.
+        oversampling: Columns beyond k.
         generator: A CPU generator; None is a fresh one of seed 0.
 
     Returns:
-        (..., cols, width) in float32, width = min(k + 8, rows, cols).
+        (..., cols, width) in float32, width = min(k + oversampling, rows, cols).
     """
     *batch, rows, cols = shape
-    width = min(k + OVERSAMPLING, rows, cols)
+    width = min(k + oversampling, rows, cols)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     return torch.linalg.qr(torch.randn(*batch, cols, width, generator=generator)).Q.to(device)
 
@@ -104,7 +130,7 @@ def warmed(m: Tensor, block: Tensor) -> Tensor:
     x, norm = unit_frobenius(m)
     usable = (norm > 0) & norm.isfinite()
     x = torch.where(usable, x, 0.0)
-    _, _, vh = subspace(x, block.to(x.dtype), iterations=_COLD_ITERATIONS)
+    _, _, vh = subspace(x, block.to(x.dtype), iterations=_STEPS["subspace"][0])
     return torch.where(usable, vh.mT, block)
 
 
@@ -113,6 +139,8 @@ def top_singular(
     k: int,
     *,
     solver: Solver = "lanczos",
+    solver_steps: int | None = None,
+    oversampling: int = OVERSAMPLING,
     tol: float = 1e-2,
     warm_start: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -121,14 +149,17 @@ def top_singular(
 
     Args:
         m: Matrices, (..., rows, cols), of any float dtype and scale; computed in float32, or in
-            float64 for float64.
+            float64 for float64, with products in bfloat16 where these are faster and tol allows.
         k: Number of triplets; clamped to min(rows, cols).
-        solver: ``lanczos``: to the tolerance. ``subspace``: 2 block iterations from a warm start,
-            8 from a cold one. ``randomized``: 8 block iterations, always cold. ``power``: 64
-            iterations without oversampling. ``exact``: SVD in float64. ``cupy``: CuPy's Lanczos.
-            ``auto``: subspace with a warm start, else Lanczos; exact where k is a large part.
+        solver: ``lanczos``: thick-restart block Lanczos, to the tolerance. ``subspace``: block
+            power iterations, from the warm start where there is one. ``randomized``: the same,
+            always cold. ``power``: the same without oversampling. ``exact``: SVD in float64.
+            ``cupy``: CuPy's Lanczos, to the tolerance. ``auto``: what ``rules`` says.
+        solver_steps: Block iterations, or restarts of Lanczos at most. None: subspace 8 from a
+            cold start and 1 from a warm one, randomized 8, power 64, lanczos 50.
+        oversampling: Columns beyond k of a block that is made here.
         tol: Residual |m^T u - s v| relative to s at which Lanczos stops. On a GPU it does not
-            look, since that would wait for the device, and runs all of its 50 cycles.
+            look, since that would wait for the device, and uses up its restarts.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that
@@ -136,16 +167,54 @@ def top_singular(
 
     Returns:
         U (..., rows, k), S (..., k) descending, Vh (..., k, cols), in the dtype of computation.
-        For a zero matrix S is 0 and the vectors are arbitrary but orthonormal; for one with a NaN
-        or an infinity everything is NaN.
+        Where S is 0 the vectors are arbitrary but orthonormal; for a matrix with a NaN or an
+        infinity everything is NaN.
 
     Raises:
-        ValueError: If k or the solver is not possible.
+        ValueError: If k, the solver or its steps are not possible.
         RuntimeError: If the solver is cupy and there is no CUDA or no CuPy.
     """
-    block = _leading_block(m, k, solver=solver, tol=tol, warm_start=warm_start, generator=generator)
+    block = _leading_block(
+        m, k, solver=solver, solver_steps=solver_steps, oversampling=oversampling, tol=tol,
+        warm_start=warm_start, generator=generator,
+    )  # fmt: skip
     k = min(k, *m.shape[-2:])
     return Triplets(block.U[..., :k], block.S[..., :k], block.Vh[..., :k, :])
+
+
+def residuals(m: Tensor, triplets: Triplets) -> Tensor:
+    """How far triplets are from being singular: |m^T u - s v| / s of each.
+
+    Args:
+        m: Matrices, (..., rows, cols), of ordinary scale.
+        triplets: Of ``top_singular`` or ``lanczos``, n of each.
+
+    Returns:
+        (..., n); where s is 0, |m^T u|.
+    """
+    u, s, vh = triplets
+    distance = m.to(u.dtype).mT @ u - vh.mT * s.unsqueeze(-2)
+    return torch.linalg.vector_norm(distance, dim=-2) / torch.where(s == 0, 1, s)
+
+
+def check_solver(solver: str, steps: int | None = None, oversampling: int = OVERSAMPLING) -> None:
+    """Reject a rank-k solver that does not exist, or steps and oversampling it cannot have.
+
+    Raises:
+        ValueError: With what is allowed.
+    """
+    if solver not in get_args(Solver):
+        raise ValueError(f"solver {solver!r} is none of {', '.join(get_args(Solver))}")
+    if steps is not None:
+        if solver not in _STEPS:
+            raise ValueError(
+                f"solver {solver!r} takes no steps, got {steps}: leave them out, or choose one of "
+                f"{', '.join(_STEPS)}"
+            )
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"solver_steps must be a whole number of at least 1, got {steps!r}")
+    if not isinstance(oversampling, int) or isinstance(oversampling, bool) or oversampling < 0:
+        raise ValueError(f"oversampling must be a whole number of at least 0, got {oversampling!r}")
 
 
 def _leading_block(
@@ -153,113 +222,85 @@ def _leading_block(
     k: int,
     *,
     solver: str,
+    solver_steps: int | None,
+    oversampling: int,
     tol: float,
     warm_start: Tensor | None,
     generator: torch.Generator | None,
 ) -> Triplets:
     """``top_singular`` with what a block solver knows beyond k, for the next warm start."""
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver {solver!r} is none of {', '.join(get_args(Solver))}")
+    check_solver(solver, solver_steps, oversampling)
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
     *batch, rows, cols = m.shape
     k = min(k, rows, cols)
+    cold = warm_start is None or solver in ("randomized", "power")
     if solver == "auto":
-        solver = _choose_solver(rows, cols, k, warm=warm_start is not None)
-    x, norm = unit_frobenius(m.reshape(-1, rows, cols))
-    broken = norm.isnan()
-    x = torch.where(broken, 0.0, x)
+        solver = _choose_solver(m, k, warm=not cold)
+    x = m.reshape(-1, rows, cols)
+    if solver in ("exact", "cupy", "lanczos"):  # subspace does without the copy
+        x, norm = unit_frobenius(x)
+        broken = torch.where(norm.isnan(), torch.nan, 0.0)
+        x = torch.where(norm.isnan(), 0.0, x)
+    elif x.dtype != torch.float64:
+        x = x.float()
     if solver == "exact":
-        host = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
-        u, s, vh = (t.to(x) for t in torch.linalg.svd(host.double(), full_matrices=False))
+        u, s, vh = (t.to(x) for t in torch.linalg.svd(wide(x), full_matrices=False))
     elif solver == "cupy":
         u, s, vh = cupy_svds(x, k, tol=tol)
     else:
-        cold = warm_start is None or solver in ("randomized", "power")
+        steps = solver_steps or _STEPS[solver][not cold]
         if cold:
-            start = start_block(x.shape, k, device=x.device, generator=generator)
+            special = {"lanczos": block_width(k, min(rows, cols)) - k, "power": 0}
+            start = start_block(
+                x.shape, k, device=x.device, generator=generator,
+                oversampling=special.get(solver, oversampling),
+            )  # fmt: skip
         else:
             assert warm_start is not None
             start = warm_start.reshape(-1, cols, warm_start.shape[-1])
-        start = start.to(x.dtype)
+        start, coarse = start.to(x.dtype), _coarse_dtype(x, solver, tol)
         if solver == "lanczos":
-            refill = torch.Generator(x.device).manual_seed(0)
-            u, s, vh = lanczos(
-                x, start.sum(-1), k,
-                tol=tol, basis=2 * k + 16, cycles=_LANCZOS_CYCLES, generator=refill,
-            )  # fmt: skip
-        elif solver == "power":
-            u, s, vh = subspace(x, start[..., :k], iterations=_POWER_ITERATIONS)
+            u, s, vh, *_ = lanczos(x, k, start, tol=tol, cycles=steps, coarse=coarse)
         else:
-            iterations = _COLD_ITERATIONS if cold else _WARM_ITERATIONS
-            u, s, vh = subspace(x, start, iterations=iterations)
-    nan = torch.where(broken, torch.nan, 0.0)
-    u, s, vh = u + nan, s * norm[..., 0], vh + nan
+            u, s, vh = subspace(x, start, iterations=steps, coarse=coarse)
+    if solver in ("exact", "cupy", "lanczos"):
+        u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
     return Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
 
 
-def _choose_solver(rows: int, cols: int, k: int, *, warm: bool) -> str:
-    limit = min(rows, cols)
-    if limit <= 32 or 2 * k + 16 >= limit:
+def _choose_solver(m: Tensor, k: int, *, warm: bool) -> str:
+    limit = min(m.shape[-2:])
+    if m.device.type == "cpu" and (limit <= _EXACT_SIZE or (not warm and k * _EXACT_PART > limit)):
         return "exact"
     return "subspace" if warm else "lanczos"
 
 
-def blend_with(
-    d: Tensor | None, m: Tensor, alpha: float, blend: str = "frobenius", sign_scale: float = 1.0
-) -> Tensor:
-    """alpha * d + (1 - alpha) * (m / |m|_F, or sign_scale * sign(m)).
-
-    Args:
-        d: The direction to blend, (..., rows, cols); None with alpha 0, where it is not needed.
-        m: The matrices, the same shape.
-        alpha: Weight of d.
-        blend: frobenius | sign.
-        sign_scale: Size of the sign part's entries.
-
-    Returns:
-        The same shape, in the dtype of m.
-    """
-    if alpha == 1:
-        assert d is not None
-        return d.to(m.dtype)
-    other = m.sign() * sign_scale if blend == "sign" else unit_frobenius(m)[0].to(m.dtype)
-    if d is None:
-        return other + _nan_where_broken(m) if blend == "sign" else other
-    return other.mul_(1 - alpha).add_(d, alpha=alpha)
+def rules() -> list[tuple[str, str]]:
+    """What "auto" chooses, in order: (condition, choice) of solvers, then of polar methods."""
+    return [
+        (f"rank k on a CPU, min(rows, cols) <= {_EXACT_SIZE}", "solver exact"),
+        (f"rank k on a CPU, cold, k > min(rows, cols) / {_EXACT_PART}", "solver exact"),
+        ("rank k, warm start", "solver subspace, 1 iteration"),
+        ("rank k, cold", "solver lanczos"),
+        (
+            f"its products, with bfloat16 hardware and tol >= {COARSE_TOLERANCE:g}",
+            "bfloat16",
+        ),
+        (
+            f"the same, smaller tol, lanczos, min(rows, cols) >= {_COARSE_SIZE}",
+            "bfloat16, then improved in float32",
+        ),
+        ("full rank", f"polar {AUTO}, {len(coefficients('auto'))} steps"),
+        (f"full rank, one side at least {GRAM_ASPECT:g} times the other", "its Gram form"),
+    ]
 
 
-def _nan_where_broken(m: Tensor) -> Tensor:
-    """0, and NaN for a matrix with a NaN or an infinity: torch.sign forgets these."""
-    return largest_entry(m) * 0
-
-
-def kyfan(
-    m: Tensor,
-    k: int,
-    *,
-    polar_method: str = "auto",
-    polar_steps: int | None = None,
-    triplet: Triplets | None = None,
-) -> Tensor:
-    """The oracle of the Ky Fan k-ball: u_1 v_1^T if s_1 >= |m|_* / k, else U V^T / k.
-
-    Args:
-        m: Matrices, (..., rows, cols).
-        k: Of the norm.
-        polar_method: Solver of the full-rank part, as in ``polar``.
-        polar_steps: Its steps.
-        triplet: The leading triplet where it is known already.
-
-    Returns:
-        The same shape and dtype.
-    """
-    full = polar(m, method=polar_method, steps=polar_steps)
-    u, s, vh = top_singular(m, 1, solver="auto") if triplet is None else triplet
-    unit, norm = unit_frobenius(m)
-    nuclear = (unit * full).sum((-2, -1), keepdim=True) * norm
-    concentrated = (s[..., :1, None] >= nuclear / k) & (norm > 0)
-    return torch.where(concentrated, (u[..., :1] @ vh[..., :1, :]).to(m.dtype), full / k)
+def _coarse_dtype(m: Tensor, solver: str, tol: float) -> torch.dtype | None:
+    """The dtype of products that are faster than in that of m and good enough, if there is one."""
+    dtype = fast_dtype(m.device, m.dtype)
+    first = solver == "lanczos" and min(m.shape[-2:]) >= _COARSE_SIZE
+    return dtype if dtype != m.dtype and (tol >= COARSE_TOLERANCE or first) else None
 
 
 def coordinate(m: Tensor) -> Tensor:
@@ -274,7 +315,7 @@ def coordinate(m: Tensor) -> Tensor:
     flat = m.flatten(-2)
     index = flat.abs().argmax(-1, keepdim=True)
     d = torch.zeros_like(flat).scatter_(-1, index, flat.gather(-1, index).sign())
-    return d.unflatten(-1, m.shape[-2:]) + _nan_where_broken(m)
+    return d.unflatten(-1, m.shape[-2:]) + largest_entry(m) * 0  # NaN stays NaN
 
 
 def direction(
@@ -288,6 +329,8 @@ def direction(
     polar: PolarMethod = "auto",
     polar_steps: int | None = None,
     solver: Solver = "auto",
+    solver_steps: int | None = None,
+    oversampling: int = OVERSAMPLING,
     tol: float = 1e-2,
     warm_start: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -308,6 +351,8 @@ def direction(
         polar: Full-rank method, see ``polar``.
         polar_steps: Its steps; None is the method's own number.
         solver: Rank-k solver, see ``top_singular``.
+        solver_steps: Its steps.
+        oversampling: Its columns beyond k.
         tol: Its tolerance.
         warm_start: Its start block, (..., cols, width).
         generator: Its source of random starts.
@@ -328,46 +373,95 @@ def direction(
             raise ValueError(f"{name} {value!r} is none of {', '.join(get_args(allowed))}")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise ValueError(f"rank must be None or a whole number of at least 1, got {rank!r}")
-    d, _ = oracle(
-        m, rank=rank, alpha=alpha, ball=ball, polar_method=polar, polar_steps=polar_steps,
-        solver=solver, tol=tol, warm_start=warm_start, generator=generator,
+    check_polar(polar, polar_steps)
+    d, _ = solve(
+        m, rank=rank, alpha=alpha, blend=blend, sign_scale=sign_scale, ball=ball,
+        polar_method=polar, polar_steps=polar_steps, solver=solver, solver_steps=solver_steps,
+        oversampling=oversampling, tol=tol, warm_start=warm_start, generator=generator,
     )  # fmt: skip
-    return blend_with(d, m, alpha, blend, sign_scale)
+    return d.to(m.dtype)
 
 
-def oracle(
+def solve(
     m: Tensor,
     *,
     rank: int | None,
     alpha: float = 1.0,
+    blend: str = "frobenius",
+    sign_scale: float = 1.0,
     ball: str = "fanion",
     polar_method: str = "auto",
     polar_steps: int | None = None,
     solver: str = "auto",
+    solver_steps: int | None = None,
+    oversampling: int = OVERSAMPLING,
     tol: float = 1e-2,
     warm_start: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor | None, Triplets | None]:
-    """The part of ``direction`` before the blend, and the triplets that a rank-k solver found.
+    unit: bool = False,
+    overwrite: bool = False,
+) -> tuple[Tensor, Triplets | None]:
+    """``direction`` without its checks and casts, for the optimizer.
 
-    The triplets may be more than rank: their Vh.mT is the next warm start.
+    Its arguments are those of ``direction``. ``unit`` says that the matrices have Frobenius norm 1
+    and ``polar_dtype`` already, ``overwrite`` that their memory may be used.
+
+    Returns:
+        The direction, in the dtype it was computed in, and the triplets that a rank-k solver
+        found. They may be more than rank: their Vh.mT is the next warm start.
     """
-    if alpha == 0:
-        return None, None
-    if ball == "coordinate":
-        return coordinate(m), None
-    rows, cols = m.shape[-2:]
-    if ball == "fanion" and (rank is None or rank >= min(rows, cols)):
-        return polar(m, method=polar_method, steps=polar_steps), None
-    k = 1 if ball == "kyfan" else rank
-    assert k is not None
-    block = _leading_block(m, k, solver=solver, tol=tol, warm_start=warm_start, generator=generator)
-    if ball == "kyfan":
-        full = min(rows, cols) if rank is None else rank
-        d = kyfan(m, full, polar_method=polar_method, polar_steps=polar_steps, triplet=block)
-        return d, block
-    # Directions of a zero singular value are noise: D(0) = 0, and rank-deficient m the same.
-    noise = block.S[..., :1] * max(rows, cols) * torch.finfo(block.S.dtype).eps
-    kept = (block.S[..., :k] > noise) | block.S[..., :k].isnan()
-    u = block.U[..., :k] * kept.unsqueeze(-2)
-    return (u @ block.Vh[..., :k, :]).to(m.dtype), block
+    limit = min(m.shape[-2:])
+    full = ball == "fanion" and (rank is None or rank >= limit)
+    d: Tensor | None = None
+    triplets: Triplets | None = None
+    if alpha and ball == "coordinate":
+        d = coordinate(m)
+    elif alpha and not full:
+        k = 1 if ball == "kyfan" else rank
+        assert k is not None
+        triplets = _leading_block(
+            m, k, solver=solver, solver_steps=solver_steps, oversampling=oversampling, tol=tol,
+            warm_start=warm_start, generator=generator,
+        )  # fmt: skip
+        if ball == "fanion":
+            d = _rank_k(triplets, k)
+    if d is not None and alpha == 1:
+        return d, triplets
+    orthogonal = bool(alpha) and d is None
+    x, norm = m, None
+    if not unit:
+        dtype = polar_dtype(m, polar_method) if orthogonal else None
+        x, norm = unit_frobenius(m, dtype=dtype, overwrite=overwrite)
+    elif alpha != 1 and not overwrite:
+        x = x.clone()
+    if orthogonal and ball == "fanion":
+        return unit_polar(
+            x, polar_method, polar_steps, alpha=alpha, blend=blend, sign_scale=sign_scale
+        ), None
+    if orthogonal:
+        assert triplets is not None
+        assert norm is not None
+        k = limit if rank is None else rank
+        d = _kyfan(unit_polar(x, polar_method, polar_steps), x, norm, triplets, k)
+    if alpha == 1:
+        assert d is not None
+        return d, triplets
+    broken = largest_entry(x) * 0 if d is None else 0  # torch.sign forgets NaN
+    part = blend_part(x, blend, sign_scale)
+    return part.add_(broken) if d is None else part.lerp_(d.to(part.dtype), alpha), triplets
+
+
+def _rank_k(block: Triplets, k: int) -> Tensor:
+    """U_k V_k^T. Vectors of a zero singular value are arbitrary: D(0) = 0."""
+    s = block.S[..., :k]
+    u = block.U[..., :k] * ((s > noise(s, s.dtype)) | s.isnan()).unsqueeze(-2)
+    return u @ block.Vh[..., :k, :]
+
+
+def _kyfan(full: Tensor, x: Tensor, norm: Tensor, triplet: Triplets, k: int) -> Tensor:
+    """The oracle of the Ky Fan k-ball: u_1 v_1^T if s_1 >= |m|_* / k, else U V^T / k."""
+    nuclear = (x * full).sum((-2, -1), keepdim=True, dtype=norm.dtype) * norm
+    concentrated = (triplet.S[..., :1, None] >= nuclear / k) & (norm > 0)
+    return torch.where(
+        concentrated, (triplet.U[..., :1] @ triplet.Vh[..., :1, :]).to(full), full / k
+    )

@@ -1,104 +1,168 @@
-"""Rank k: thick-restart Lanczos bidiagonalisation (Wu & Simon 1998; Baglama & Reichel 2005).
+"""Rank k to a tolerance: thick-restart block Lanczos, every step a product with m and with m^T.
 
-The paper's section 3 names this method and misses it in PyTorch. Each step costs one product with
-the matrix and one with its transpose; a restart keeps the best Ritz vectors and goes on from them.
+The method of the paper's section 3 (Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 2000), on m^T m
+without forming it. Blocks of vectors instead of single ones, because a product with eight reads
+the matrix as often as one with a single vector; only the right vectors are kept orthonormal,
+since the left ones follow from them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from lit_fanions.lmo.small import completed, noise, wide
+
+# Blocks of a cycle, before a restart keeps the best of their vectors.
+_BLOCKS = 24
+# A look at the residuals solves a small eigenproblem: not before so many times the vectors.
+_LOOK_AGAIN = 1.25
+# Residuals that a search in bfloat16 products reaches: its rounding is incoherent.
+COARSE_TOLERANCE = 4e-3
+
+
+class Lanczos(NamedTuple):
+    """What ``lanczos`` found.
+
+    Attributes:
+        U: (batch, rows, width), width >= k where the matrix has as many.
+        S: (batch, width), descending.
+        Vh: (batch, width, cols).
+        residuals: |m^T u - s v| relative to s, (batch, k).
+        products: Columns multiplied by m or by m^T in all.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+    residuals: Tensor
+    products: int
+
+
+def block_width(k: int, limit: int) -> int:
+    """How many vectors a cold start should have; more use the memory better and converge later.
+
+    Args:
+        k: Triplets wanted.
+        limit: min(rows, cols).
+    """
+    width = 8 if k <= 4 else 16 if k <= 48 else 32
+    return min(width, limit)
 
 
 def lanczos(
     m: Tensor,
-    start: Tensor,
     k: int,
+    start: Tensor,
     *,
     tol: float,
-    basis: int,
     cycles: int,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading singular triplets of each matrix.
+    coarse: torch.dtype | None = None,
+) -> Lanczos:
+    """The leading singular triplets by thick-restart block Lanczos.
 
-    Both bases are orthogonalised in full, twice: they are small, and the vectors are what the
-    caller wants. An exhausted Krylov space (fewer distinct singular values than vectors) goes on
-    with a random vector, so that repeated singular values are found.
+    On a CPU every matrix stops when its own residuals are small enough. Elsewhere looking at them
+    would wait for the device, so that all of the cycles are run.
 
     Args:
-        m: Matrices, (batch, rows, cols), float32 or float64, of moderate scale.
-        start: Start vectors, (batch, cols), not zero.
+        m: Matrices, (batch, rows, cols), finite, of ordinary scale, float32 or float64.
         k: Number of triplets, at most min(rows, cols).
-        tol: Stops when every residual |m^T u - s v| is at most tol * s. On an accelerator, where
-            looking would synchronise, all cycles are run.
-        basis: Krylov vectors before a restart; clamped to k + 1 ... min(rows, cols).
-        cycles: Restarts at most.
-        generator: Source of the random vectors, on the device of m.
+        start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
+        tol: Residual |m^T u - s v| relative to s to stop at.
+        cycles: How many times the search is restarted, at most.
+        coarse: A dtype of faster products: the search is made in it, and its outcome is the start
+            of one in the dtype of m, which alone decides when to stop.
 
     Returns:
-        U (batch, rows, k), S (batch, k) descending, Vh (batch, k, cols).
+        See ``Lanczos``.
     """
-    batch, rows, cols = m.shape
-    limit = min(rows, cols)
-    basis = min(max(basis, k + 2), limit)
-    keep = min(k + (basis - k) // 2, basis - 1)
-    tiny = torch.finfo(m.dtype).eps * torch.linalg.matrix_norm(m).clamp(min=1e-30)[:, None]
+    if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
+        turned = lanczos(m.mT, k, m @ start, tol=tol, cycles=cycles, coarse=coarse)
+        return turned._replace(U=turned.Vh.mT, Vh=turned.U.mT)
+    if m.device.type != "cpu":
+        return _search(m, k, start.mT, tol, cycles, coarse)
+    pairs = zip(m, start.mT, strict=True)
+    parts = [_search(x, k, block, tol, cycles, coarse) for x, block in pairs]
+    u, s, vh, residuals = (torch.stack(field) for field in list(zip(*parts, strict=True))[:4])
+    return Lanczos(u, s, vh, residuals, sum(part.products for part in parts))
 
-    v = m.new_zeros(batch, cols, basis + 1)
-    u = m.new_zeros(batch, rows, basis)
-    projected = m.new_zeros(batch, basis, basis)  # u^T m v
-    v[:, :, 0] = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    beta = m.new_zeros(batch, 1)
-    first = 0
-    for cycle in range(cycles):
-        for j in range(first, basis):
-            w, h = _orthogonalise(_apply(m, v[:, :, j]), u[:, :, :j])
-            projected[:, :j, j] = h
-            u[:, :, j], alpha = _normalise(w, u[:, :, :j], tiny, generator)
-            projected[:, j, j] = alpha[:, 0]
-            w, _ = _orthogonalise(_apply(m.mT, u[:, :, j]), v[:, :, : j + 1])
-            if j + 1 < cols:
-                v[:, :, j + 1], beta = _normalise(w, v[:, :, : j + 1], tiny, generator)
-        p, s, qh = torch.linalg.svd(projected)
-        left, right = u @ p, v[:, :, :basis] @ qh.mT
-        residual = beta * p[:, -1, :k].abs()
-        done = basis == limit or cycle == cycles - 1
-        if not done and m.device.type == "cpu":
-            done = bool((residual <= tol * s[:, :k] + tiny).all())
-        if done:
+
+def _search(
+    m: Tensor, k: int, start: Tensor, tol: float, cycles: int, coarse: torch.dtype | None
+) -> Lanczos:
+    """``lanczos`` of one matrix, or of a batch in step, with the start vectors as rows."""
+    if coarse is None:
+        return _krylov(m, k, start, tol, cycles)
+    found = _krylov(m.to(coarse), k, start, tol, cycles)
+    if tol >= COARSE_TOLERANCE:
+        return found
+    better = _krylov(m, k, found.Vh, tol, cycles)
+    return better._replace(products=found.products + better.products)
+
+
+def _krylov(m: Tensor, k: int, start: Tensor, tol: float, cycles: int) -> Lanczos:
+    rows, cols = m.shape[-2:]
+    dtype, width = start.dtype, min(start.shape[-2], cols)
+    size = min(max(_BLOCKS * block_width(k, cols), 3 * width, k + 3 * width), cols)
+    batch, looks = m.shape[:-2], m.device.type == "cpu"
+    # Squares of the singular values would lose half of float32's digits.
+    exact = torch.float32 if m.device.type == "mps" else torch.float64
+    v = start.new_empty(*batch, size + 2 * width, cols)
+    w = start.new_empty(*batch, size + width, rows, dtype=exact)  # v m^T
+    gram = w.new_zeros(*batch, size + width, size + width)  # w w^T
+
+    v[..., :width, :] = torch.linalg.qr(start[..., :width, :].mT).Q.mT
+    done, ready, products, cycle, look = 0, width, 0, 1, float(k)
+    while True:
+        block, new = slice(done, ready), ready - done
+        left = v[..., block, :].to(m.dtype) @ m.mT
+        w[..., block, :] = left
+        gram[..., block, :ready] = w[..., block, :] @ w[..., :ready, :].mT
+        gram[..., :ready, block] = gram[..., block, :ready].mT
+        fresh, coupling = _outside((left @ m).to(dtype), v[..., :ready, :])
+        done, ready, products = ready, min(ready + width, cols), products + 2 * new
+        v[..., done:ready, :] = fresh[..., : ready - done, :]
+
+        complete, over = ready == done, done >= size
+        if not (complete or over or (looks and done >= look)):
+            continue
+        look = _LOOK_AGAIN * done
+        squares, q = torch.linalg.eigh(wide(gram[..., :done, :done]))
+        s, q = squares.clamp(min=0).sqrt().flip(-1).to(gram), q.flip(-1).to(gram)
+        residuals = _residuals(s[..., :k], q[..., -new:, :k], coupling.to(exact))
+        if complete or (looks and bool((residuals <= tol).all())) or (over and cycle == cycles):
             break
-        # Thick restart: the kept Ritz vectors, then the next Krylov vector. The coupling between
-        # them comes back by itself from the projection of m v onto u.
-        v[:, :, keep] = v[:, :, basis].clone()
-        v[:, :, :keep], u[:, :, :keep] = right[:, :, :keep], left[:, :, :keep]
-        projected.zero_()
-        projected[:, :keep, :keep] = torch.diag_embed(s[:, :keep])
-        first = keep
-    return left[:, :, :k], s[:, :k], right[:, :, :k].mT
+        if over:
+            kept = min(k + width, done)
+            following = v[..., done:ready, :].clone()
+            v[..., :kept, :] = q[..., :kept].mT.to(dtype) @ v[..., :done, :]
+            w[..., :kept, :] = q[..., :kept].mT @ w[..., :done, :]
+            gram.zero_().diagonal(dim1=-2, dim2=-1)[..., :kept] = s[..., :kept] ** 2
+            done, ready, cycle, look = kept, kept + following.shape[-2], cycle + 1, float(kept)
+            v[..., done:ready, :] = following
+
+    best = q[..., : min(k + width, done)].mT
+    s = s[..., : best.shape[-2]]
+    left = (best @ w[..., :done, :]).to(dtype)
+    vh = best.to(dtype) @ v[..., :done, :]
+    return Lanczos(completed(left, s).mT, s.to(dtype), vh, residuals.to(dtype), products)
 
 
-def _apply(m: Tensor, x: Tensor) -> Tensor:
-    return (m @ x.unsqueeze(-1)).squeeze(-1)
+def _outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows that span the rows of z outside the basis, and r: z's part is r^T rows.
+
+    Twice, for rounding; where z has nothing outside, the second pass makes the arbitrary rows of
+    the first one orthogonal to the basis.
+    """
+    q, first = torch.linalg.qr((z - z @ basis.mT @ basis).mT)
+    q, second = torch.linalg.qr(q - basis.mT @ (basis @ q))
+    return q.mT, second @ first
 
 
-def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """w minus its part in the basis, twice for rounding, and the coefficients of that part."""
-    total = _apply(basis.mT, w)
-    w = w - _apply(basis, total)
-    again = _apply(basis.mT, w)
-    return w - _apply(basis, again), total + again
-
-
-def _normalise(
-    w: Tensor, basis: Tensor, tiny: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """w / |w| and |w|; where w is rounding noise, a random vector outside the basis and 0."""
-    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    lost = norm <= tiny
-    if w.device.type != "cpu" or bool(lost.any()):
-        fresh = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
-        fresh, _ = _orthogonalise(fresh, basis)
-        fresh = fresh / torch.linalg.vector_norm(fresh, dim=-1, keepdim=True)
-        return torch.where(lost, fresh, w / norm), torch.where(lost, 0.0, norm)
-    return w / norm, norm
+def _residuals(s: Tensor, last: Tensor, coupling: Tensor) -> Tensor:
+    """|m^T u - s v| / s of Ritz triplets, from their coefficients in the last block."""
+    outside = torch.linalg.vector_norm(coupling @ last, dim=-2)
+    # Below rounding a triplet of any direction is right.
+    return torch.where(s > noise(s, torch.float32), outside / s**2, 0.0)

@@ -7,13 +7,14 @@ drive every singular value to about 1. A preset is a table of (a, b, c), a row a
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from lit_fanions import norms
-from lit_fanions.lmo.scaling import unit_frobenius
+from lit_fanions.lmo.scaling import blend_part, unit_frobenius
 
 PolarMethod = Literal["jordan", "quintic", "polar_express", "cans", "convergent", "exact", "auto"]
 
@@ -91,6 +92,29 @@ _PRESETS: dict[str, _Preset] = {
     "convergent": _Preset(((2.0, -1.5, 0.5),), 12, True),
 }
 
+# The longer side, in units of the shorter one, from which the Gram form takes less time, and the
+# steps it goes with one Gram matrix.
+GRAM_ASPECT = 2.5
+_GRAM_STEPS = 3
+
+
+def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    """The same polynomials in other units, in which a is a number of bfloat16.
+
+    Added to a diagonal of bfloat16, another a would be off by up to .4 % in all entries alike,
+    at every step. The units of the input shrink by as much at most, which every preset allows.
+    """
+    found: list[_Row] = []
+    unit = 1.0  # of the step's output
+    for a, b, c in reversed(rows):
+        mantissa, exponent = math.frexp(a / unit)
+        new_a = math.ldexp(math.floor(mantissa * 2**8), exponent - 8)
+        ratio = new_a * unit / a
+        found.append((new_a, b * ratio**3 / unit, c * ratio**5 / unit))
+        unit = ratio
+    return tuple(reversed(found))
+
+
 # Where the choice is left to us: the fewest products that keep <m, d> at .97 of the nuclear norm
 # for condition numbers up to 1e3.
 AUTO: PolarMethod = "polar_express"
@@ -156,25 +180,115 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
         ValueError: If the method does not exist or cannot take that many steps.
     """
     check_polar(method, steps)
+    x, _ = unit_frobenius(m, dtype=polar_dtype(m, method))
+    return unit_polar(x, method, steps).to(m.dtype)
+
+
+def polar_dtype(m: Tensor, method: str) -> torch.dtype:
+    """The dtype in which ``unit_polar`` should get the matrices m."""
     if method == "exact":
-        return _exact(m)
-    rows = coefficients(method, steps)
-    x, _ = unit_frobenius(m)
-    margin = _PRESETS[AUTO if method == "auto" else method].margin
-    x = (x / margin if margin != 1 else x).to(fast_dtype(m.device, m.dtype))
-    tall = x.shape[-2] > x.shape[-1]
-    x = _newton_schulz(x.mT if tall else x, rows)
-    return (x.mT if tall else x).to(m.dtype)
+        return torch.promote_types(m.dtype, torch.float32)
+    return fast_dtype(m.device, m.dtype)
 
 
-def _newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> Tensor:
+def unit_polar(
+    x: Tensor,
+    method: str,
+    steps: int | None = None,
+    *,
+    alpha: float = 1.0,
+    blend: str = "frobenius",
+    sign_scale: float = 1.0,
+) -> Tensor:
+    """``polar`` of matrices of Frobenius norm 1, blended with what ``blend_part`` makes of them.
+
+    Args:
+        x: (..., rows, cols), in the dtype of the products. With alpha other than 1 its memory is
+            used.
+        method: As in ``polar``.
+        steps: As in ``polar``.
+        alpha: Weight of the polar factor.
+        blend: frobenius | sign, what has the rest.
+        sign_scale: Size of the sign part's entries.
+
+    Returns:
+        The same shape and dtype.
+    """
     shape = x.shape
-    x = x.reshape(-1, *shape[-2:])  # baddbmm takes exactly three dimensions
-    for a, b, c in rows:
-        gram = x @ x.mT
-        quintic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, quintic, x, beta=a)
-    return x.reshape(shape)
+    x = x.reshape(-1, *shape[-2:])
+    x = x[0] if len(x) == 1 else x  # on CPUs two-dimensional products are faster
+    if method == "exact":
+        d, factor = _exact(x), None
+    else:
+        rows = coefficients(method, steps)
+        margin = _PRESETS[AUTO if method == "auto" else method].margin
+        rows = (*_safe(rows[:1], margin), *rows[1:])
+        if x.dtype == torch.bfloat16:
+            rows = _representable(rows)
+        short, long = sorted(shape[-2:])
+        by_gram = long >= GRAM_ASPECT * short and x.dtype != torch.bfloat16
+        d, factor = (_gram_newton_schulz if by_gram else _newton_schulz)(x, rows)
+    wide = shape[-2] <= shape[-1]
+    if alpha == 1:
+        if factor is not None:
+            d = factor @ d if wide else d @ factor
+    else:
+        # The last product adds to the other part where that is, so that a blend costs no pass.
+        d = d.clone() if d is x else d
+        base = blend_part(x, blend, sign_scale)
+        if factor is None:
+            d = base.lerp_(d, alpha)
+        else:
+            add = base.addmm_ if base.ndim == 2 else base.baddbmm_
+            d = add(*((factor, d) if wide else (d, factor)), beta=1 - alpha, alpha=alpha)
+    return d.reshape(shape)
+
+
+def _newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
+    """The iterate before the last product, and its factor on the short side."""
+    # Into memory that is had once: for large matrices, getting it costs as much as a product.
+    wide = x.shape[-2] <= x.shape[-1]
+    gram = x.new_empty(*x.shape[:-2], *[min(x.shape[-2:])] * 2)
+    factor = torch.empty_like(gram)
+    spare = [torch.empty_like(x) for _ in rows[1:3]]
+    for i, (a, b, c) in enumerate(rows):
+        if i:
+            x = torch.matmul(*((factor, x) if wide else (x, factor)), out=spare[i % len(spare)])
+        torch.matmul(*((x, x.mT) if wide else (x.mT, x)), out=gram)
+        _multiply_add(b, gram, gram, gram, c, out=factor)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return x, factor
+
+
+def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
+    """The same iteration on the small Gram matrix, with x multiplied after a few steps.
+
+    What rounding adds to the Gram matrix is multiplied as the small singular values are, so that
+    it is taken anew from time to time. In bfloat16 that would have to be at every step: with two,
+    the iteration diverges on some small matrices.
+    """
+    wide = x.shape[-2] <= x.shape[-1]
+    product: Tensor | None = None
+    for i, (a, b, c) in enumerate(rows):
+        if i % _GRAM_STEPS == 0:
+            if product is not None:
+                x = product @ x if wide else x @ product
+            gram, product = (x @ x.mT if wide else x.mT @ x), None
+        factor = _multiply_add(b, gram, gram, gram, c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if (i + 1) % _GRAM_STEPS and i + 1 < len(rows):
+            gram = factor @ gram @ factor
+    assert product is not None
+    return x, product
+
+
+def _multiply_add(
+    beta: float, c: Tensor, a: Tensor, b: Tensor, alpha: float, out: Tensor | None = None
+) -> Tensor:
+    """beta c + alpha a b, of matrices or of batches of them."""
+    fused = torch.addmm if a.ndim == 2 else torch.baddbmm
+    return fused(c, a, b, beta=beta, alpha=alpha, out=out)
 
 
 def _exact(m: Tensor) -> Tensor:

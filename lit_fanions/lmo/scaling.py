@@ -11,6 +11,8 @@ from torch import Tensor
 
 # Inputs of fewer digits than these are raised to float32.
 _EXACT = (torch.float32, torch.float64)
+# Between these a Frobenius norm has not lost squares to underflow or overflow in float32.
+_TINY, _HUGE = 1e-12, 1e15
 
 
 def largest_entry(m: Tensor) -> Tensor:
@@ -27,21 +29,33 @@ def largest_entry(m: Tensor) -> Tensor:
     return torch.maximum(m.amax(dims, keepdim=True), -m.amin(dims, keepdim=True))
 
 
-def unit_frobenius(m: Tensor) -> tuple[Tensor, Tensor]:
+def unit_frobenius(
+    m: Tensor, *, dtype: torch.dtype | None = None, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
     """Each matrix over its Frobenius norm; zero stays zero, a non-finite matrix becomes NaN.
 
     Args:
         m: Matrices, (..., rows, cols), of any float dtype.
+        dtype: Of the answer; None is float32, or float64 for float64.
+        overwrite: Whether the memory of m may be used.
 
     Returns:
-        The same shape and the norms, (..., 1, 1); both float32 (float64 for float64).
+        The same shape, and the norms, (..., 1, 1), in float32 (float64 for float64).
     """
+    overwrite = overwrite or m.dtype not in _EXACT
     m = m if m.dtype in _EXACT else m.float()
-    peak = largest_entry(m)
-    peak = torch.where(peak.isfinite(), peak, torch.nan)
-    m = m / torch.where(peak == 0, 1.0, peak)
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True)
-    return m.div_(torch.where(norm == 0, 1.0, norm)), peak * norm
+    if m.device.type != "cpu" or not bool(((norm > _TINY) & (norm < _HUGE)).all()):
+        # Squares may have left the range: once more, with the largest entry taken out.
+        peak = largest_entry(m)
+        peak = torch.where(peak.isfinite(), peak, torch.nan)
+        m = m / torch.where(peak == 0, 1.0, peak)
+        norm, overwrite = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True), True
+        whole = peak * norm
+    else:
+        whole = norm
+    x = torch.div(m, torch.where(norm == 0, 1.0, norm), out=m if overwrite else None)
+    return (x if dtype is None else x.to(dtype)), whole
 
 
 def frobenius_norm(m: Tensor) -> Tensor:
@@ -55,3 +69,19 @@ def frobenius_norm(m: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(m.dtype, torch.float32)
     return torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True, dtype=dtype)
+
+
+def blend_part(x: Tensor, blend: str, sign_scale: float) -> Tensor:
+    """What an oracle is blended with, in the memory of x: x itself, or the sign of its entries.
+
+    Args:
+        x: Matrices over their Frobenius norms, (..., rows, cols).
+        blend: frobenius | sign.
+        sign_scale: Size of the sign part's entries.
+
+    Returns:
+        The same shape and dtype. The sign of NaN is 0.
+    """
+    if blend == "frobenius":
+        return x
+    return x.sign_() if sign_scale == 1 else x.sign_().mul_(sign_scale)

@@ -1,33 +1,50 @@
-"""Rank k: block iterations, which are matrix products and small QR factorisations alone."""
+"""Rank k by a fixed number of block products: block power iteration, warm or cold."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from lit_fanions.lmo.scaling import largest_entry
+from lit_fanions.lmo.small import completed, orthonormal_rows, principal, wide
 
-def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+
+def subspace(
+    m: Tensor, basis: Tensor, *, iterations: int, coarse: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular triplets within a block power iteration's last subspace.
 
-    Warm-started with the singular vectors of a slightly different matrix, one or two iterations
-    suffice; from a random block this is randomised SVD (Halko, Martinsson & Tropp,
-    arXiv 0909.4061).
+    Warm-started with the singular vectors of a slightly different matrix, one iteration suffices;
+    from a random block this is randomised SVD (Halko, Martinsson & Tropp, arXiv 0909.4061).
 
     Args:
-        m: Matrices, (batch, rows, cols), float32 or float64.
-        basis: Start block, (batch, cols, width), width <= min(rows, cols), of full rank.
-        iterations: Products with m and its transpose, at least 1.
+        m: Matrices, (batch, rows, cols), float32 or float64, of any scale.
+        basis: Start block, (batch, cols, width), width <= min(rows, cols). Its columns need not
+            be orthonormal; dependent ones are replaced.
+        iterations: Products with m and with its transpose, at least 1.
+        coarse: A dtype in which products are faster; None is that of m.
 
     Returns:
         U (batch, rows, width), S (batch, width) descending, Vh (batch, width, cols): all of the
-        block. The first k < width are accurate, the rest warms the next start.
+        block. The first k < width are accurate, the rest warms the next start. NaN for a matrix
+        with a NaN or an infinity.
     """
+    single = len(m) == 1  # on a CPU two-dimensional products are faster
+    m, v = (m[0], basis[0].mT) if single else (m, basis.mT)
+    factor = m if coarse is None else m.to(coarse)
+    tiny = torch.finfo(m.dtype).tiny
     for _ in range(iterations):
-        left = torch.linalg.qr(m @ basis).Q
-        product = m.mT @ left
-        basis, small = torch.linalg.qr(product)
-    p, s, qh = torch.linalg.svd(small.mT)  # m's part in the block is left @ small^T @ basis^T
-    return left @ p, s, (basis @ qh.mT).mT
+        v = v / largest_entry(v).clamp(min=tiny)  # products of small or large ones leave the range
+        w = (v.to(factor.dtype) @ factor.mT).to(m.dtype)
+        finite = w.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        u = orthonormal_rows(torch.where(finite, w, 0))
+        v = torch.where(finite, (u.to(factor.dtype) @ factor).to(m.dtype), 0)
+    s, p = principal(wide(v) @ wide(v).mT)
+    rotation = p.to(m).mT
+    broken = torch.where(finite, 0, torch.nan).to(m)
+    u, v = rotation @ u + broken, completed(rotation @ v, s.to(m.device)) + broken
+    s = s.to(m) + broken[..., 0]
+    return (u.mT[None], s[None], v[None]) if single else (u.mT, s, v)
 
 
 def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,6 +51,10 @@ class GroupOptions:
         polar: Solver for full rank. Default: auto.
         polar_steps: Steps of that solver. Default: the method's own.
         solver: Solver for rank k. Default: auto.
+        solver_steps: Steps of that solver. Default: its own.
+        oversampling: Columns of that solver's basis beyond the rank. Default: 8.
+        stack_entries: How many entries matrices solved together may have. Default: 2**26, and
+            5 * 2**20 on CPUs.
         scale: Step-size rule, by torch's names. Default: original.
         renormalize: Scale the weight to Frobenius norm sqrt(out) before each step. Default: off.
         error_feedback: Keep what a step of low rank leaves behind. Default: off, on for dion.
@@ -74,6 +78,9 @@ class GroupOptions:
     polar: PolarMethod | None = None
     polar_steps: int | None = None
     solver: Solver | None = None
+    solver_steps: int | None = None
+    oversampling: int | None = None
+    stack_entries: int | None = None
     scale: Scale | None = None
     renormalize: bool | None = None
     error_feedback: bool | None = None

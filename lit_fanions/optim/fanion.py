@@ -63,6 +63,9 @@ _MATRIX_DEFAULTS: dict[str, Any] = {
     "polar": "auto",
     "polar_steps": None,
     "solver": "auto",
+    "solver_steps": None,
+    "oversampling": lmo.OVERSAMPLING,
+    "stack_entries": None,
     "scale": "original",
     "renormalize": False,
     "error_feedback": False,
@@ -159,6 +162,9 @@ class Fanion(torch.optim.Optimizer):
         polar_steps: Its steps; None: the method's own number.
         solver: Solver for rank k: auto | lanczos | subspace | randomized | power | exact | cupy
             (``lmo.top_singular``), warm-started from the previous step.
+        solver_steps: Its steps; None: the solver's own number, a single one for subspace.
+        oversampling: Columns of the solver's basis beyond the rank. The basis, (in, columns) for
+            each matrix, is part of the state.
         scale: Step-size rule for a matrix of out x in: "none"; "original", sqrt(max(1, out / in));
             "spectral_unclamped", sqrt(out / in); "match_rms_adamw", which gives every update an
             RMS of .2 lr: .2 sqrt(max(out, in)) for muon. None: original, and spectral_unclamped
@@ -176,6 +182,9 @@ class Fanion(torch.optim.Optimizer):
             device, and count it in its state "skipped"; "error", FloatingPointError before
             anything has changed (synchronises); "propagate", look away.
         momentum_dtype: Of the momentum; None: the parameter's.
+        stack_entries: How many entries matrices of one shape may have in all to be solved
+            together, in one batch; memory beyond parameters, gradients and state is at most three
+            times theirs. A larger matrix is solved alone. None: 2**26, and 5 * 2**20 on CPUs.
         seed: Of the random starts of rank-k solvers, which become part of the state.
 
     Raises:
@@ -198,6 +207,8 @@ class Fanion(torch.optim.Optimizer):
         polar: lmo.PolarMethod = "auto",
         polar_steps: int | None = None,
         solver: lmo.Solver = "auto",
+        solver_steps: int | None = None,
+        oversampling: int = lmo.OVERSAMPLING,
         scale: Scale | None = None,
         renormalize: bool = False,
         error_feedback: bool | None = None,
@@ -205,6 +216,7 @@ class Fanion(torch.optim.Optimizer):
         layout: Layout = "flatten",
         nonfinite: Nonfinite = "skip",
         momentum_dtype: MomentumDtype | torch.dtype | None = None,
+        stack_entries: int | None = None,
         seed: int = 0,
     ) -> None:
         self._options = {
@@ -216,6 +228,8 @@ class Fanion(torch.optim.Optimizer):
             "polar": polar,
             "polar_steps": polar_steps,
             "solver": solver,
+            "solver_steps": solver_steps,
+            "oversampling": oversampling,
             "scale": scale,
             "renormalize": renormalize,
             "error_feedback": error_feedback,
@@ -223,6 +237,7 @@ class Fanion(torch.optim.Optimizer):
             "layout": layout,
             "nonfinite": nonfinite,
             "momentum_dtype": momentum_dtype,
+            "stack_entries": stack_entries,
             "seed": seed,
         }
         # Only what every group has: schedulers and monitors of other projects look in here for
@@ -495,6 +510,8 @@ def _check_options(group: dict[str, Any]) -> None:
         raise ValueError(f"{where}seed must be a whole number, got {group['seed']!r}")
     _check_rank(group["rank"], where)
     lmo.check_polar(group["polar"], group["polar_steps"])
+    lmo.check_solver(group["solver"], group["solver_steps"], group["oversampling"])
+    _check_stack(group["stack_entries"], where)
     _check_splits(group["splits"], where)
     full = group["rank"] == "full" or (isinstance(group["rank"], float) and group["rank"] == 1)
     if group["error_feedback"] and (
@@ -520,6 +537,15 @@ def _check_rank(rank: Any, where: str) -> None:
         raise ValueError(
             f'{where}rank must be a whole number of at least 1, a fraction in (0, 1] or "full", '
             f"got {rank!r}"
+        )
+
+
+def _check_stack(entries: Any, where: str) -> None:
+    if entries is not None and (
+        not isinstance(entries, int) or isinstance(entries, bool) or entries < 0
+    ):
+        raise ValueError(
+            f"{where}stack_entries must be a whole number of at least 0 or None, got {entries!r}"
         )
 
 

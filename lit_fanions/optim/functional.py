@@ -7,7 +7,7 @@ groups and the state in order, what a step computes is here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,9 +31,10 @@ from lit_fanions.optim.matrices import (
 Rank = int | float | Literal["full"]
 Scale = Literal["none", "original", "match_rms_adamw", "spectral_unclamped"]
 
-# Same-shape parameters are stacked on accelerators, where a launch costs more than the copy; on
-# CPUs a loop measures as fast and needs less memory. The entries of a stack are bounded by this.
+# Matrices of the same shape are solved together, as many as have this many entries. Accelerators
+# are kept busy with fewer launches; the CPU's matrix products share out batches between threads.
 _STACK_ENTRIES = 2**26
+_CPU_STACK_ENTRIES = 5 * 2**20
 
 Options = Mapping[str, Any]
 State = dict[str, Tensor]
@@ -140,10 +141,11 @@ def start_bases(p: Tensor, group: Options, generator: torch.Generator) -> State:
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
         rank = _solved_rank(group, shape)
         if rank is not None:
-            block = lmo.start_block(shape, rank, device=p.device, generator=generator)
-            if group["algorithm"] == "dion":
-                block = block[..., :rank]
-            elif gradients:
+            block = lmo.start_block(
+                shape, rank, device=p.device, generator=generator,
+                oversampling=0 if group["algorithm"] == "dion" else group["oversampling"],
+            )  # fmt: skip
+            if gradients and group["algorithm"] != "dion":
                 block = lmo.warmed(gradients[part], block)
             bases[f"basis{part}"] = block
     return bases
@@ -205,40 +207,86 @@ def _same_layout(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def step_matrices(group: Options, states: Mapping[Tensor, State]) -> None:
-    """Steps a group of matrices, same-shape parameters together where that is faster."""
+    """Steps a group of matrices, those of the same shape together where that is faster."""
     parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
-    for stack in _stacks(parameters):
-        updates = [_update_momentum(p, states[p], group) for p in stack]
-        batches = [
-            to_matrices(gather(update, p), group["layout"], group["splits"])
-            for p, (update, _) in zip(stack, updates, strict=True)
-        ]
-        solved = [
-            _directions(
-                [batch[part] for batch in batches],
-                [states[p] for p in stack],
-                [finite for _, finite in updates],
-                part,
-                group,
-            )
-            for part in range(len(batches[0]))
-        ]
-        for i, (p, (_, finite)) in enumerate(zip(stack, updates, strict=True)):
+    for stack in _stacks(parameters, group):
+        finites, batches = _momenta(stack, states, group)
+        # The momenta themselves are not to be overwritten.
+        overwrite = len(stack) > 1 or group["nesterov"]
+        stack_states = [states[p] for p in stack]
+        solved = []
+        for part in range(len(batches)):
+            m = batches[part]
+            batches[part] = m.new_empty(0)  # its memory is needed
+            solved.append(_directions(m, stack_states, finites, part, group, overwrite))
+            del m
+        for i, p in enumerate(stack):
             parts = [directions[i] for directions, _ in solved]
             captured = [taken[i] for _, taken in solved if taken is not None]
-            _apply(p, parts, captured, finite, states[p], group)
+            _apply(p, parts, captured, finites[i], states[p], group)
 
 
-def _stacks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+def stack_entries(group: Options, device: torch.device) -> int:
+    """The most entries of matrices that are solved together; a larger one is solved alone."""
+    if group["stack_entries"] is not None:
+        return int(group["stack_entries"])
+    return _CPU_STACK_ENTRIES if device.type == "cpu" else _STACK_ENTRIES
+
+
+def _stacks(parameters: list[Tensor], group: Options) -> Iterator[list[Tensor]]:
+    """Parameters of one shape each, as many as may be solved together."""
     same: dict[Any, list[list[Tensor]]] = {}
     for p in parameters:
-        limit = 0 if p.device.type == "cpu" else _STACK_ENTRIES
         stacks = same.setdefault((p.shape, p.dtype, p.device), [[]])
+        # A CPU shares out a batch of large products between its threads, and gains nothing else.
+        shapes = matrix_shapes(p.shape, group["layout"], group["splits"])
+        gains = p.device.type != "cpu" or any(_orthogonalises(group, shape) for shape in shapes)
+        limit = stack_entries(group, p.device) if gains else 0
         if stacks[-1] and (len(stacks[-1]) + 1) * p.numel() > limit:
             stacks.append([])
         stacks[-1].append(p)
     for stacks in same.values():
         yield from stacks
+
+
+def _orthogonalises(group: Options, shape: torch.Size) -> bool:
+    """Whether directions of matrices of that shape are polar factors, of any scale of them."""
+    if group["alpha"] == 0 or group["error_feedback"] or group["algorithm"] == "coordinate":
+        return False
+    return _solved_rank(group, shape) is None
+
+
+def _momenta(
+    stack: list[Tensor], states: Mapping[Tensor, State], group: Options
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Updates the momenta of parameters of one shape.
+
+    Returns:
+        For each whether to step it, and the batches of matrices to take directions of, of all
+        parameters together: (parameters * count, rows, cols) for each part. Those to be
+        orthogonalised are of Frobenius norm 1, and in the dtype for it: done here, one parameter
+        after the other, while it is in the cache.
+    """
+    finites: list[Tensor] = []
+    batches: list[Tensor] = []
+    for i, p in enumerate(stack):
+        update, finite = _update_momentum(p, states[p], group)
+        finites.append(finite)
+        parts = to_matrices(gather(update, p), group["layout"], group["splits"])
+        parts = [_prepared(part, group) for part in parts]
+        if len(stack) == 1:
+            return finites, parts
+        batches = batches or [part.new_empty(len(stack), *part.shape) for part in parts]
+        for batch, part in zip(batches, parts, strict=True):
+            batch[i] = part
+    return finites, [batch.flatten(0, 1) for batch in batches]
+
+
+def _prepared(m: Tensor, group: Options) -> Tensor:
+    if not _orthogonalises(group, m.shape):
+        return m
+    dtype = lmo.polar_dtype(m, group["polar"])
+    return lmo.unit_frobenius(m, dtype=dtype, overwrite=group["nesterov"])[0]
 
 
 def _update_momentum(p: Tensor, state: State, group: Options) -> tuple[Tensor, Tensor]:
@@ -253,7 +301,8 @@ def _update_momentum(p: Tensor, state: State, group: Options) -> tuple[Tensor, T
     if group["nonfinite"] == "skip":
         finite = is_finite(grad, p)  # in the dtype of the momentum, where it may overflow
         state["skipped"] += ~finite
-        grad = torch.where(finite, grad, 0.0 if feedback else momentum)
+        if grad.device.type != "cpu" or not finite:  # a CPU need not wait to know
+            grad = torch.where(finite, grad, 0.0 if feedback else momentum)
     if feedback:
         momentum.add_(grad)
         return momentum, finite
@@ -263,49 +312,58 @@ def _update_momentum(p: Tensor, state: State, group: Options) -> tuple[Tensor, T
 
 
 def _directions(
-    batches: list[Tensor],
+    m: Tensor,
     states: list[State],
     finites: list[Tensor],
     part: int,
     group: Options,
+    overwrite: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
     """Scaled directions of the matrices of several parameters, (count, rows, cols) for each.
 
     With error feedback also what the directions capture of the matrices.
     """
-    m = batches[0] if len(batches) == 1 else torch.cat(batches)
-    key, count = f"basis{part}", len(batches[0])
+    key, count = f"basis{part}", len(m) // len(states)
     basis = torch.cat([state[key] for state in states]) if key in states[0] else None
     rank = _solved_rank(group, m.shape)
     if basis is not None and rank is not None and basis.shape[-1] < rank:
         # The group's rank was raised.
         basis = lmo.start_block(m.shape, rank, device=m.device).to(basis.dtype)
-    d, captured, basis_after = _direction(m, basis, group)
-    d = _scaled(d, group)
+    size = max(1, stack_entries(group, m.device) // m[0].numel())
+    ms = m.split(size)
+    bases = [None] * len(ms) if basis is None else basis.split(size)
+    solved = [_direction(x, b, group, overwrite) for x, b in zip(ms, bases, strict=True)]
+    d, captured, basis_after = map(_joined, zip(*solved, strict=True))
+    assert d is not None
     if basis is not None and basis_after is not None:
-        # A zero matrix has no singular vectors worth keeping, and a skipped step leaves no trace.
+        # A skipped step leaves no trace.
         stepped = torch.stack(finites).repeat_interleave(count)[:, None, None]
-        kept = stepped & (lmo.largest_entry(m) > 0)
-        after = torch.where(kept, basis_after, basis).split(count)
+        after = torch.where(stepped, basis_after, basis).split(count)
         for state, new in zip(states, after, strict=True):
             state[key] = new.contiguous()
-    return d.split(count), None if captured is None else captured.split(count)
+    return _scaled(d, group).split(count), None if captured is None else captured.split(count)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Parts of a batch in one, or None for parts of None."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) > 1 else known[0] if known else None
 
 
 def _scaled(d: Tensor, group: Options) -> Tensor:
-    """Directions times the step-size factor of their shape."""
+    """Directions times the step-size factor of their shape, in place."""
     rows, cols = d.shape[-2:]
     scale, known = group["scale"], direction_norm(group, rows, cols)
     if scale == "match_rms_adamw" and known is None:
         norm = lmo.frobenius_norm(d)
         root_mean_square = torch.where(norm == 0, 1.0, norm) / math.sqrt(rows * cols)
-        return (d * (MATCHED_RMS / root_mean_square)).to(d.dtype)
+        return d.mul_(MATCHED_RMS / root_mean_square)
     factor = step_size_factor(scale, rows, cols, known)
-    return d if factor == 1 else d * factor
+    return d if factor == 1 else d.mul_(factor)
 
 
 def _direction(
-    m: Tensor, basis: Tensor | None, group: Options
+    m: Tensor, basis: Tensor | None, group: Options, overwrite: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Directions of a batch, what they capture (error feedback), and the basis they leave."""
     rank = _solved_rank(group, m.shape)
@@ -314,26 +372,31 @@ def _direction(
         assert basis is not None
         x, norm = lmo.unit_frobenius(m)
         p, r, q = lmo.dion(x, basis[..., :rank].to(x.dtype))
-        d = lmo.blend_with((p @ q.mT).to(m.dtype), m, alpha, blend, sign_scale)
-        return d, (p @ r.mT) * norm, torch.cat([q, basis[..., rank:]], -1)
+        d = p @ q.mT
+        if alpha != 1:
+            d = lmo.blend_part(x, blend, sign_scale).lerp_(d, alpha)
+        return d, (p @ r.mT).mul_(norm), _kept(q, basis, norm)
     ball = group["algorithm"] if group["algorithm"] in ("kyfan", "coordinate") else "fanion"
-    pure, triplets = lmo.oracle(
-        m, rank=resolve_rank(group["rank"], *m.shape[-2:]), alpha=alpha, ball=ball,
-        polar_method=group["polar"], polar_steps=group["polar_steps"], solver=group["solver"],
-        warm_start=basis,
+    feedback = group["error_feedback"]
+    d, triplets = lmo.solve(
+        m, rank=resolve_rank(group["rank"], *m.shape[-2:]), alpha=alpha, blend=blend,
+        sign_scale=sign_scale, ball=ball, polar_method=group["polar"],
+        polar_steps=group["polar_steps"], solver=group["solver"],
+        solver_steps=group["solver_steps"], oversampling=group["oversampling"], warm_start=basis,
+        unit=_orthogonalises(group, m.shape), overwrite=overwrite and not feedback,
     )  # fmt: skip
-    d = lmo.blend_with(pure, m, alpha, blend, sign_scale)
-    captured = basis_after = None
-    if group["error_feedback"]:
-        captured = m  # all of it where the rank was clamped to full
-    if triplets is not None:
-        u, s, vh = triplets
-        if group["error_feedback"]:
-            captured = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
-        if basis is not None:
-            width = min(vh.shape[-2], basis.shape[-1])
-            basis_after = torch.cat([vh[..., :width, :].mT, basis[..., width:]], -1)
-    return d, captured, basis_after
+    if triplets is None:
+        return d, m if feedback else None, None  # all of it where the rank was clamped to full
+    u, s, vh = triplets
+    captured = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :] if feedback else None
+    return d, captured, None if basis is None else _kept(vh.mT, basis, s[..., :1, None])
+
+
+def _kept(new: Tensor, basis: Tensor, size: Tensor) -> Tensor:
+    """The next basis: new columns for as many of the old, all of the old for a zero matrix."""
+    width = min(new.shape[-1], basis.shape[-1])
+    new = torch.cat([new[..., :width].to(basis.dtype), basis[..., width:]], -1)
+    return torch.where(size > 0, new, basis)
 
 
 def _apply(

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,12 +49,6 @@ def groups_of(module: nn.Module, **options: Any) -> dict[str, str]:
 # 1. A stack of same-shape parameters flattened into one matrix.
 
 
-def _all_together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """How parameters are stacked on accelerators."""
-    shapes = dict.fromkeys(p.shape for p in parameters)
-    yield from ([p for p in parameters if p.shape == shape] for shape in shapes)
-
-
 STACKED = [
     *({"algorithm": name} for name in MATRIX),
     {"algorithm": "muon", "renormalize": True, "scale": "match_rms_adamw"},
@@ -67,12 +60,18 @@ STACKED = [
 
 @pytest.mark.parametrize("options", STACKED, ids=str)
 def test_parameters_of_one_shape_stay_separate_matrices(options, monkeypatch):
-    def train(stacked: bool) -> list[Tensor]:
+    def stacks(parameters: list[Tensor], group: object) -> list[list[Tensor]]:
+        """How parameters are stacked on accelerators, and how they are not."""
+        shapes = dict.fromkeys(p.shape for p in parameters)
+        together = [[p for p in parameters if p.shape == shape] for shape in shapes]
+        return together if stacked else [[p] for p in parameters]
+
+    monkeypatch.setattr(functional, "_stacks", stacks)
+
+    def train() -> list[Tensor]:
         ps = [parameter(12, 8, seed=i) for i in range(3)]
         ps.append(parameter(12, 4, 2, seed=3))
         optimizer = Fanion(ps, **options, lr=0.1)
-        if stacked:
-            monkeypatch.setattr(functional, "_stacks", _all_together)
         for i in range(4):
             for j, p in enumerate(ps):
                 p.grad = normal(*p.shape, seed=10 * i + j)
@@ -81,7 +80,10 @@ def test_parameters_of_one_shape_stay_separate_matrices(options, monkeypatch):
             optimizer.step()
         return [p.detach() for p in ps] + [optimizer.state[p]["momentum"] for p in ps]
 
-    for alone, together in zip(train(False), train(True), strict=True):
+    stacked = False
+    separate = train()
+    stacked = True
+    for alone, together in zip(separate, train(), strict=True):
         torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 
 

@@ -1,0 +1,466 @@
+"""Rank k: our solvers against SciPy's ARPACK, torch's randomised SVDs and the full SVD.
+
+Every solver gets the cheapest of its settings that reaches the same error of the rank-k direction,
+|U_k V_k^T - exact|_F / sqrt(k), on three seeds; these settings then race. Cases:
+
+  gaussian   a square Gaussian matrix, Table 2 of the paper
+  power_law  3072x768 of singular values i^-0.7, from cold starts
+  momentum   matrices that an optimizer had at consecutive steps, from warm starts, against
+             Newton-Schulz; read from Lightning checkpoints
+
+  python -m lit_fanions.bench topk --checkpoints logs/*/checkpoints/*.ckpt --json topk.json
+
+The whole takes tens of minutes on a few CPU cores; choose by --cases, --k and --size.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_fanions import lmo
+from lit_fanions.bench import gpu_peers, polar, race, recorded, report
+from lit_fanions.lmo import Triplets
+
+CASES = ("gaussian", "power_law", "momentum")
+ARPACK, FULL, LOW_RANK, PCA = "SciPy ARPACK", "torch svd", "torch svd_lowrank", "torch pca_lowrank"
+OURS = "ours: "
+AUTO, CUPY = f"{OURS}auto", f"{OURS}cupy"
+# Table 2 of the paper, 5000x5000, rtol .01: seconds by k. What raced there against the others was
+# CuPy's thick-restart Lanczos; here it is that on a GPU and ARPACK on a CPU.
+PAPER_SVDS = {1: 0.18, 10: 0.47, 100: 1.96}
+PAPER = {f"{OURS}power": {1: 7.7}, PCA: {1: 1.15, 10: 19.4, 100: 170.0}}
+# Settings from the cheapest up.
+_ARPACK_TOLERANCES = (0.3, 0.1, 0.06, 0.03, 0.02, 0.01, 5e-3, 2e-3)
+_TOLERANCES = (0.1, 0.03, 0.01, 3e-3, 1e-3, 5e-4, 2e-4, 1e-4)
+_POWER_STEPS = (4, 16, 64, 256, 1024, 4096)
+# With the first of these tolerances iterations may be made in bfloat16, with the second not.
+_PRECISIONS = (1e-2, 1e-3)
+_SEEDS = 3
+# The exact solver is no match for the others above this, and would only take time.
+_EXACT_SIZE = 1024
+# Recorded matrices are at least this large.
+_LEAST, _QUICK_LEAST = 128, 8
+_ERROR_NOTE = "error: |U V^T - exact|_F / sqrt(k), the worst of all runs"
+_PAPER_NOTE = (
+    "paper: 5000x5000, rtol .01, on a GPU; its SVDS is CuPy's thick-restart Lanczos, whose time "
+    "stands beside what the others are compared with here"
+)
+_NO_CHECKPOINTS = (
+    "recorded momentum: left out. Record some consecutive steps with ModelCheckpoint"
+    "(every_n_train_steps=1, save_top_k=-1) and name the files with --checkpoints"
+)
+_NO_CUPY = 'CuPy: left out; install it by pip install "lit-fanions[cuda12]" (or cuda13)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A matrix of which the leading triplets are wanted.
+
+    Args:
+        name: Its name in CASES.
+        title: In words.
+        matrix: The matrix, float32.
+        ranks: Numbers of triplets.
+        widths: From k, the widths of the blocks that randomised solvers try.
+        iterations: Their numbers of iterations.
+        with_pca: Whether torch.pca_lowrank competes.
+        references: Solvers of which the fastest is what the others are compared with.
+    """
+
+    name: str
+    title: str
+    matrix: Tensor
+    ranks: Sequence[int]
+    widths: Callable[[int], Sequence[int]]
+    iterations: Sequence[int]
+    with_pca: bool
+    references: Sequence[str]
+
+
+class Solver(NamedTuple):
+    """A competitor.
+
+    Attributes:
+        levels: Its settings, from the cheapest up.
+        seeds: On how many seeds a setting has to hold; 1 where nothing is random.
+    """
+
+    levels: Sequence[race.Level]
+    seeds: int = _SEEDS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, metavar="CASE", help="some of the cases only"
+    )
+    parser.add_argument(
+        "--k", nargs="+", type=race.whole, metavar="K", help="ranks, instead of each case's own"
+    )
+    parser.add_argument(
+        "--size",
+        type=race.whole,
+        metavar="N",
+        help="rows and columns of the Gaussian matrix (default: 5000, with --quick 96)",
+    )
+    parser.add_argument(
+        "--error",
+        type=race.positive,
+        default=0.01,
+        metavar="E",
+        help="error to reach (default: 0.01)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=race.positive,
+        default=60.0,
+        metavar="SECONDS",
+        help="to look for the setting of each solver and k (default: 60)",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="Lightning checkpoints of consecutive steps, for recorded momentum",
+    )
+    race.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> report.Report:
+    """Race the solvers.
+
+    Args:
+        options: Those of ``add_arguments``.
+
+    Raises:
+        Refused: If a package is missing, or k or a checkpoint is not possible.
+    """
+    chosen = options.cases or CASES[: 3 if options.checkpoints else 2]
+    matrices = cases(options, chosen)
+    on_gpu = options.device.type == "cuda"
+    compares_cupy = on_gpu and gpu_peers.available()
+    packages: tuple[str, ...] = ()
+    if matrices and (compares_cupy or not on_gpu):
+        packages = ("cupy",) if on_gpu else ("scipy", "numpy")
+    facts, notes = race.conditions(options, *packages), race.notes(options, *packages)
+    sequences = _sequences(options) if "momentum" in chosen else {}
+
+    tables, panels, results, peers = [], [], [], []
+    for case in matrices:
+        results += (entries := _race_case(case, options))
+        tables.append(_table(case, entries, options.error))
+        panels += [_panel(case, k, entries) for k in case.ranks]
+        if case.name == "gaussian" and compares_cupy:
+            peers = gpu_peers.compare(case.matrix, case.ranks, options.repeats)
+            tables.append(gpu_peers.table(peers))
+    momentum = recorded.race_all(sequences, _recorded_ranks(options), options)
+    if momentum:
+        tables.append(recorded.table(momentum))
+        panels += recorded.panels(momentum)
+
+    first, *more = tables
+    rules = lmo.rules()
+    return report.Report(
+        title=first.title,
+        columns=first.columns,
+        rows=first.rows,
+        notes=[
+            *([_ERROR_NOTE] if matrices else []),
+            *([_PAPER_NOTE] if "gaussian" in chosen else []),
+            *([] if options.checkpoints else [_NO_CHECKPOINTS]),
+            *([_NO_CUPY] if on_gpu and not compares_cupy else []),
+            *notes,
+            "",
+            'what "auto" chooses:',
+            report.table(["condition", "choice"], rules),
+        ],
+        data={
+            **facts,
+            "goal": options.error,
+            "budget": options.budget,
+            "results": results,
+            "momentum": momentum,
+            "cupy": peers,
+            "rules": rules,
+        },
+        more=more,
+        panels=panels,
+    )
+
+
+def cases(options: argparse.Namespace, chosen: Sequence[str]) -> list[Case]:
+    """Return the cases of these names that are matrices made here.
+
+    Args:
+        options: Those of ``add_arguments``.
+        chosen: The names.
+
+    Raises:
+        Refused: If a rank is too large.
+    """
+    made = [make(options) for name, make in _MAKE.items() if name in chosen]
+    for case in made:
+        limit = min(case.matrix.shape)
+        if max(case.ranks) >= limit:
+            raise report.Refused(
+                f"k = {max(case.ranks)} is too large for {case.title}: give --k below {limit}"
+            )
+    return made
+
+
+def rank_k_error(found: Triplets, exact: Triplets, k: int) -> float:
+    """Return |U V^T - U* V*^T|_F / sqrt(k) of the k leading triplets, from products of k columns.
+
+    Args:
+        found: k triplets; their vectors need not be orthonormal.
+        exact: At least k triplets in float64.
+        k: How many.
+    """
+    u, vh = found.U.double(), found.Vh.double()
+    own = ((u.mT @ u) * (vh @ vh.mT)).sum()
+    common = ((exact.U[:, :k].mT @ u) * (exact.Vh[:k] @ vh.mT)).sum()
+    square = float(own - 2 * common) / k + 1
+    return math.inf if math.isnan(square) else math.sqrt(max(0.0, square))
+
+
+def solvers(case: Case, k: int) -> dict[str, Solver]:
+    """Return the competitors for k triplets of a case by name."""
+    m = case.matrix
+    limit = min(m.shape)
+    blocks = sorted(
+        {(min(q, limit), n) for q in case.widths(k) for n in case.iterations if q >= k},
+        key=lambda block: _flops(m, *block),
+    )
+    on_gpu = m.device.type == "cuda"
+    competitors: dict[str, Solver] = {}
+    if not on_gpu:
+        competitors[ARPACK] = Solver([_arpack(m, k, tol) for tol in _ARPACK_TOLERANCES])
+    competitors[FULL] = Solver([race.Level("", lambda seed: _svd(m, k))], seeds=1)
+    competitors[LOW_RANK] = Solver([_low_rank(torch.svd_lowrank, m, k, *b) for b in blocks])
+    if case.with_pca:
+        competitors[PCA] = Solver([_low_rank(_pca_lowrank, m, k, *b) for b in blocks])
+    competitors[AUTO] = Solver([_ours(m, k, "auto", tol=tol) for tol in _TOLERANCES])
+    competitors[f"{OURS}lanczos"] = Solver([_ours(m, k, "lanczos", tol=tol) for tol in _TOLERANCES])
+    competitors[f"{OURS}randomized"] = Solver(
+        [
+            _ours(m, k, "randomized", oversampling=q - k, solver_steps=n, tol=tol)
+            for q, n in blocks
+            for tol in _PRECISIONS
+        ]
+    )
+    competitors[f"{OURS}power"] = Solver(
+        [_ours(m, k, "power", solver_steps=steps, tol=_PRECISIONS[-1]) for steps in _POWER_STEPS]
+    )
+    if limit <= _EXACT_SIZE:
+        competitors[f"{OURS}exact"] = Solver([_ours(m, k, "exact")], seeds=1)
+    if on_gpu and gpu_peers.available():
+        competitors[CUPY] = Solver([_ours(m, k, "cupy", tol=tol) for tol in _TOLERANCES])
+    return competitors
+
+
+def _gaussian(options: argparse.Namespace) -> Case:
+    size = options.size or (96 if options.quick else 5000)
+    return Case(
+        name="gaussian",
+        title=f"Gaussian {size}x{size}, as in Table 2 of the paper",
+        matrix=polar.gaussian((size, size)).to(options.device),
+        ranks=options.k or ((1, 4) if options.quick else (1, 10, 100)),
+        widths=lambda k: (k + 8, 2 * k + 8, 4 * k + 32),
+        iterations=(8, 16, 32, 64, 128, 256),
+        with_pca=True,
+        references=(ARPACK if options.device.type == "cpu" else CUPY,),
+    )
+
+
+def _power_law(options: argparse.Namespace) -> Case:
+    shape = (96, 64) if options.quick else (3072, 768)
+    return Case(
+        name="power_law",
+        title=f"{polar.shape_text(shape)} of singular values i^-0.7",
+        matrix=polar.power_law(shape).to(options.device),
+        ranks=options.k or ((1, 4) if options.quick else (1, 8, 32, 128)),
+        widths=lambda k: (k + 2, k + 8, 2 * k, 2 * k + 8),
+        iterations=(1, 2, 3, 4, 6, 8, 12),
+        with_pca=False,
+        references=(ARPACK, LOW_RANK, FULL),
+    )
+
+
+_MAKE = {"gaussian": _gaussian, "power_law": _power_law}
+
+
+def _recorded_ranks(options: argparse.Namespace) -> Sequence[int]:
+    return options.k or ((2, 4) if options.quick else (8, 32))
+
+
+def _sequences(options: argparse.Namespace) -> dict[str, list[Tensor]]:
+    if not options.checkpoints:
+        raise report.Refused("--cases momentum needs --checkpoints")
+    least = max(_QUICK_LEAST if options.quick else _LEAST, max(_recorded_ranks(options)) + 1)
+    momenta = recorded.momenta(options.checkpoints)
+    return recorded.choose(momenta, least)
+
+
+def _exact(m: Tensor) -> Triplets:
+    if m.numel() > 2**22:
+        print(f"float64 SVD of {polar.shape_text(m.shape)}, about a minute", file=sys.stderr)
+    return Triplets(*torch.linalg.svd(m.double(), full_matrices=False))
+
+
+def _arpack(m: Tensor, k: int, tol: float) -> race.Level:
+    linalg, numpy = (report.require(name, "this race") for name in ("scipy.sparse.linalg", "numpy"))
+    matrix = m.numpy()
+
+    def solve(seed: int) -> Triplets:
+        start = numpy.random.default_rng(seed).standard_normal(min(m.shape))
+        found = linalg.svds(matrix, k, tol=tol, v0=start.astype(matrix.dtype), solver="arpack")
+        return Triplets(*(torch.from_numpy(part.copy()) for part in found))
+
+    return race.Level(f"tol {tol:g}", solve)
+
+
+def _svd(m: Tensor, k: int) -> Triplets:
+    u, s, vh = torch.linalg.svd(m, full_matrices=False)
+    return Triplets(u[:, :k], s[:k], vh[:k])
+
+
+def _low_rank(
+    function: Callable[..., tuple[Tensor, Tensor, Tensor]], m: Tensor, k: int, q: int, niter: int
+) -> race.Level:
+    def solve(seed: int) -> Triplets:
+        torch.manual_seed(seed)
+        u, s, v = function(m, q=q, niter=niter)
+        return Triplets(u[:, :k], s[:k], v.mT[:k])
+
+    return race.Level(f"q {q}, niter {niter}", solve)
+
+
+def _pca_lowrank(m: Tensor, q: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.pca_lowrank(m, q=q, center=False, niter=niter)
+
+
+def _flops(m: Tensor, q: int, iterations: int) -> int:
+    """Of a randomised SVD, but for a factor: products with m, and factorisations of blocks."""
+    rows, cols = m.shape
+    return (iterations + 1) * (2 * rows * cols * q + (rows + cols) * q * q)
+
+
+def _ours(m: Tensor, k: int, solver: lmo.Solver, **options: Any) -> race.Level:
+    def solve(seed: int) -> Triplets:
+        generator = torch.Generator().manual_seed(seed)
+        return lmo.top_singular(m, k, solver=solver, generator=generator, **options)
+
+    words = {"tol": "tol", "solver_steps": "steps", "oversampling": "oversampling"}
+    setting = ", ".join(f"{words[name]} {value:g}" for name, value in options.items())
+    return race.Level(setting, solve)
+
+
+def _race_case(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
+    exact = _exact(case.matrix)
+    return [entry for k in case.ranks for entry in _race(case, exact, k, options)]
+
+
+def _race(case: Case, exact: Triplets, k: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Choose everybody's setting, then let those that reach the error race."""
+    print(f"{case.title}, k = {k}: choosing settings, then racing", file=sys.stderr)
+
+    def error(found: Triplets) -> float:
+        return rank_k_error(found, exact, k)
+
+    trials = {
+        name: race.cheapest(
+            solver.levels,
+            error,
+            goal=options.error,
+            seeds=solver.seeds,
+            budget=options.budget,
+            device=options.device,
+        )
+        for name, solver in solvers(case, k).items()
+    }
+    errors = {name: [trial.error] for name, trial in trials.items()}
+    seconds = race.take_turns(
+        {name: trial.level.solve for name, trial in trials.items() if trial.reached},
+        repeats=options.repeats,
+        device=options.device,
+        watch=lambda name, found: errors[name].append(error(found)),
+    )
+    medians = race.medians(seconds)
+    reference = _least(medians, case.references)
+    best = _least(medians, [name for name in medians if name.startswith(OURS) and name != AUTO])
+    return [
+        {
+            "case": case.name,
+            "k": k,
+            "solver": name,
+            "setting": trial.level.setting,
+            "reached": trial.reached,
+            "error": max(errors[name]),
+            "seconds": seconds.get(name, [trial.seconds]),
+            "median_seconds": medians.get(name, trial.seconds),
+            "ratio_to_reference": _ratio(medians.get(name), reference),
+            "ratio_to_best_of_ours": (
+                _ratio(medians.get(name), best) if name.startswith(OURS) else None
+            ),
+        }
+        for name, trial in trials.items()
+    ]
+
+
+def _least(medians: Mapping[str, float], names: Sequence[str]) -> float | None:
+    return min((medians[name] for name in names if name in medians), default=None)
+
+
+def _ratio(seconds: float | None, reference: float | None) -> float | None:
+    return None if seconds is None or reference is None else seconds / reference
+
+
+def _table(case: Case, entries: Sequence[Mapping[str, Any]], goal: float) -> report.Table:
+    with_paper = case.name == "gaussian"
+    reference = case.references[0] if len(case.references) == 1 else "best of theirs"
+    columns = ["k", "solver", "setting", "ms", "error", f"x {reference}"]
+    return report.Table(
+        f"{case.title}: error at most {goal:g}",
+        [*columns, "x best of ours", *(["paper s", "x its SVDS"] if with_paper else [])],
+        [_row(case, entry) + (_paper(case, entry) if with_paper else []) for entry in entries],
+    )
+
+
+def _row(case: Case, entry: Mapping[str, Any]) -> list[object]:
+    return [
+        entry["k"],
+        entry["solver"],
+        entry["setting"],
+        1e3 * entry["median_seconds"],
+        entry["error"],
+        _shown(entry["ratio_to_reference"]) if entry["reached"] else "not reached",
+        _shown(entry["ratio_to_best_of_ours"]),
+    ]
+
+
+def _paper(case: Case, entry: Mapping[str, Any]) -> list[object]:
+    """The paper's seconds of this solver, and their ratio to those of its SVDS."""
+    solver, k = entry["solver"], entry["k"]
+    seconds = (PAPER_SVDS if solver in case.references else PAPER.get(solver, {})).get(k)
+    return [_shown(seconds), _shown(_ratio(seconds, PAPER_SVDS.get(k)))]
+
+
+def _shown(value: float | None) -> object:
+    return "" if value is None else value
+
+
+def _panel(case: Case, k: int, entries: Sequence[Mapping[str, Any]]) -> report.Panel:
+    bars = {}
+    for entry in entries:
+        if entry["k"] == k:
+            label = entry["solver"] + ("" if entry["reached"] else " (not reached)")
+            bars[label] = 1e3 * entry["median_seconds"]
+    return report.Panel(f"{case.name}, k = {k}", "ms", bars)
