@@ -28,9 +28,10 @@ from lit_fanions.optim.functional import stack_entries
 
 WIDTH, QUICK_WIDTH = 768, 64
 COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True}
-TORCH, OURS = "torch.optim.Muon", "muon"
+TORCH, OURS, FEWER = "torch.optim.Muon", "muon", "muon, 4 steps"
 ALGORITHMS: dict[str, dict[str, Any]] = {
     OURS: {"algorithm": "muon"},
+    FEWER: {"algorithm": "muon", "polar_steps": 4},
     "f_muon": {"algorithm": "f_muon"},
     "s_muon": {"algorithm": "s_muon"},
     "neon": {"algorithm": "neon"},
@@ -121,9 +122,13 @@ def run(options: argparse.Namespace) -> report.Report:
         more=[
             report.Table(
                 "<M, D> / |M|_* of the direction D of a matrix M",
-                ["shape", "spectrum", TORCH, OURS],
+                ["shape", "spectrum", TORCH, OURS, FEWER],
                 [
-                    [polar.shape_text(each["shape"]), each["spectrum"], each[TORCH], each[OURS]]
+                    [
+                        polar.shape_text(each["shape"]),
+                        each["spectrum"],
+                        *(each[name] for name in (TORCH, OURS, FEWER)),
+                    ]
                     for each in judged
                 ],
             )
@@ -225,6 +230,7 @@ def _qualities(shapes: list[tuple[int, int]], device: torch.device) -> Iterator[
                 "spectrum": spectrum,
                 TORCH: polar.quality(m, polar.torch_newton_schulz(m), norm),
                 OURS: polar.quality(m, lmo.direction(m), norm),
+                FEWER: polar.quality(m, lmo.direction(m, polar_steps=4), norm),
             }
 
 

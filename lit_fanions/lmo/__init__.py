@@ -227,8 +227,12 @@ def _leading_block(
     tol: float,
     warm_start: Tensor | None,
     generator: torch.Generator | None,
+    overwrite: bool = False,
 ) -> Triplets:
-    """``top_singular`` with what a block solver knows beyond k, for the next warm start."""
+    """``top_singular`` with what a block solver knows beyond k, for the next warm start.
+
+    With ``overwrite`` it may leave another multiple of the matrices in their memory.
+    """
     check_solver(solver, solver_steps, oversampling)
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
@@ -239,9 +243,9 @@ def _leading_block(
         solver = _choose_solver(m, k, warm=not cold)
     x = m.reshape(-1, rows, cols)
     if solver in ("exact", "cupy", "lanczos"):  # subspace does without the copy
-        x, norm = unit_frobenius(x)
+        x, norm = unit_frobenius(x, overwrite=overwrite)
         broken = torch.where(norm.isnan(), torch.nan, 0.0)
-        x = torch.where(norm.isnan(), 0.0, x)
+        x = x.masked_fill_(norm.isnan(), 0.0)
     elif x.dtype != torch.float64:
         x = x.float()
     if solver == "exact":
@@ -421,7 +425,7 @@ def solve(
         assert k is not None
         triplets = _leading_block(
             m, k, solver=solver, solver_steps=solver_steps, oversampling=oversampling, tol=tol,
-            warm_start=warm_start, generator=generator,
+            warm_start=warm_start, generator=generator, overwrite=overwrite and ball == "fanion",
         )  # fmt: skip
         if ball == "fanion":
             d = _rank_k(triplets, k)

@@ -210,20 +210,24 @@ def step_matrices(group: Options, states: Mapping[Tensor, State]) -> None:
     """Steps a group of matrices, those of the same shape together where that is faster."""
     parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
     for stack in _stacks(parameters, group):
-        finites, batches = _momenta(stack, states, group)
-        # The momenta themselves are not to be overwritten.
-        overwrite = len(stack) > 1 or group["nesterov"]
-        stack_states = [states[p] for p in stack]
-        solved = []
-        for part in range(len(batches)):
-            m = batches[part]
-            batches[part] = m.new_empty(0)  # its memory is needed
-            solved.append(_directions(m, stack_states, finites, part, group, overwrite))
-            del m
-        for i, p in enumerate(stack):
-            parts = [directions[i] for directions, _ in solved]
-            captured = [taken[i] for _, taken in solved if taken is not None]
-            _apply(p, parts, captured, finites[i], states[p], group)
+        _step_stack(stack, group, states)
+
+
+def _step_stack(stack: list[Tensor], group: Options, states: Mapping[Tensor, State]) -> None:
+    stack_states = [states[p] for p in stack]
+    finites, batches = _momenta(stack, stack_states, group)
+    # The momenta themselves are not to be overwritten.
+    overwrite = len(stack) > 1 or group["nesterov"]
+    solved = []
+    for part in range(len(batches)):
+        m = batches[part]
+        batches[part] = m.new_empty(0)  # its memory is needed
+        solved.append(_directions(m, stack_states, finites, part, group, overwrite))
+        del m
+    for i, p in enumerate(stack):
+        parts = [directions[i] for directions, _ in solved]
+        captured = [taken[i] for _, taken in solved if taken is not None]
+        _apply(p, parts, captured, finites[i], stack_states[i], group)
 
 
 def stack_entries(group: Options, device: torch.device) -> int:
@@ -257,7 +261,7 @@ def _orthogonalises(group: Options, shape: torch.Size) -> bool:
 
 
 def _momenta(
-    stack: list[Tensor], states: Mapping[Tensor, State], group: Options
+    stack: list[Tensor], states: list[State], group: Options
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Updates the momenta of parameters of one shape.
 
@@ -269,8 +273,8 @@ def _momenta(
     """
     finites: list[Tensor] = []
     batches: list[Tensor] = []
-    for i, p in enumerate(stack):
-        update, finite = _update_momentum(p, states[p], group)
+    for i, (p, state) in enumerate(zip(stack, states, strict=True)):
+        update, finite = _update_momentum(p, state, group)
         finites.append(finite)
         parts = to_matrices(gather(update, p), group["layout"], group["splits"])
         parts = [_prepared(part, group) for part in parts]

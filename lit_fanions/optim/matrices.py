@@ -105,7 +105,8 @@ def matrix_shapes(shape: torch.Size, layout: str, splits: Splits) -> list[torch.
     Raises:
         ValueError: If the splits do not fit.
     """
-    return [m.shape for m in to_matrices(torch.empty(shape, device="meta"), layout, splits)]
+    nothing = torch.empty((), device="meta").expand(shape)
+    return [m.shape for m in to_matrices(nothing, layout, splits)]
 
 
 # Distributed tensors: entrywise work is done on the local shard, directions on the whole matrix.
