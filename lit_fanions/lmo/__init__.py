@@ -72,9 +72,10 @@ _STEPS = {
 }
 # From this size on products in bfloat16 pay as a first approximation too.
 _COARSE_SIZE = 2048
-# On CPUs the whole SVD is taken of matrices up to this size, and for more than this part of it.
-_EXACT_SIZE = 48
-_EXACT_PART = 3
+# A CPU takes the whole SVD of matrices up to this size, from a cold and from a warm start, and
+# where, cold, k is more than this part of it.
+_EXACT_SIZE = (192, 32)
+_EXACT_PART = 4
 
 
 class Triplets(NamedTuple):
@@ -159,7 +160,8 @@ def top_singular(
             cold start and 1 from a warm one, randomized 8, power 64, lanczos 50.
         oversampling: Columns beyond k of a block that is made here.
         tol: Residual |m^T u - s v| relative to s at which Lanczos stops. On a GPU it does not
-            look, since that would wait for the device, and uses up its restarts.
+            look, since that would wait for the device, and uses up its restarts. Of the other
+            solvers it only decides whether products in bfloat16 are good enough.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that
@@ -275,7 +277,8 @@ def _leading_block(
 
 def _choose_solver(m: Tensor, k: int, *, warm: bool) -> str:
     limit = min(m.shape[-2:])
-    if m.device.type == "cpu" and (limit <= _EXACT_SIZE or (not warm and k * _EXACT_PART > limit)):
+    large_part = not warm and k * _EXACT_PART > limit
+    if m.device.type == "cpu" and (limit <= _EXACT_SIZE[warm] or large_part):
         return "exact"
     return "subspace" if warm else "lanczos"
 
@@ -283,9 +286,12 @@ def _choose_solver(m: Tensor, k: int, *, warm: bool) -> str:
 def rules() -> list[tuple[str, str]]:
     """What "auto" chooses, in order: (condition, choice) of solvers, then of polar methods."""
     return [
-        (f"rank k on a CPU, min(rows, cols) <= {_EXACT_SIZE}", "solver exact"),
-        (f"rank k on a CPU, cold, k > min(rows, cols) / {_EXACT_PART}", "solver exact"),
-        ("rank k, warm start", "solver subspace, 1 iteration"),
+        (f"rank k on a CPU, min(rows, cols) <= {_EXACT_SIZE[True]}", "solver exact"),
+        (
+            f"rank k on a CPU, cold, min(rows, cols) <= {_EXACT_SIZE[False]} or < {_EXACT_PART} k",
+            "solver exact",
+        ),
+        ("rank k, warm start", f"solver subspace, {_STEPS['subspace'][1]} iteration"),
         ("rank k, cold", "solver lanczos"),
         (
             f"its products, with bfloat16 hardware and tol >= {COARSE_TOLERANCE:g}",
@@ -296,7 +302,10 @@ def rules() -> list[tuple[str, str]]:
             "bfloat16, then improved in float32",
         ),
         ("full rank", f"polar {AUTO}, {len(coefficients('auto'))} steps"),
-        (f"full rank, one side at least {GRAM_ASPECT:g} times the other", "its Gram form"),
+        (
+            f"the same in float32 or float64, one side at least {GRAM_ASPECT:g} times the other",
+            "its Gram form",
+        ),
     ]
 
 
