@@ -27,6 +27,7 @@ SHAPES = [(64, 216), (256, 2304), (768, 768), (3, 512, 128), (10, 1)]
 POLAR_METHODS = ["jordan", "quintic", "polar_express", "cans", "convergent", "exact", "auto"]
 SOLVERS = ["lanczos", "subspace", "randomized", "power", "exact", "cupy", "auto"]
 FULL_RANK = ["muon", "f_muon", "s_muon"]
+RANK_K = ["neon", "fanion", "kyfan", "f_neon", "s_fanion", "dion"]
 ENTRYWISE = ["nsgd", "signum", "coordinate", "adamw", "sgd"]
 GPU = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
 
@@ -95,8 +96,7 @@ def optimizer_for(model: nn.Module, algorithm: str) -> Fanion:
     return Fanion(groups)
 
 
-# The other rank-k algorithms take the SVD of a small block, for which torch waits.
-@pytest.mark.parametrize("algorithm", [*FULL_RANK, "dion", *ENTRYWISE])
+@pytest.mark.parametrize("algorithm", [*FULL_RANK, *RANK_K, *ENTRYWISE])
 def test_step_does_not_wait_for_the_device(algorithm):
     model, (images, labels) = network(), batch()
     optimizer = optimizer_for(model, algorithm)
@@ -189,3 +189,13 @@ def test_overhead_of_the_loop(checkout, capfd, record_property):
     assert bench(["overhead", *recipe, "--epochs", "3"]) == 0
     (ratio,) = re.findall(r"^ratio +([\d.]+)", capfd.readouterr().out, re.M)
     record_property("measured", f"fit takes {ratio} x the bare steps of the quickstart")
+
+
+@pytest.mark.parametrize("command", ["topk", "polar", "step"])
+def test_bench(command, tmp_path, capsys, record_property):
+    start = time.perf_counter()
+    assert (
+        bench([command, "--quick", "--device", "cuda", "--json", str(tmp_path / "out.json")]) == 0
+    )
+    assert torch.cuda.get_device_name() in capsys.readouterr().out
+    record_property("measured", f"{time.perf_counter() - start:.1f} s")

@@ -57,8 +57,9 @@ def lanczos(
     k: int,
     start: Tensor,
     *,
-    tol: float,
-    cycles: int,
+    tol: float = 1e-2,
+    cycles: int = 50,
+    basis: int | None = None,
     coarse: torch.dtype | None = None,
 ) -> Lanczos:
     """The leading singular triplets by thick-restart block Lanczos.
@@ -71,7 +72,9 @@ def lanczos(
         k: Number of triplets, at most min(rows, cols).
         start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
         tol: Residual |m^T u - s v| relative to s to stop at.
-        cycles: How many times the search is restarted, at most.
+        cycles: How many times the search starts, at most.
+        basis: Vectors that it collects before a restart keeps k and a block of the best, at least
+            k and three blocks. None: 24 blocks.
         coarse: A dtype of faster products: the search is made in it, and its outcome is the start
             of one in the dtype of m, which alone decides when to stop.
 
@@ -79,33 +82,42 @@ def lanczos(
         See ``Lanczos``.
     """
     if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
-        turned = lanczos(m.mT, k, m @ start, tol=tol, cycles=cycles, coarse=coarse)
+        turned = lanczos(m.mT, k, m @ start, tol=tol, cycles=cycles, basis=basis, coarse=coarse)
         return turned._replace(U=turned.Vh.mT, Vh=turned.U.mT)
     if m.device.type != "cpu":
-        return _search(m, k, start.mT, tol, cycles, coarse)
+        return _search(m, k, start.mT, tol, cycles, basis, coarse)
     pairs = zip(m, start.mT, strict=True)
-    parts = [_search(x, k, block, tol, cycles, coarse) for x, block in pairs]
+    parts = [_search(x, k, block, tol, cycles, basis, coarse) for x, block in pairs]
     u, s, vh, residuals = (torch.stack(field) for field in list(zip(*parts, strict=True))[:4])
     return Lanczos(u, s, vh, residuals, sum(part.products for part in parts))
 
 
 def _search(
-    m: Tensor, k: int, start: Tensor, tol: float, cycles: int, coarse: torch.dtype | None
+    m: Tensor,
+    k: int,
+    start: Tensor,
+    tol: float,
+    cycles: int,
+    basis: int | None,
+    coarse: torch.dtype | None,
 ) -> Lanczos:
     """``lanczos`` of one matrix, or of a batch in step, with the start vectors as rows."""
     if coarse is None:
-        return _krylov(m, k, start, tol, cycles)
-    found = _krylov(m.to(coarse), k, start, tol, cycles)
+        return _krylov(m, k, start, tol, cycles, basis)
+    found = _krylov(m.to(coarse), k, start, tol, cycles, basis)
     if tol >= COARSE_TOLERANCE:
         return found
-    better = _krylov(m, k, found.Vh, tol, cycles)
+    better = _krylov(m, k, found.Vh, tol, cycles, basis)
     return better._replace(products=found.products + better.products)
 
 
-def _krylov(m: Tensor, k: int, start: Tensor, tol: float, cycles: int) -> Lanczos:
+def _krylov(
+    m: Tensor, k: int, start: Tensor, tol: float, cycles: int, basis: int | None
+) -> Lanczos:
     rows, cols = m.shape[-2:]
     dtype, width = start.dtype, min(start.shape[-2], cols)
-    size = min(max(_BLOCKS * block_width(k, cols), 3 * width, k + 3 * width), cols)
+    basis = _BLOCKS * block_width(k, cols) if basis is None else basis
+    size = min(max(basis, k + 3 * width), cols)
     batch, looks = m.shape[:-2], m.device.type == "cpu"
     # Squares of the singular values would lose half of float32's digits.
     exact = torch.float32 if m.device.type == "mps" else torch.float64

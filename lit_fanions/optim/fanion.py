@@ -352,8 +352,8 @@ class Fanion(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group.
 
-        Gradients are left as they are. Nothing waits for the device but ``nonfinite="error"``, an
-        exact solver, and the rank-k solvers' SVD of a small block, for which torch itself waits.
+        Gradients are left as they are. Nothing waits for the device but ``nonfinite="error"`` and
+        the solvers exact, lanczos and cupy.
 
         Args:
             closure: Recomputes the loss and the gradients.
