@@ -229,12 +229,8 @@ def _leading_block(
     tol: float,
     warm_start: Tensor | None,
     generator: torch.Generator | None,
-    overwrite: bool = False,
 ) -> Triplets:
-    """``top_singular`` with what a block solver knows beyond k, for the next warm start.
-
-    With ``overwrite`` it may leave another multiple of the matrices in their memory.
-    """
+    """``top_singular`` with what a block solver knows beyond k, for the next warm start."""
     check_solver(solver, solver_steps, oversampling)
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
@@ -244,8 +240,8 @@ def _leading_block(
     if solver == "auto":
         solver = _choose_solver(m, k, warm=not cold)
     x = m.reshape(-1, rows, cols)
-    if solver in ("exact", "cupy", "lanczos"):  # subspace does without the copy
-        x, norm = unit_frobenius(x, overwrite=overwrite)
+    if solver in ("exact", "cupy"):
+        x, norm = unit_frobenius(x)
         broken = torch.where(norm.isnan(), torch.nan, 0.0)
         x = x.masked_fill_(norm.isnan(), 0.0)
     elif x.dtype != torch.float64:
@@ -270,7 +266,7 @@ def _leading_block(
             u, s, vh, *_ = lanczos(x, k, start, tol=tol, cycles=steps, coarse=coarse)
         else:
             u, s, vh = subspace(x, start, iterations=steps, coarse=coarse)
-    if solver in ("exact", "cupy", "lanczos"):
+    if solver in ("exact", "cupy"):
         u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
     return Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
 
@@ -434,7 +430,7 @@ def solve(
         assert k is not None
         triplets = _leading_block(
             m, k, solver=solver, solver_steps=solver_steps, oversampling=oversampling, tol=tol,
-            warm_start=warm_start, generator=generator, overwrite=overwrite and ball == "fanion",
+            warm_start=warm_start, generator=generator,
         )  # fmt: skip
         if ball == "fanion":
             d = _rank_k(triplets, k)

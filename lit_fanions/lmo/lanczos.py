@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_fanions.lmo.scaling import largest_entry
 from lit_fanions.lmo.small import completed, noise, wide
 
 # Blocks of a cycle, before a restart keeps the best of their vectors.
@@ -68,7 +69,7 @@ def lanczos(
     would wait for the device, so that all of the cycles are run.
 
     Args:
-        m: Matrices, (batch, rows, cols), finite, of ordinary scale, float32 or float64.
+        m: Matrices, (batch, rows, cols), of any scale, float32 or float64.
         k: Number of triplets, at most min(rows, cols).
         start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
         tol: Residual |m^T u - s v| relative to s to stop at.
@@ -79,7 +80,7 @@ def lanczos(
             of one in the dtype of m, which alone decides when to stop.
 
     Returns:
-        See ``Lanczos``.
+        See ``Lanczos``. NaN for a matrix with a NaN or an infinity.
     """
     if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
         turned = lanczos(m.mT, k, m @ start, tol=tol, cycles=cycles, basis=basis, coarse=coarse)
@@ -88,8 +89,14 @@ def lanczos(
         return _search(m, k, start.mT, tol, cycles, basis, coarse)
     pairs = zip(m, start.mT, strict=True)
     parts = [_search(x, k, block, tol, cycles, basis, coarse) for x, block in pairs]
-    u, s, vh, residuals = (torch.stack(field) for field in list(zip(*parts, strict=True))[:4])
-    return Lanczos(u, s, vh, residuals, sum(part.products for part in parts))
+    width = min(part.S.shape[-1] for part in parts)  # each stopped when it had enough
+    return Lanczos(
+        torch.stack([part.U[..., :width] for part in parts]),
+        torch.stack([part.S[:width] for part in parts]),
+        torch.stack([part.Vh[:width] for part in parts]),
+        torch.stack([part.residuals for part in parts]),
+        sum(part.products for part in parts),
+    )
 
 
 def _search(
@@ -127,13 +134,21 @@ def _krylov(
 
     v[..., :width, :] = torch.linalg.qr(start[..., :width, :].mT).Q.mT
     done, ready, products, cycle, look = 0, width, 0, 1, float(k)
+    scale: Tensor | None = None
     while True:
         block, new = slice(done, ready), ready - done
-        left = v[..., block, :].to(m.dtype) @ m.mT
+        left = (v[..., block, :].to(m.dtype) @ m.mT).to(dtype)
+        if scale is None:
+            # Of the blocks, as that of the matrix would take a copy of it.
+            peak = largest_entry(left)
+            broken = ~peak.isfinite()
+            scale = torch.where(broken | (peak == 0), 1, 1 / peak)
+        left = torch.where(broken, 0, left * scale)
         w[..., block, :] = left
         gram[..., block, :ready] = w[..., block, :] @ w[..., :ready, :].mT
         gram[..., :ready, block] = gram[..., block, :ready].mT
-        fresh, coupling = _outside((left @ m).to(dtype), v[..., :ready, :])
+        z = (left.to(m.dtype) @ m).to(dtype) * scale
+        fresh, coupling = _outside(torch.where(broken, 0, z), v[..., :ready, :])
         done, ready, products = ready, min(ready + width, cols), products + 2 * new
         v[..., done:ready, :] = fresh[..., : ready - done, :]
 
@@ -157,9 +172,11 @@ def _krylov(
 
     best = q[..., : min(k + width, done)].mT
     s = s[..., : best.shape[-2]]
-    left = (best @ w[..., :done, :]).to(dtype)
-    vh = best.to(dtype) @ v[..., :done, :]
-    return Lanczos(completed(left, s).mT, s.to(dtype), vh, residuals.to(dtype), products)
+    nan = torch.where(broken, torch.nan, 0.0).to(dtype)
+    u = completed((best @ w[..., :done, :]).to(dtype), s).mT + nan
+    vh = best.to(dtype) @ v[..., :done, :] + nan
+    s = s.to(dtype) / scale[..., 0] + nan[..., 0]
+    return Lanczos(u, s, vh, residuals.to(dtype) + nan[..., 0], products)
 
 
 def _outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
