@@ -474,8 +474,8 @@ def test_step_table(step_outcome):
     result = step_outcome.result
     own = {e["optimizer"]: e for e in result["results"]}
     assert list(own) == [
-        "torch.optim.Muon", "muon", "f_muon", "s_muon", "neon", "fanion, rank 8",
-        "fanion, rank 32", "dion, rank 32", "nsgd", "signum",
+        "torch.optim.Muon", "muon", "muon, 4 steps", "f_muon", "s_muon", "neon",
+        "fanion, rank 8", "fanion, rank 32", "dion, rank 32", "nsgd", "signum",
     ]  # fmt: skip
     for entry in own.values():
         median = entry["median_seconds"]

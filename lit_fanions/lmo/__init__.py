@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo.cupy_svds import cupy_svds
-from lit_fanions.lmo.lanczos import COARSE_TOLERANCE, Lanczos, block_width, lanczos
+from lit_fanions.lmo.lanczos import Lanczos, block_width, lanczos
 from lit_fanions.lmo.polar import (
     AUTO,
     GRAM_ASPECT,
@@ -70,7 +70,7 @@ _STEPS = {
     "randomized": (8, 8),
     "power": (64, 64),
 }
-# From this size on products in bfloat16 pay as a first approximation too.
+# From this size on Lanczos does its search in bfloat16 where that is fast.
 _COARSE_SIZE = 2048
 # A CPU takes the whole SVD of matrices up to this size, from a cold and from a warm start, and
 # where, cold, k is more than this part of it.
@@ -149,8 +149,8 @@ def top_singular(
     """The k leading singular triplets of each matrix.
 
     Args:
-        m: Matrices, (..., rows, cols), of any float dtype and scale; computed in float32, or in
-            float64 for float64, with products in bfloat16 where these are faster and tol allows.
+        m: Matrices, (..., rows, cols), of any float dtype, of entries from 1e-30 to 1e30;
+            computed in float32, or in float64 for float64.
         k: Number of triplets; clamped to min(rows, cols).
         solver: ``lanczos``: thick-restart block Lanczos, to the tolerance. ``subspace``: block
             power iterations, from the warm start where there is one. ``randomized``: the same,
@@ -159,9 +159,7 @@ def top_singular(
         solver_steps: Block iterations, or restarts of Lanczos at most. None: subspace 8 from a
             cold start and 1 from a warm one, randomized 8, power 64, lanczos 50.
         oversampling: Columns beyond k of a block that is made here.
-        tol: Residual |m^T u - s v| relative to s at which Lanczos stops. On a GPU it does not
-            look, since that would wait for the device, and uses up its restarts. Of the other
-            solvers it only decides whether products in bfloat16 are good enough.
+        tol: Residual |m^T u - s v| relative to s at which Lanczos stops.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that
@@ -177,8 +175,8 @@ def top_singular(
         RuntimeError: If the solver is cupy and there is no CUDA or no CuPy.
     """
     block = _leading_block(
-        m, k, solver=solver, solver_steps=solver_steps, oversampling=oversampling, tol=tol,
-        warm_start=warm_start, generator=generator,
+        m.detach(), k, solver=solver, solver_steps=solver_steps, oversampling=oversampling,
+        tol=tol, warm_start=warm_start, generator=generator,
     )  # fmt: skip
     k = min(k, *m.shape[-2:])
     return Triplets(block.U[..., :k], block.S[..., :k], block.Vh[..., :k, :])
@@ -239,6 +237,8 @@ def _leading_block(
     cold = warm_start is None or solver in ("randomized", "power")
     if solver == "auto":
         solver = _choose_solver(m, k, warm=not cold)
+    elif solver == "cupy" and k == min(rows, cols):
+        solver = "exact"  # CuPy's solver finds fewer than all
     x = m.reshape(-1, rows, cols)
     if solver in ("exact", "cupy"):
         x, norm = unit_frobenius(x)
@@ -260,12 +260,19 @@ def _leading_block(
             )  # fmt: skip
         else:
             assert warm_start is not None
+            if not k <= warm_start.shape[-1] <= min(rows, cols):
+                raise ValueError(
+                    f"a warm start of {warm_start.shape[-1]} columns for rank {k} of a "
+                    f"{rows} x {cols} matrix: have between {k} and {min(rows, cols)} of them"
+                )
             start = warm_start.reshape(-1, cols, warm_start.shape[-1])
-        start, coarse = start.to(x.dtype), _coarse_dtype(x, solver, tol)
+        start = start.to(x.dtype)
         if solver == "lanczos":
+            fast = fast_dtype(x.device, x.dtype)
+            coarse = fast if fast != x.dtype and min(rows, cols) >= _COARSE_SIZE else None
             u, s, vh, *_ = lanczos(x, k, start, tol=tol, cycles=steps, coarse=coarse)
         else:
-            u, s, vh = subspace(x, start, iterations=steps, coarse=coarse)
+            u, s, vh = subspace(x, start, iterations=steps)
     if solver in ("exact", "cupy"):
         u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
     return Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
@@ -290,12 +297,8 @@ def rules() -> list[tuple[str, str]]:
         ("rank k, warm start", f"solver subspace, {_STEPS['subspace'][1]} iteration"),
         ("rank k, cold", "solver lanczos"),
         (
-            f"its products, with bfloat16 hardware and tol >= {COARSE_TOLERANCE:g}",
-            "bfloat16",
-        ),
-        (
-            f"the same, smaller tol, lanczos, min(rows, cols) >= {_COARSE_SIZE}",
-            "bfloat16, then improved in float32",
+            f"the same, min(rows, cols) >= {_COARSE_SIZE}, with bfloat16 hardware",
+            "searched in bfloat16, improved in float32",
         ),
         ("full rank", f"polar {AUTO}, {len(coefficients('auto'))} steps"),
         (
@@ -303,13 +306,6 @@ def rules() -> list[tuple[str, str]]:
             "its Gram form",
         ),
     ]
-
-
-def _coarse_dtype(m: Tensor, solver: str, tol: float) -> torch.dtype | None:
-    """The dtype of products that are faster than in that of m and good enough, if there is one."""
-    dtype = fast_dtype(m.device, m.dtype)
-    first = solver == "lanczos" and min(m.shape[-2:]) >= _COARSE_SIZE
-    return dtype if dtype != m.dtype and (tol >= COARSE_TOLERANCE or first) else None
 
 
 def coordinate(m: Tensor) -> Tensor:
@@ -384,7 +380,7 @@ def direction(
         raise ValueError(f"rank must be None or a whole number of at least 1, got {rank!r}")
     check_polar(polar, polar_steps)
     d, _ = solve(
-        m, rank=rank, alpha=alpha, blend=blend, sign_scale=sign_scale, ball=ball,
+        m.detach(), rank=rank, alpha=alpha, blend=blend, sign_scale=sign_scale, ball=ball,
         polar_method=polar, polar_steps=polar_steps, solver=solver, solver_steps=solver_steps,
         oversampling=oversampling, tol=tol, warm_start=warm_start, generator=generator,
     )  # fmt: skip
@@ -455,9 +451,11 @@ def solve(
     if alpha == 1:
         assert d is not None
         return d, triplets
-    broken = largest_entry(x) * 0 if d is None else 0  # torch.sign forgets NaN
+    if d is None and blend == "sign":
+        broken = largest_entry(x) * 0  # torch.sign forgets NaN
+        return blend_part(x, blend, sign_scale).add_(broken), triplets
     part = blend_part(x, blend, sign_scale)
-    return part.add_(broken) if d is None else part.lerp_(d.to(part.dtype), alpha), triplets
+    return part if d is None else part.lerp_(d.to(part.dtype), alpha), triplets
 
 
 def _rank_k(block: Triplets, k: int) -> Tensor:

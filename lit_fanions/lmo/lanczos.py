@@ -20,8 +20,6 @@ from lit_fanions.lmo.small import completed, noise, wide
 _BLOCKS = 24
 # A look at the residuals solves a small eigenproblem: not before so many times the vectors.
 _LOOK_AGAIN = 1.25
-# Residuals that a search in bfloat16 products reaches: its rounding is incoherent.
-COARSE_TOLERANCE = 4e-3
 
 
 class Lanczos(NamedTuple):
@@ -32,7 +30,7 @@ class Lanczos(NamedTuple):
         S: (batch, width), descending.
         Vh: (batch, width, cols).
         residuals: |m^T u - s v| relative to s, (batch, k).
-        products: Columns multiplied by m or by m^T in all.
+        products: Columns multiplied by m or by m^T; for a batch in step, of one matrix.
     """
 
     U: Tensor
@@ -65,11 +63,11 @@ def lanczos(
 ) -> Lanczos:
     """The leading singular triplets by thick-restart block Lanczos.
 
-    On a CPU every matrix stops when its own residuals are small enough. Elsewhere looking at them
-    would wait for the device, so that all of the cycles are run.
+    On a CPU every matrix stops when its own residuals are small enough. Elsewhere, where looking
+    at them waits for the device, all stop together at the end of a cycle.
 
     Args:
-        m: Matrices, (batch, rows, cols), of any scale, float32 or float64.
+        m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
         k: Number of triplets, at most min(rows, cols).
         start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
         tol: Residual |m^T u - s v| relative to s to stop at.
@@ -112,8 +110,6 @@ def _search(
     if coarse is None:
         return _krylov(m, k, start, tol, cycles, basis)
     found = _krylov(m.to(coarse), k, start, tol, cycles, basis)
-    if tol >= COARSE_TOLERANCE:
-        return found
     better = _krylov(m, k, found.Vh, tol, cycles, basis)
     return better._replace(products=found.products + better.products)
 
@@ -146,10 +142,11 @@ def _krylov(
         left = torch.where(broken, 0, left * scale)
         w[..., block, :] = left
         gram[..., block, :ready] = w[..., block, :] @ w[..., :ready, :].mT
-        gram[..., :ready, block] = gram[..., block, :ready].mT
+        gram[..., :ready, block] = gram[..., block, :ready].mT.clone()
         z = (left.to(m.dtype) @ m).to(dtype) * scale
         fresh, coupling = _outside(torch.where(broken, 0, z), v[..., :ready, :])
-        done, ready, products = ready, min(ready + width, cols), products + 2 * new
+        done, ready = ready, min(ready + fresh.shape[-2], cols)
+        products += 2 * new
         v[..., done:ready, :] = fresh[..., : ready - done, :]
 
         complete, over = ready == done, done >= size
@@ -159,7 +156,7 @@ def _krylov(
         squares, q = torch.linalg.eigh(wide(gram[..., :done, :done]))
         s, q = squares.clamp(min=0).sqrt().flip(-1).to(gram), q.flip(-1).to(gram)
         residuals = _residuals(s[..., :k], q[..., -new:, :k], coupling.to(exact))
-        if complete or (looks and bool((residuals <= tol).all())) or (over and cycle == cycles):
+        if complete or bool((residuals <= tol).all()) or (over and cycle == cycles):
             break
         if over:
             kept = min(k + width, done)
@@ -182,12 +179,22 @@ def _krylov(
 def _outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal rows that span the rows of z outside the basis, and r: z's part is r^T rows.
 
-    Twice, for rounding; where z has nothing outside, the second pass makes the arbitrary rows of
-    the first one orthogonal to the basis.
+    Where z has nothing outside, rows of rounding noise would lie inside: random ones replace them.
     """
-    q, first = torch.linalg.qr((z - z @ basis.mT @ basis).mT)
-    q, second = torch.linalg.qr(q - basis.mT @ (basis @ q))
-    return q.mT, second @ first
+    q, r = torch.linalg.qr((z - z @ basis.mT @ basis).mT)
+    size = torch.linalg.vector_norm(z, dim=(-2, -1)).unsqueeze(-1)
+    lost = r.diagonal(dim1=-2, dim2=-1).abs() <= 64 * torch.finfo(z.dtype).eps * size
+    passes = 1
+    if z.device.type != "cpu" or bool(lost.any()):
+        generator = torch.Generator().manual_seed(basis.shape[-2])
+        random = torch.randn(q.shape[-2:], dtype=q.dtype, generator=generator).to(q.device)
+        q = torch.where(lost.unsqueeze(-2), random / q.shape[-2] ** 0.5, q)
+        r = torch.where(lost.unsqueeze(-1), 0, r)
+        passes = 2
+    for _ in range(passes):  # for rounding
+        q, again = torch.linalg.qr(q - basis.mT @ (basis @ q))
+        r = again @ r
+    return q.mT, r
 
 
 def _residuals(s: Tensor, last: Tensor, coupling: Tensor) -> Tensor:

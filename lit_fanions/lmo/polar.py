@@ -92,6 +92,9 @@ _PRESETS: dict[str, _Preset] = {
     "convergent": _Preset(((2.0, -1.5, 0.5),), 12, True),
 }
 
+# Smaller matrices gain nothing by bfloat16, and are the most sensitive to its rounding.
+_BF16_SIZE = 64
+
 # The longer side, in units of the shorter one, from which the Gram form takes less time, and the
 # steps it goes with one Gram matrix.
 GRAM_ASPECT = 2.5
@@ -102,7 +105,7 @@ def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
     """The same polynomials in other units, in which a is a number of bfloat16.
 
     Added to a diagonal of bfloat16, another a would be off by up to .4 % in all entries alike,
-    at every step. The units of the input shrink by as much at most, which every preset allows.
+    at every step. The input's units shrink by twice as much at most, which every preset allows.
     """
     found: list[_Row] = []
     unit = 1.0  # of the step's output
@@ -180,7 +183,7 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
         ValueError: If the method does not exist or cannot take that many steps.
     """
     check_polar(method, steps)
-    x, _ = unit_frobenius(m, dtype=polar_dtype(m, method))
+    x, _ = unit_frobenius(m.detach(), dtype=polar_dtype(m, method))
     return unit_polar(x, method, steps).to(m.dtype)
 
 
@@ -188,6 +191,8 @@ def polar_dtype(m: Tensor, method: str) -> torch.dtype:
     """The dtype in which ``unit_polar`` should get the matrices m."""
     if method == "exact":
         return torch.promote_types(m.dtype, torch.float32)
+    if min(m.shape[-2:]) <= _BF16_SIZE and m.dtype != torch.float64:
+        return torch.float32
     return fast_dtype(m.device, m.dtype)
 
 

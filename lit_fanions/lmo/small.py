@@ -63,8 +63,8 @@ def by_sweeps(gram: Tensor) -> tuple[Tensor, Tensor]:
     squared = gram @ gram
     for _ in range(_SWEEPS):
         q = torch.linalg.qr(squared @ q).Q
-    squares = (q * (gram @ q)).sum(-2)
-    return squares.clamp(min=0).sqrt(), q
+    squares, order = (q * (gram @ q)).sum(-2).sort(-1, descending=True)
+    return squares.clamp(min=0).sqrt(), q.gather(-1, order.unsqueeze(-2).expand_as(q))
 
 
 def noise(s: Tensor, dtype: torch.dtype) -> Tensor:

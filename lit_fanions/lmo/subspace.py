@@ -9,20 +9,17 @@ from lit_fanions.lmo.scaling import largest_entry
 from lit_fanions.lmo.small import completed, orthonormal_rows, principal, wide
 
 
-def subspace(
-    m: Tensor, basis: Tensor, *, iterations: int, coarse: torch.dtype | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular triplets within a block power iteration's last subspace.
 
     Warm-started with the singular vectors of a slightly different matrix, one iteration suffices;
     from a random block this is randomised SVD (Halko, Martinsson & Tropp, arXiv 0909.4061).
 
     Args:
-        m: Matrices, (batch, rows, cols), float32 or float64, of any scale.
+        m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
         basis: Start block, (batch, cols, width), width <= min(rows, cols). Its columns need not
             be orthonormal; dependent ones are replaced.
         iterations: Products with m and with its transpose, at least 1.
-        coarse: A dtype in which products are faster; None is that of m.
 
     Returns:
         U (batch, rows, width), S (batch, width) descending, Vh (batch, width, cols): all of the
@@ -31,18 +28,17 @@ def subspace(
     """
     single = len(m) == 1  # on a CPU two-dimensional products are faster
     m, v = (m[0], basis[0].mT) if single else (m, basis.mT)
-    factor = m if coarse is None else m.to(coarse)
     tiny = torch.finfo(m.dtype).tiny
     for _ in range(iterations):
         v = v / largest_entry(v).clamp(min=tiny)  # products of small or large ones leave the range
-        w = (v.to(factor.dtype) @ factor.mT).to(m.dtype)
+        w = v @ m.mT
         finite = w.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         u = orthonormal_rows(torch.where(finite, w, 0))
-        v = torch.where(finite, (u.to(factor.dtype) @ factor).to(m.dtype), 0)
+        v = torch.where(finite, u @ m, 0)
     s, p = principal(wide(v) @ wide(v).mT)
     rotation = p.to(m).mT
     broken = torch.where(finite, 0, torch.nan).to(m)
-    u, v = rotation @ u + broken, completed(rotation @ v, s.to(m.device)) + broken
+    u, v = rotation @ u + broken, completed(rotation @ v, s.to(m)) + broken
     s = s.to(m) + broken[..., 0]
     return (u.mT[None], s[None], v[None]) if single else (u.mT, s, v)
 

@@ -183,8 +183,9 @@ class Fanion(torch.optim.Optimizer):
             anything has changed (synchronises); "propagate", look away.
         momentum_dtype: Of the momentum; None: the parameter's.
         stack_entries: How many entries matrices of one shape may have in all to be solved
-            together, in one batch; memory beyond parameters, gradients and state is at most three
-            times theirs. A larger matrix is solved alone. None: 2**26, and 5 * 2**20 on CPUs.
+            together, in one batch, which bounds the memory of a step: two to four times theirs,
+            more for bfloat16 parameters and polar="exact". A larger matrix is solved alone.
+            None: 2**26, and 5 * 2**20 on CPUs.
         seed: Of the random starts of rank-k solvers, which become part of the state.
 
     Raises:
@@ -352,8 +353,8 @@ class Fanion(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group.
 
-        Gradients are left as they are. Nothing waits for the device but ``nonfinite="error"`` and
-        the solvers exact, lanczos and cupy.
+        Gradients are left as they are. Nothing waits for the device but the first step of rank-k
+        groups, ``nonfinite="error"``, ``polar="exact"`` and the solvers exact, lanczos and cupy.
 
         Args:
             closure: Recomputes the loss and the gradients.

@@ -119,7 +119,7 @@ def is_finite(shard: Tensor, like: Tensor) -> Tensor:
 def start_bases(p: Tensor, group: Options, generator: torch.Generator) -> State:
     """Right bases for the rank-k solvers of a parameter, one for each batch of matrices.
 
-    Random, and warmed with the first gradient where there is one: a step has only two iterations.
+    Random, and warmed with the first gradient where there is one: a step has only one iteration.
 
     Args:
         p: The parameter.
@@ -332,7 +332,9 @@ def _directions(
     rank = _solved_rank(group, m.shape)
     if basis is not None and rank is not None and basis.shape[-1] < rank:
         # The group's rank was raised.
-        basis = lmo.start_block(m.shape, rank, device=m.device).to(basis.dtype)
+        oversampling = 0 if group["algorithm"] == "dion" else group["oversampling"]
+        block = lmo.start_block(m.shape, rank, device=m.device, oversampling=oversampling)
+        basis = lmo.warmed(m, block.to(basis.dtype))
     size = max(1, stack_entries(group, m.device) // m[0].numel())
     ms = m.split(size)
     bases = [None] * len(ms) if basis is None else basis.split(size)
