@@ -183,18 +183,20 @@ def top_singular(
 
 
 def residuals(m: Tensor, triplets: Triplets) -> Tensor:
-    """How far triplets are from being singular: |m^T u - s v| / s of each.
+    """How far triplets are from being singular: the larger of |m^T u - s v| and |m v - s u| over s.
 
     Args:
         m: Matrices, (..., rows, cols), of ordinary scale.
         triplets: Of ``top_singular`` or ``lanczos``, n of each.
 
     Returns:
-        (..., n); where s is 0, |m^T u|.
+        (..., n); where s is 0, not divided.
     """
     u, s, vh = triplets
-    distance = m.to(u.dtype).mT @ u - vh.mT * s.unsqueeze(-2)
-    return torch.linalg.vector_norm(distance, dim=-2) / torch.where(s == 0, 1, s)
+    m, s_columns = m.to(u.dtype), s.unsqueeze(-2)
+    left = torch.linalg.vector_norm(m @ vh.mT - u * s_columns, dim=-2)
+    right = torch.linalg.vector_norm(m.mT @ u - vh.mT * s_columns, dim=-2)
+    return torch.maximum(left, right) / torch.where(s == 0, 1, s)
 
 
 def check_solver(solver: str, steps: int | None = None, oversampling: int = OVERSAMPLING) -> None:

@@ -20,6 +20,8 @@ from lit_fanions.lmo.small import completed, noise, wide
 _BLOCKS = 24
 # A look at the residuals solves a small eigenproblem: not before so many times the vectors.
 _LOOK_AGAIN = 1.25
+# Residuals that a search in coarse products may hope for.
+_COARSE_TOLERANCE = 5e-4
 
 
 class Lanczos(NamedTuple):
@@ -83,7 +85,7 @@ def lanczos(
     if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
         turned = lanczos(m.mT, k, m @ start, tol=tol, cycles=cycles, basis=basis, coarse=coarse)
         return turned._replace(U=turned.Vh.mT, Vh=turned.U.mT)
-    if m.device.type != "cpu":
+    if m.device.type != "cpu" or not len(m):
         return _search(m, k, start.mT, tol, cycles, basis, coarse)
     pairs = zip(m, start.mT, strict=True)
     parts = [_search(x, k, block, tol, cycles, basis, coarse) for x, block in pairs]
@@ -109,7 +111,7 @@ def _search(
     """``lanczos`` of one matrix, or of a batch in step, with the start vectors as rows."""
     if coarse is None:
         return _krylov(m, k, start, tol, cycles, basis)
-    found = _krylov(m.to(coarse), k, start, tol, cycles, basis)
+    found = _krylov(m.to(coarse), k, start, max(tol, _COARSE_TOLERANCE), 2, basis)
     better = _krylov(m, k, found.Vh, tol, cycles, basis)
     return better._replace(products=found.products + better.products)
 
