@@ -157,7 +157,8 @@ def _krylov(
         look = _LOOK_AGAIN * done
         squares, q = torch.linalg.eigh(wide(gram[..., :done, :done]))
         s, q = squares.clamp(min=0).sqrt().flip(-1).to(gram), q.flip(-1).to(gram)
-        residuals = _residuals(s[..., :k], q[..., -new:, :k], coupling.to(exact))
+        noise_level = noise(s, dtype)
+        residuals = _residuals(s[..., :k], q[..., -new:, :k], coupling.to(exact), noise_level)
         if complete or bool((residuals <= tol).all()) or (over and cycle == cycles):
             break
         if over:
@@ -199,8 +200,8 @@ def _outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return q.mT, r
 
 
-def _residuals(s: Tensor, last: Tensor, coupling: Tensor) -> Tensor:
+def _residuals(s: Tensor, last: Tensor, coupling: Tensor, least: Tensor) -> Tensor:
     """|m^T u - s v| / s of Ritz triplets, from their coefficients in the last block."""
     outside = torch.linalg.vector_norm(coupling @ last, dim=-2)
-    # Below rounding a triplet of any direction is right.
-    return torch.where(s > noise(s, torch.float32), outside / s**2, 0.0)
+    # Of a singular value that is none, any vectors are right.
+    return torch.where(s > least, outside / s**2, 0.0)

@@ -241,20 +241,20 @@ def test_on_a_gpu_a_batch_goes_in_step(k, basis, shape):
             gaussian(*shape),
             torch.zeros(shape),
             gaussian(*shape) * torch.inf,
-            with_spectrum(power_law(90, 0.01), *shape).float(),  # takes longest
+            with_spectrum(power_law(90, 0.01), *shape).float(),
             with_spectrum(CLUSTER, *shape).float(),
         ]
     )
     with PretendGPU():
         found = find(m, k, tol=1e-3, basis=basis)
-        alone = find(m[3:4], k, tol=1e-3, basis=basis)
+        alone = [find(x, k, tol=1e-3, basis=basis).products for x in m.split(1)]
     good = [0, 1, 3, 4]
     found_good = Lanczos(*(field[good] for field in found[:4]), found.products)
     exact = torch.linalg.svdvals(m[good])[:, :k]
     torch.testing.assert_close(found_good.S[:, :k], exact, rtol=1e-3, atol=1e-5)
     assert orthonormal_vectors(found_good.U, found_good.Vh)
     assert (found_good.residuals <= 1e-3).all()
-    assert found.products == alone.products
+    assert found.products == max(alone)
     for field in found[:4]:
         assert field[2].isnan().all()
 
