@@ -169,7 +169,8 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
     """The orthogonal polar factor U V^T of m = U S V^T.
 
     Newton-Schulz presets compute in bfloat16 where the device multiplies it fast, in float32
-    elsewhere, and in float64 for float64 input. ``exact`` is an SVD in float64.
+    elsewhere, for cans and for small matrices, and in float64 for float64 input. ``exact`` is an
+    SVD in float64.
 
     Args:
         m: Matrices, (..., rows, cols), of any float dtype and scale.
@@ -191,7 +192,8 @@ def polar_dtype(m: Tensor, method: str) -> torch.dtype:
     """The dtype in which ``unit_polar`` should get the matrices m."""
     if method == "exact":
         return torch.promote_types(m.dtype, torch.float32)
-    if min(m.shape[-2:]) <= _BF16_SIZE and m.dtype != torch.float64:
+    # The first polynomial of CANS nearly vanishes at .86, where rounding would decide the sign.
+    if m.dtype != torch.float64 and (method == "cans" or min(m.shape[-2:]) <= _BF16_SIZE):
         return torch.float32
     return fast_dtype(m.device, m.dtype)
 

@@ -156,7 +156,7 @@ def test_rounding_to_bfloat16_moves_no_singular_value_one_way(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_is_for_large_matrices_on_hardware_with_it(method, products):
-    expected = torch.float32 if method == "exact" else products
+    expected = torch.float32 if method in ("exact", "cans") else products
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for shape in ((65, 65), (3, 65, 100), (100, 65)):
             assert lmo.polar_dtype(torch.empty(shape, dtype=dtype), method) == expected
@@ -285,10 +285,6 @@ def test_any_matrix_gets_an_oracle(products, m, method):
     d = lmo.polar(m, method=method)
     assert (d.shape, d.dtype) == (m.shape, m.dtype)
     low, high = reach(method, products, m.dtype)
-    if method == "cans" and products == torch.bfloat16:
-        # Its first polynomial nearly vanishes at a singular value of .86, where rounding decides:
-        # of low-rank matrices .66 was measured.
-        low = 0.6
     assert norms.Spectral().value(d) <= high
     assert quality(m, d, norms.Spectral()) >= low
     assert not lmo.polar(m * 0, method=method).any()
