@@ -348,7 +348,8 @@ def direction(
     normalised SGD (F-) or sign descent (S-); ``alpha=0`` leaves only these.
 
     Args:
-        m: Matrices, (..., rows, cols), of any float dtype and scale. Leading dimensions are a
+        m: Matrices, (..., rows, cols), of any float dtype; for rank k of entries from
+            1e-30 to 1e30, else of any scale. Leading dimensions are a
             batch of separate matrices.
         rank: Rank k of the direction; None, or at least min(rows, cols), is full.
         alpha: Weight of the low-rank or orthogonal part. Any finite number.
