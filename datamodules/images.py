@@ -2,17 +2,17 @@
 
 A small image set fits into any accelerator's memory, and picking, cropping and flipping all of it
 is a handful of tensor operations, so no DataLoader, worker or copy stands between two steps. Below:
-pure functions that make an epoch out of a set of images, then the iterable that hands out its
-batches, then the LightningDataModule that the data sets share.
+pure functions that make an epoch out of a set of images and batches out of the epoch, then the
+LightningDataModule that the data sets share.
 
 Every random choice of an epoch is a function of (seed, epoch) and is drawn on the CPU: all devices
 and all ranks see the same stream, and an epoch can be entered anywhere.
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from datamodules.loader import EpochLoader, fit_progress, rank_and_world, resolve_seed
 
 Batch = tuple[Tensor, Tensor]
 Flip = Literal["alternating", "random", "none"]
@@ -236,65 +238,25 @@ def train_epoch(
     return augmented, labels[index]
 
 
-# --- batches ---
-
-
-class EpochLoader:
-    """Iterable over one rank's batches, which stands in for a DataLoader in a Lightning Trainer.
-
-    Each iteration is an epoch. Lightning shards only DataLoaders, so ``source`` hands out what
-    belongs to this rank. The length is known and nothing is prefetched: a saved position is the
-    number of batches handed out, and a loader that loads it goes on with the next one.
+def split_epoch(
+    images: Tensor, labels: Tensor, length: int, first: int, mean: Tensor, std: Tensor
+) -> Iterator[Batch]:
+    """Split an epoch into batches, evenly to within one example.
 
     Args:
-        source: Epoch (from 0) -> its uint8 images (n, channels, height, width) and labels (n,).
-        length: Number of batches an epoch is split into, evenly to within one example.
-        mean: Per channel in [0, 1], (channels,).
-        std: Per channel in [0, 1], (channels,).
-        progress: Where a trainer stands, (epoch, batches done), None where no trainer is fitting.
-            It rules over the loader's own count: it is right after every kind of checkpoint, and
-            for a batch that was handed out but never trained on.
+        images: uint8 (n, channels, height, width).
+        labels: int64 (n,).
+        length: Number of batches.
+        first: The batch to begin with.
+        mean: See ``normalize``.
+        std: See ``normalize``.
+
+    Yields:
+        float32 images (b, channels, height, width) and int64 labels (b,).
     """
-
-    def __init__(
-        self,
-        source: Callable[[int], Batch],
-        length: int,
-        mean: Tensor,
-        std: Tensor,
-        progress: Callable[[], tuple[int, int] | None] = lambda: None,
-    ) -> None:
-        self.source, self.length, self.progress = source, length, progress
-        self.mean, self.std = mean, std
-        self.epoch = 0
-        self.position = 0
-        self._resumed = False
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield float32 images (b, channels, height, width) and int64 labels (b,)."""
-        # A generator: nothing here runs before the first batch is asked for, and by then a
-        # trainer has restored its progress, however often it called iter() on the way.
-        own = (self.epoch + 1, 0) if self.position and not self._resumed else None
-        self.epoch, self.position = self.progress() or own or (self.epoch, self.position)
-        self._resumed = False
-        images, labels = (data.tensor_split(self.length) for data in self.source(self.epoch))
-        for batch in range(self.position, self.length):
-            self.position = batch + 1
-            yield normalize(images[batch], self.mean, self.std), labels[batch]
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch and the number of its batches handed out."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next iteration go on where the saved one stood."""
-        self.epoch, self.position = state_dict["epoch"], state_dict["position"]
-        if self.position >= self.length:
-            self.epoch, self.position = self.epoch + 1, 0
-        self._resumed = True
+    parts = zip(images.tensor_split(length), labels.tensor_split(length), strict=True)
+    for pixels, targets in islice(parts, first, None):
+        yield normalize(pixels, mean, std), targets
 
 
 # --- the DataModule ---
@@ -361,7 +323,7 @@ class ImageDataModule(LightningDataModule):
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             self._splits[split] = images, labels.to(device)
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> EpochLoader[Batch]:
         """This rank's augmented training batches.
 
         Raises:
@@ -369,7 +331,7 @@ class ImageDataModule(LightningDataModule):
                 training set.
         """
         images, labels = self._split("train")
-        rank, world_size = self._rank()
+        rank, world_size = rank_and_world(self.trainer)
         if self.batch_size % world_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is that of the global batch and does not split "
@@ -395,24 +357,32 @@ class ImageDataModule(LightningDataModule):
                 padded, labels, fill, epoch, rank=rank, world_size=world_size, **recipe
             )
 
+        length = len(images) // self.batch_size
+
+        def batches(epoch: int, first: int) -> Iterator[Batch]:
+            return split_epoch(*source(epoch), length, first, mean, std)
+
         if self.show_images:
             self._show(source(0)[0][: self.show_images])
-        return EpochLoader(source, len(images) // self.batch_size, mean, std, self._progress)
+        return EpochLoader(batches, length, lambda: fit_progress(self.trainer))
 
-    def val_dataloader(self) -> EpochLoader:
+    def val_dataloader(self) -> EpochLoader[Batch]:
         """This rank's share of the test split."""
         images, labels = self._split("test")
-        rank, world_size = self._rank()
+        rank, world_size = rank_and_world(self.trainer)
         # Every rank gets the same number of batches; their sizes differ by at most one.
         share = images[rank::world_size], labels[rank::world_size]
         mean, std = self._statistics(images.device)
-        return EpochLoader(lambda epoch: share, math.ceil(len(images) / self.batch_size), mean, std)
+        length = math.ceil(len(images) / self.batch_size)
+        return EpochLoader(
+            lambda epoch, first: split_epoch(*share, length, first, mean, std), length
+        )
 
-    def test_dataloader(self) -> EpochLoader:
+    def test_dataloader(self) -> EpochLoader[Batch]:
         """The same as ``val_dataloader``."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> EpochLoader:
+    def predict_dataloader(self) -> EpochLoader[Batch]:
         """The same as ``val_dataloader``: images with their labels."""
         return self.val_dataloader()
 
@@ -444,28 +414,16 @@ class ImageDataModule(LightningDataModule):
         return self._splits[split]
 
     def _recipe(self) -> dict[str, Any]:
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
         return {
-            "seed": seed,
+            "seed": resolve_seed(self.seed),
             "batch_size": self.batch_size,
             "flip": self.flip,
             "translate": self.translate,
             "cutout": self.cutout,
         }
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
-
-    def _progress(self) -> tuple[int, int] | None:
-        if self.trainer is None or not self.trainer.training:
-            return None
-        # Not current_epoch and batch_idx: those are stale after a checkpoint saved at the end of a
-        # fit. The number of batches trained on is right in every checkpoint.
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        return divmod(done, int(self.trainer.num_training_batches))
 
     def _show(self, images: Tensor) -> None:
         if self.trainer is None or not self.trainer.is_global_zero:

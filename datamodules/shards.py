@@ -1,0 +1,176 @@
+"""Token shards: files of tokens as FineWeb's GPT-2 versions and modded-nanogpt's loaders have them.
+
+A shard is a header of 256 little-endian int32 (magic number, version, number of tokens, zeros) and
+then that many tokens, little-endian uint16. ``Shards`` makes several of them one long sequence.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.uint16]
+
+MAGIC, VERSION = 20240520, 1
+HEADER = np.dtype("<i4"), 256
+HEADER_BYTES = 4 * 256
+TOKEN = np.dtype("<u2")
+REMEDY = "delete it and have it made or downloaded again"
+
+
+class Shard:
+    """One shard, memory-mapped, checked when it is opened and before each use.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path: The file.
+        tokens: uint16 (n,), of the file's bytes: look at ``check_unchanged`` before reading.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no shard, is empty or has not the length its header says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._identity = _identity(self.path)
+        size = self._identity[0]
+        header = np.fromfile(self.path, *HEADER) if size >= HEADER_BYTES else None
+        if header is None or header[0] != MAGIC:
+            raise ValueError(f"{self.path} is no token shard or a damaged one: {REMEDY}")
+        if header[1] != VERSION:
+            raise ValueError(
+                f"{self.path} is a token shard of version {header[1]}, and only version {VERSION} "
+                "can be read: have it made again"
+            )
+        held = (size - HEADER_BYTES) / TOKEN.itemsize
+        if header[2] != held:
+            raise ValueError(
+                f"{self.path} is damaged: its header says {header[2]} tokens, and its size is that "
+                f"of {held:g}: {REMEDY}"
+            )
+        if not held:
+            raise ValueError(f"{self.path} holds no tokens: {REMEDY}")
+        self.tokens = self._map()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def check_unchanged(self) -> None:
+        """Raise a RuntimeError if the file is not the one that was opened.
+
+        Reading beyond the end of a file that was cut off would kill the process.
+        """
+        try:
+            same = _identity(self.path) == self._identity
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise RuntimeError(
+                f"{self.path} was changed or removed while it was in use: start again, from a "
+                "checkpoint made before if its tokens are other ones now"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process maps the file itself.
+        return {name: value for name, value in vars(self).items() if name != "tokens"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.check_unchanged()
+        self.tokens = self._map()
+
+    def _map(self) -> Tokens:
+        return np.memmap(self.path, TOKEN, mode="r", offset=HEADER_BYTES)
+
+
+class Shards:
+    """Several shards as one sequence of tokens.
+
+    Args:
+        paths: The files, in order.
+        vocab_size: Tokens must be below it.
+
+    Raises:
+        FileNotFoundError: As ``Shard``.
+        ValueError: As ``Shard``.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], vocab_size: int) -> None:
+        self.shards = [Shard(path) for path in paths]
+        self.vocab_size = vocab_size
+        #: Where each shard starts, and where the last one ends, int64 (shards + 1,).
+        self.edges = np.cumsum([0, *map(len, self.shards)])
+
+    def __len__(self) -> int:
+        return int(self.edges[-1])
+
+    def read(self, start: int, length: int) -> Tokens:
+        """Read tokens, across the edges of shards where they lie there.
+
+        Args:
+            start: Of the first token.
+            length: Number of tokens, at least 1.
+
+        Returns:
+            uint16 (length,), not to be written to.
+
+        Raises:
+            IndexError: If they do not all exist.
+            RuntimeError: If a file was changed meanwhile.
+            ValueError: If a token is outside of the vocabulary.
+        """
+        if not 0 <= start < start + length <= len(self):
+            raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
+        first = int(np.searchsorted(self.edges, start, side="right")) - 1
+        parts = []
+        for shard, edge in zip(self.shards[first:], self.edges[first:-1].tolist(), strict=True):
+            if edge >= start + length:
+                break
+            shard.check_unchanged()
+            part = shard.tokens[max(start - edge, 0) : start + length - edge]
+            if part.max() >= self.vocab_size:
+                raise ValueError(
+                    f"{shard.path} holds token {part.max()}, and the vocabulary has "
+                    f"{self.vocab_size}: was it made with another tokenizer?"
+                )
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def find(self, token: int) -> NDArray[np.int64]:
+        """Find all places of one token by reading everything, about 1 GB a second from memory."""
+        chunk = 1 << 22  # tokens: what is compared at once stays in the cache
+        places = [
+            start + np.flatnonzero(self.read(start, min(chunk, len(self) - start)) == token)
+            for start in range(0, len(self), chunk)
+        ]
+        return np.concatenate(places)
+
+
+def write_shard(path: Path, tokens: Tokens) -> None:
+    """Write a shard; the file appears whole or not at all.
+
+    Args:
+        path: Where to; its folder exists.
+        tokens: uint16 (n,).
+    """
+    header = np.zeros(HEADER[1], HEADER[0])
+    header[:3] = MAGIC, VERSION, len(tokens)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(header.tobytes())
+            file.write(np.ascontiguousarray(tokens, TOKEN).data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ino
