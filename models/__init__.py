@@ -1,5 +1,7 @@
 """Networks to train with the Fanions, as LightningModules."""
 
 from models.airbench import Airbench
+from models.gpt import GPTConfig
+from models.nanogpt import NanoGPT
 
-__all__ = ["Airbench"]
+__all__ = ["Airbench", "GPTConfig", "NanoGPT"]

@@ -190,9 +190,7 @@ def visible(
     return seen & (query // WINDOW_BLOCK - key // WINDOW_BLOCK < window)
 
 
-def dense_mask(
-    document: Tensor, window: Tensor | int | None, queries: int | None = None
-) -> Tensor:
+def dense_mask(document: Tensor, window: Tensor | int | None, queries: int | None = None) -> Tensor:
     """The whole mask, for scaled_dot_product_attention.
 
     Args:
@@ -328,9 +326,7 @@ class Attention(nn.Module):
             self.qkv.fanion_group = "matrix"  # type: ignore[attr-defined]
             self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if config.biases else None
         else:
-            self.q, self.k, self.v = (
-                nn.Linear(width, width, bias=config.biases) for _ in range(3)
-            )
+            self.q, self.k, self.v = (nn.Linear(width, width, bias=config.biases) for _ in range(3))
         self.proj = nn.Linear(width, width, bias=config.biases)
 
     def forward(
@@ -560,7 +556,9 @@ class GPT(nn.Module):
         if self.logits_chunk is None:
             return self._entropy(features, targets.flatten()).view_as(targets)
         chunks = zip(
-            features.split(self.logits_chunk), targets.flatten().split(self.logits_chunk), strict=True
+            features.split(self.logits_chunk),
+            targets.flatten().split(self.logits_chunk),
+            strict=True,
         )
         parts = [checkpoint(self._entropy, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.cat(parts).view_as(targets)

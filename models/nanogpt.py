@@ -25,12 +25,12 @@ def _sum() -> SumMetric:
 
 def sequences(batch: Batch | Tensor) -> int:
     """Number of sequences in a batch: batch_size_fn of Lightning's ThroughputMonitor."""
-    return len(_inputs(batch))
+    return len(batch if isinstance(batch, Tensor) else batch[0])
 
 
 def tokens(batch: Batch | Tensor) -> int:
     """Number of tokens in a batch: length_fn of Lightning's ThroughputMonitor."""
-    return _inputs(batch).numel()
+    return (batch if isinstance(batch, Tensor) else batch[0]).numel()
 
 
 class NanoGPT(LightningModule):
@@ -294,15 +294,15 @@ class NanoGPT(LightningModule):
         tokenizer = self._tokenizer()
         if tokenizer is None:
             return
-        prompt = [tokenizer.bos, *tokenizer.encode(self.sample_prompt)]
+        prompt = [tokenizer.bos, *tokenizer.encode(self.sample_prompt).tolist()]
         # On all ranks, as sharded layers take all of them.
         text = self.generate(torch.tensor([prompt], device=self.device), self.sample_tokens)
         self._sample = tokenizer.decode(text[0, 1:].tolist())
         if self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    step = self.trainer.global_step
-                    logger.experiment.add_text("val/sample", self._sample, step)
+                    text = self._sample.replace("\n", "  \n")  # Markdown keeps these line ends
+                    logger.experiment.add_text("val/sample", text, self.trainer.global_step)
 
     def _load_weights(self, path: Path) -> None:
         if not path.is_file():
