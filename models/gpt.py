@@ -439,6 +439,7 @@ class GPT(nn.Module):
         self.scalars: nn.Parameter | None = None
         if config.unet_skips or config.embedding_skips or config.value_embeddings:
             self.scalars = nn.Parameter(torch.empty(-(-5 * config.layers // 8) * 8))
+        self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config.head_width), persistent=False)
         self.reset_parameters()
 
@@ -485,83 +486,29 @@ class GPT(nn.Module):
         return windows.to(self.frequencies.device, non_blocking=True)
 
     def forward(
-        self, tokens: Tensor, windows: Tensor | None = None, cache: Cache | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        windows: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Features that ``logits`` makes the predictions of.
+        """Logits, or the losses of targets.
 
         Args:
             tokens: int64 (batch, length); with a cache those that it does not have yet.
+            targets: The token after each, int64 (batch, length); -100 does not count.
             windows: See ``windows``; None: those at the end of the training.
             cache: Keys and values of earlier tokens; it is extended.
 
         Returns:
-            (batch, length, width).
+            With targets their cross entropies in nats, float32 (batch, length), 0 where they do not
+            count; otherwise logits, float32 (batch, length, vocab_size), with a cache those of the
+            last token only, (batch, 1, vocab_size).
         """
-        config, length = self.config, tokens.shape[1]
-        if cache is not None:
-            cache.tokens = torch.cat([cache.tokens, tokens], 1)
-        everything = tokens if cache is None else cache.tokens
-        first = everything.shape[1] - length
-        position = torch.arange(first, first + length, device=tokens.device)
-        angles = position[:, None] * self.frequencies
-        masks = self._masks(everything, length, self.windows() if windows is None else windows)
-
-        x = self.embedding(tokens)
-        if not torch.is_autocast_enabled(tokens.device.type):
-            x = x.type_as(self.head.weight)  # of bfloat16 embeddings
-        x = x0 = self.embedding_norm(x)
-        extra = [table(tokens) for table in self.value_embeddings]
-        middle = [None] * (config.layers - 2 * len(extra))
-        values: Sequence[Tensor | None] = [*extra, *middle, *extra]
-        skips, mixes, value_weights = self._scalars()
-        kept: list[Tensor] = []
-        half = config.layers // 2
-        for i, block in enumerate(self.blocks):
-            if config.unet_skips and i >= config.layers - half:
-                x = x + skips[i - (config.layers - half)].type_as(x) * kept.pop()
-            if config.embedding_skips:
-                x = mixes[i, 0].type_as(x) * x + mixes[i, 1].type_as(x) * x0
-            mask = masks[i in config.long_window_layers]
-            weights = value_weights[i] if extra else None
-            remember = None if cache is None else partial(cache.extend, i)
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, mask, values[i], weights, use_reentrant=False)
-            else:
-                x = block(x, angles, mask, values[i], weights, remember)
-            if config.unet_skips and i < half:
-                kept.append(x)
-        return self.final_norm(x)
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Capped logits of features (..., width): float32 (..., vocab_size)."""
-        z, limit = self.head(features).float(), self.config.softcap_limit
-        if self.config.softcap == "sqrt":
-            return z * torch.addcmul(z.new_ones(()), z, z, value=limit**-2).rsqrt()
-        if self.config.softcap == "sigmoid":
-            return limit * torch.sigmoid(z / (7.5 * self.config.width**0.5))
-        return z
-
-    def losses(self, tokens: Tensor, targets: Tensor, windows: Tensor | None = None) -> Tensor:
-        """Cross entropy of each prediction in nats, 0 where the target is -100.
-
-        Args:
-            tokens: int64 (batch, length).
-            targets: The token after each, int64 (batch, length).
-            windows: See ``forward``.
-
-        Returns:
-            float32 (batch, length).
-        """
-        features = self(tokens, windows).flatten(0, 1)
-        if self.logits_chunk is None:
-            return self._entropy(features, targets.flatten()).view_as(targets)
-        chunks = zip(
-            features.split(self.logits_chunk),
-            targets.flatten().split(self.logits_chunk),
-            strict=True,
-        )
-        parts = [checkpoint(self._entropy, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.cat(parts).view_as(targets)
+        features = self._features(tokens, windows, cache)
+        if targets is not None:
+            return self._losses(features.flatten(0, 1), targets.flatten()).view_as(targets)
+        return self._logits(features if cache is None else features[:, -1:])
 
     @torch.no_grad()
     def generate(
@@ -600,7 +547,7 @@ class GPT(nn.Module):
             )
         cache, text, new = Cache(self, len(prompt), length + count), prompt, prompt
         for _ in range(count):
-            logits = self.logits(self(new, cache=cache)[:, -1])[:, :vocab_size]
+            logits = self(new, cache=cache)[:, -1, :vocab_size]
             new = _drawn(logits, temperature, top_k, generator)
             text = torch.cat([text, new], 1)
         return text
@@ -626,37 +573,93 @@ class GPT(nn.Module):
 
     # -- private --
 
+    def _features(self, tokens: Tensor, windows: Tensor | None, cache: Cache | None) -> Tensor:
+        """What the head turns into logits: (batch, length) -> (batch, length, width)."""
+        config, length = self.config, tokens.shape[1]
+        if cache is not None:
+            cache.tokens = torch.cat([cache.tokens, tokens], 1)
+        everything = tokens if cache is None else cache.tokens
+        first = everything.shape[1] - length
+        position = torch.arange(first, first + length, device=tokens.device)
+        angles = position[:, None] * self.frequencies
+        masks = self._masks(everything, length, self.windows() if windows is None else windows)
+
+        x = self.embedding(tokens)
+        if not torch.is_autocast_enabled(tokens.device.type):
+            x = x.type_as(self.head.weight)  # of bfloat16 embeddings
+        x = x0 = self.embedding_norm(x)
+        extra = [table(tokens) for table in self.value_embeddings]
+        middle = [None] * (config.layers - 2 * len(extra))
+        values: Sequence[Tensor | None] = [*extra, *middle, *extra]
+        skips, mixes, value_weights = self._scalars()
+        kept: list[Tensor] = []
+        half = config.layers // 2
+        for i, block in enumerate(self.blocks):
+            if config.unet_skips and i >= config.layers - half:
+                x = x + skips[i - (config.layers - half)].type_as(x) * kept.pop()
+            if config.embedding_skips:
+                x = mixes[i, 0].type_as(x) * x + mixes[i, 1].type_as(x) * x0
+            mask = masks[i in config.long_window_layers]
+            weights = value_weights[i] if extra else None
+            remember = None if cache is None else partial(cache.extend, i)
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, mask, values[i], weights, use_reentrant=False)
+            else:
+                x = block(x, angles, mask, values[i], weights, remember)
+            if config.unet_skips and i < half:
+                kept.append(x)
+        return self.final_norm(x)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Capped: (..., width) -> float32 (..., vocab_size)."""
+        z, limit = self.head(features).float(), self.config.softcap_limit
+        if self.config.softcap == "sqrt":
+            return z * torch.addcmul(z.new_ones(()), z, z, value=limit**-2).rsqrt()
+        if self.config.softcap == "sigmoid":
+            return limit * torch.sigmoid(z / (7.5 * self.config.width**0.5))
+        return z
+
+    def _losses(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Of (tokens, width) and (tokens,): (tokens,), some at a time if asked to."""
+
+        def losses(features: Tensor, targets: Tensor) -> Tensor:
+            logits = self._logits(features)
+            return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+
+        if self.logits_chunk is None:
+            return losses(features, targets)
+        chunks = zip(
+            features.split(self.logits_chunk), targets.split(self.logits_chunk), strict=True
+        )
+        return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+
     def _masks(
         self, tokens: Tensor, queries: int, windows: Tensor | None
     ) -> dict[bool, Tensor | BlockMask | None]:
         """Masks of the layers with short (False) and with long windows (True)."""
         config, length = self.config, tokens.shape[1]
-        if not config.document_mask and windows is None and queries in (1, length):
-            # A single query sees all; for that, is_causal would be wrong.
-            alone = queries == 1 and length > 1
-            mask = torch.ones(1, length, dtype=torch.bool, device=tokens.device) if alone else None
-            return {False: mask, True: mask}
+        if not config.document_mask and windows is None:
+            if queries == length:
+                return {False: None, True: None}
+            if queries == 1:  # sees all of them, which None would not say
+                everything = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
+                return {False: everything, True: everything}
         document = documents(tokens, config.bos if config.document_mask else -1)
         flex = tokens.is_cuda and queries == length and length % WINDOW_BLOCK == 0
 
-        def mask(window: Tensor | None) -> Tensor | BlockMask:
+        def masked(window: Tensor | None) -> Tensor | BlockMask:
             return block_mask(document, window) if flex else dense_mask(document, window, queries)
 
         if windows is None:
-            return dict.fromkeys((False, True), mask(None))
-        return {False: mask(windows[1]), True: mask(windows[0])}
+            return dict.fromkeys((False, True), masked(None))
+        return {False: masked(windows[1]), True: masked(windows[0])}
 
     def _scalars(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of skips (layers,), of stream and embedding, and of values (layers, 2)."""
         n = self.config.layers
-        scalars = self.frequencies if self.scalars is None else self.scalars
-        if self.scalars is None:
-            return scalars, scalars, scalars  # nothing reads them
+        # Nothing reads them where there are none.
+        scalars = self.frequencies.new_empty(5 * n) if self.scalars is None else self.scalars
         return scalars[:n], scalars[n : 3 * n].view(n, 2), scalars[3 * n : 5 * n].view(n, 2)
-
-    def _entropy(self, features: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(
-            self.logits(features), targets, ignore_index=IGNORED, reduction="none"
-        )
 
 
 def _drawn(

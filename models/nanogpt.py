@@ -100,11 +100,12 @@ class NanoGPT(LightningModule):
         self._total_steps = 0
         self._sample = ""
         self.nats, self.tokens, self.bytes = _sum(), _sum(), _sum()
+        self.token_bytes: Tensor | None
         self.register_buffer("token_bytes", None, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Predict the token after each: int64 (batch, length) -> logits (batch, length, vocab)."""
-        return self.network.logits(self.network(tokens))
+        return self.network(tokens)
 
     def generate(self, prompt: Tensor, count: int, seed: int = 0) -> Tensor:
         """Continue texts: int64 (batch, length) -> (batch, length + count).
@@ -196,7 +197,7 @@ class NanoGPT(LightningModule):
         """Return the loss whose gradient, as the trainer reduces it, is that of the sum."""
         inputs, targets = batch
         self._batch_shape = inputs.shape[0], inputs.shape[1]
-        loss = self.network.losses(inputs, targets, self._windows()).sum()
+        loss = self.network(inputs, targets, self._windows()).sum()
         self._step_losses.append((loss.detach(), (targets != IGNORED).sum()))
         # The trainer averages over ranks and over accumulated batches.
         return loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
@@ -269,7 +270,7 @@ class NanoGPT(LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         inputs, targets = batch
         self._batch_shape = inputs.shape[0], inputs.shape[1]
-        self.nats.update(self.network.losses(inputs, targets, self._windows()).sum())
+        self.nats.update(self.network(inputs, targets, self._windows()).sum())
         counted = targets != IGNORED
         self.tokens.update(counted.sum())
         if self.token_bytes is not None:
@@ -296,8 +297,8 @@ class NanoGPT(LightningModule):
             return
         prompt = [tokenizer.bos, *tokenizer.encode(self.sample_prompt).tolist()]
         # On all ranks, as sharded layers take all of them.
-        text = self.generate(torch.tensor([prompt], device=self.device), self.sample_tokens)
-        self._sample = tokenizer.decode(text[0, 1:].tolist())
+        tokens = self.generate(torch.tensor([prompt], device=self.device), self.sample_tokens)
+        self._sample = tokenizer.decode(tokens[0, 1:].tolist())
         if self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -105,7 +105,7 @@ def _train(run: Run, folder: Path, metric: str, threads: int) -> Curve | None:
     outcome = {
         "args": run.args,
         "metric": metric,
-        "curve": [(step, value if math.isfinite(value) else None) for step, value in curve],
+        "curve": finite(curve),
         "seconds": time.time() - start,
         "machine": machine(),
     }
@@ -128,6 +128,11 @@ def read_curve(logs: Path, metric: str) -> Curve:
         raise Refused(f"{logs} has no {metric}: does the recipe validate, with TensorBoardLogger?")
     scalars = [(event.step, event.value) for event in events.Scalars(metric)]
     return [(step, value if math.isfinite(value) else math.inf) for step, value in scalars]
+
+
+def finite(curve: Curve) -> list[tuple[int, float | None]]:
+    """The curve for JSON, which has no infinity: None stands for it."""
+    return [(step, value if math.isfinite(value) else None) for step, value in curve]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
