@@ -3,5 +3,6 @@
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fineweb import FineWebDataModule
+from datamodules.pydoc_text import PydocDataModule
 
-__all__ = ["CIFAR10DataModule", "DigitsDataModule", "FineWebDataModule"]
+__all__ = ["CIFAR10DataModule", "DigitsDataModule", "FineWebDataModule", "PydocDataModule"]

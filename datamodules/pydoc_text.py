@@ -1,0 +1,145 @@
+"""Python's own documentation: real English text that needs no download."""
+
+import ast
+import builtins
+import hashlib
+import os
+import platform
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.shards import Shard, write_shard
+from datamodules.tokenizers import ByteTokenizer
+from datamodules.tokens import Split, TokenDataModule
+
+SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages"}
+HELD_OUT = 16  # one document in that many is for validation
+VERSION = 1  # of the cached files: counts changes of what is gathered
+
+
+def gather_documents(stdlib: Path) -> list[str]:
+    """Collect the documentation of Python, as far as this installation has it.
+
+    The documents are the topics of the language reference that pydoc shows, each module's
+    docstrings, and those of the built-in functions and classes. Sources are parsed, not imported.
+
+    Args:
+        stdlib: Folder of the standard library.
+
+    Returns:
+        Different texts, in an order that depends on the installation alone.
+    """
+    documents = [*_topics(stdlib / "pydoc_data" / "topics.py"), *_docstrings(stdlib), _builtins()]
+    return list(dict.fromkeys(text for text in documents if text.strip()))
+
+
+def is_held_out(document: str) -> bool:
+    """Choose documents for validation, by their content alone."""
+    return hashlib.sha256(document.encode(errors="replace")).digest()[0] % HELD_OUT == 0
+
+
+def _parse(path: Path) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old escape sequences
+            return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # one of another Python, or not for reading
+
+
+def _topics(path: Path) -> Iterator[str]:
+    module = _parse(path)
+    for node in module.body if module else []:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            for text in node.value.values:
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    yield text.value
+
+
+def _docstrings(stdlib: Path) -> Iterator[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in sorted(stdlib.rglob("*.py")):
+        module = None if SKIPPED & set(path.relative_to(stdlib).parts) else _parse(path)
+        if module:
+            nodes = [node for node in ast.walk(module) if isinstance(node, kinds)]
+            texts = [ast.get_docstring(node) for node in nodes]
+            yield "\n\n".join(text for text in texts if text)
+
+
+def _builtins() -> str:
+    texts = [getattr(builtins, name).__doc__ for name in sorted(dir(builtins))]
+    return "\n\n".join(dict.fromkeys(text for text in texts if isinstance(text, str)))
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lit_fanions"
+
+
+class PydocDataModule(TokenDataModule):
+    """The documentation that comes with Python, as bytes: some megabytes of real English text.
+
+    Gathered from the installed standard library, and cached for each version of Python. One
+    document in 16, chosen by its content, is for validation.
+
+    Args:
+        data_dir: Where to cache the shards; None: lit_fanions in $XDG_CACHE_HOME, or in ~/.cache.
+        batch_tokens: See TokenDataModule.
+        sequence_length: See TokenDataModule.
+        micro_batch_size: See TokenDataModule.
+        options: The others of TokenDataModule.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        batch_tokens: int = 4096,
+        sequence_length: int = 256,
+        micro_batch_size: int = 16,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            ByteTokenizer(), batch_tokens, sequence_length, micro_batch_size, **options
+        )
+        self.data_dir = Path(data_dir).expanduser() if data_dir else cache_folder()
+
+    def prepare_data(self) -> None:
+        """Gather the text, unless that was done before.
+
+        Raises:
+            RuntimeError: If this Python has no documentation.
+        """
+        if all(_is_intact(path) for split in ("train", "val") for path in self.shard_paths(split)):
+            return
+        documents = gather_documents(Path(sysconfig.get_path("stdlib")))
+        start = np.array([self.bos], np.uint16)
+        for split in ("val", "train"):
+            chosen = [text for text in documents if is_held_out(text) == (split == "val")]
+            # An installation with a handful of documents has them in both.
+            tokens = [self.tokenizer.encode(text) for text in chosen or documents]
+            if not tokens:
+                raise RuntimeError(
+                    "this installation of Python comes without documentation (is it run with "
+                    "-OO?): train on another text, see python -m datamodules.fineweb tokenize"
+                )
+            (path,) = self.shard_paths(split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_shard(path, np.concatenate([part for text in tokens for part in (start, text)]))
+
+    def shard_paths(self, split: Split) -> list[Path]:
+        """The file of one split for this version of Python."""
+        version = f"{platform.python_implementation().lower()}-{platform.python_version()}"
+        return [self.data_dir / f"pydoc{VERSION}-{version}_{split}_000000.bin"]
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        Shard(path)
+    except (OSError, ValueError):
+        return False
+    return True
