@@ -323,7 +323,6 @@ class Attention(nn.Module):
         self.qkv: nn.Parameter | None = None
         if config.merged_qkv:
             self.qkv = nn.Parameter(torch.empty(3, width, width))
-            self.qkv.fanion_group = "matrix"  # type: ignore[attr-defined]
             self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if config.biases else None
         else:
             self.q, self.k, self.v = (nn.Linear(width, width, bias=config.biases) for _ in range(3))

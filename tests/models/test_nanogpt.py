@@ -105,7 +105,7 @@ def weights(module: NanoGPT) -> torch.Tensor:
 @pytest.mark.parametrize("network", [NETWORK, SPEEDRUN], ids=["track3", "speedrun"])
 def test_learns_and_starts_at_the_uniform_guess(shards: Path, tmp_path: Path, network) -> None:
     losses = Losses()
-    module = model(network=network)
+    module = model(network=network, optimizer={**OPTIMIZER, "other": {"lr": 0.1}})
     fit = trainer(tmp_path, 40, callbacks=[losses])
     fit.fit(module, datamodule=data(shards))
     assert losses.values[0] == pytest.approx(math.log(257), abs=1e-4)
@@ -139,13 +139,13 @@ def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
     outcomes = []
     for micro in (8, 4, 3, 1):
         losses, module = Losses(), model(network=SPEEDRUN)
-        fit = trainer(tmp_path, 5, callbacks=[losses])
+        fit = trainer(tmp_path, 5, callbacks=[losses], precision="64-true")
         fit.fit(module, datamodule=data(shards, micro_batch_size=micro))
         assert fit.accumulate_grad_batches == math.ceil(8 / micro)
         outcomes.append((weights(module), torch.tensor(losses.values)))
     for params, values in outcomes[1:]:
-        torch.testing.assert_close(params, outcomes[0][0], atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(values, outcomes[0][1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(params, outcomes[0][0], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(values, outcomes[0][1], atol=1e-6, rtol=1e-6)
 
 
 def test_window_grows_with_the_steps(shards: Path, tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ def test_init_from_says_what_is_wrong(shards: Path, tmp_path: Path, case: str) -
 
 def test_data_and_network_must_fit(shards: Path, tmp_path: Path) -> None:
     small = {**NETWORK, "vocab_size": 200, "bos": 0}
-    with pytest.raises(ValueError, match="257 different tokens .* vocab_size=200: set it to at"):
+    with pytest.raises(ValueError, match=r"257 different tokens .* vocab_size=200: set it to at"):
         trainer(tmp_path, 1).fit(model(network=small), datamodule=data(shards))
     other = {**SPEEDRUN, "bos": 0}
-    with pytest.raises(ValueError, match="start with token 256 .* set bos to 256"):
+    with pytest.raises(ValueError, match=r"start with token 256 .* set bos to 256"):
         trainer(tmp_path, 1).fit(model(network=other), datamodule=data(shards))
     with pytest.raises(ValueError, match="sample_tokens=64 after a prompt of 4 tokens exceed"):
         trainer(tmp_path, 1).fit(model(sample_tokens=64), datamodule=data(shards))
@@ -315,9 +315,9 @@ def test_throughput_is_counted(shards: Path, tmp_path: Path) -> None:
     monitor = ThroughputMonitor(sequences, tokens, window_size=2)
     module = model()
     trainer(tmp_path, 6, logger=logger, callbacks=[monitor]).fit(module, datamodule=data(shards))
-    per_batch = dict(read_curve(tmp_path, "train|device/batches_per_sec"))
-    per_token = dict(read_curve(tmp_path, "train|device/items_per_sec"))
-    flops = dict(read_curve(tmp_path, "train|device/flops_per_sec"))
+    per_batch = dict(read_curve(tmp_path, "train/device/batches_per_sec"))
+    per_token = dict(read_curve(tmp_path, "train/device/items_per_sec"))
+    flops = dict(read_curve(tmp_path, "train/device/flops_per_sec"))
     last = max(per_batch)
     assert per_token[last] / per_batch[last] == pytest.approx(256)
     # Two operations a weight forwards, four backwards; attention: 4 x width x length forwards.
@@ -331,7 +331,9 @@ def test_throughput_is_counted(shards: Path, tmp_path: Path) -> None:
 
 def _train(strategy: Any, devices: int, folder: Path, shards: Path) -> torch.Tensor:
     torch.set_num_threads(1)
-    module = model(network=SPEEDRUN, sample_tokens=2)
+    # Not AdamW, which blows up the rounding in a gradient that is zero.
+    optimizer = {**OPTIMIZER, "other": {"algorithm": "sgd", "lr": 1e-4}}
+    module = model(network=SPEEDRUN, sample_tokens=2, optimizer=optimizer)
     fit = trainer(folder, 3, strategy=strategy, devices=devices)
     fit.fit(module, datamodule=data(shards, micro_batch_size=3, val_every_n_steps=3))
     full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in module.parameters()]
@@ -370,7 +372,7 @@ def test_two_processes_train_as_one(shards: Path, tmp_path: Path, kind: str) -> 
         process.kill()
     together = torch.load(tmp_path / f"{kind}.pt")
     alone = _train("auto", 1, tmp_path, shards)
-    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=2e-4)
 
 
 # --- the command line ---
