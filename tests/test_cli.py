@@ -417,8 +417,11 @@ def test_version(project, capfd):
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_recipe_is_complete(recipe, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
-    assert main(["params", "--config", str(recipe)]) == 0, capfd.readouterr().err
-    assert re.search(r"Total parameters: [\d,]+\n$", capfd.readouterr().out)
+    with torch.device("meta"):  # for speed: nothing looks at the weights
+        assert main(["params", "--config", str(recipe)]) == 0, capfd.readouterr().err
+    (total,) = re.findall(r"Total parameters: ([\d,]+)\n$", capfd.readouterr().out)
+    published = {"track3": "162,354,816", "speedrun": "275,742,784", "finetune": "162,354,816"}
+    assert total == published.get(recipe.stem.partition("_")[0], total)
 
 
 @pytest.mark.slow
