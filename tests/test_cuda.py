@@ -8,14 +8,17 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from datamodules.shards import write_shard
 from lit_fanions import Fanion, lmo, norms
 from lit_fanions.bench.__main__ import main as bench
 from lit_fanions.cli import main
+from models import gpt
 from tests.conftest import TESTS
 
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(400)]
@@ -199,3 +202,46 @@ def test_bench(command, tmp_path, capsys, record_property):
     )
     assert torch.cuda.get_device_name() in capsys.readouterr().out
     record_property("measured", f"{time.perf_counter() - start:.1f} s")
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_flex_attention(window, record_property):
+    length = 8 * 128
+    tokens = torch.randint(0, 50, (2, length), device="cuda")
+    tokens[:, 0] = tokens[0, 300] = 0
+    document = gpt.documents(tokens, 0)
+    limit = None if window is None else torch.tensor(window, device="cuda")
+    q, k, v = torch.randn(3, 2, 2, length, 64, device="cuda", dtype=torch.bfloat16)
+    results = []
+    for mask in (gpt.block_mask(document, limit), gpt.dense_mask(document, limit)):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = gpt.attend(*inputs, mask, 0.12)
+        out.float().square().sum().backward()
+        results.append([out, *(x.grad for x in inputs)])
+    apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
+    record_property("measured", f"flex and dense up to {apart:.2g} apart")
+    assert apart < 0.03
+
+
+@pytest.mark.parametrize("preset", ["track3", "speedrun"])
+def test_nanogpt(preset, checkout, tmp_path, capfd, record_property):
+    """Full size, on random bytes, which need no tokenizer: three steps and a validation."""
+    rng = np.random.default_rng(0)
+    for name in ("fineweb_train_000001", "fineweb_val_000000"):
+        noise = rng.integers(0, 256, 700_000).astype(np.uint16)
+        noise[::1000] = 256
+        write_shard(tmp_path / f"{name}.bin", noise)
+    options = {
+        "data.data_dir": tmp_path, "data.tokenizer": "bytes", "data.shards": 1,
+        "model.network.bos": 256, "trainer.max_steps": 3, "data.val_every_n_steps": 3,
+    }  # fmt: skip
+    given = [f"--{key}={value}" for key, value in options.items()]
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    recipe = ROOT / f"configs/nanogpt/{preset}_muon.yaml"
+    assert main(["fit", "--config", str(recipe), *GPU, *given]) == 0
+    seconds = time.perf_counter() - start
+    memory = torch.cuda.max_memory_allocated() / 2**30
+    (loss,) = re.findall(r"val/loss=([\d.]+)", capfd.readouterr().out)[-1:]
+    record_property("measured", f"loss {loss}, {memory:.0f} GiB, {seconds:.0f} s with compiling")
+    assert float(loss) < 10

@@ -185,6 +185,19 @@ def test_bf16_and_memory_savers_train_alike(shards: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(*outcomes, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [NETWORK, SPEEDRUN], ids=["track3", "speedrun"])
+def test_compiled_network_trains_alike(shards: Path, tmp_path: Path, network) -> None:
+    outcomes = []
+    for compiled in (False, True):
+        optimizer = {**OPTIMIZER, "other": {"algorithm": "sgd", "lr": 1e-4}}
+        module = model(network=network, compile=compiled, optimizer=optimizer, sample_tokens=4)
+        trainer(tmp_path, 3).fit(module, datamodule=data(shards, val_every_n_steps=3))
+        outcomes.append(weights(module))
+        assert all("_orig_mod" not in name for name, _ in module.named_parameters())
+    torch.testing.assert_close(*outcomes, atol=2e-5, rtol=2e-4)
+
+
 # --- checkpoints ---
 
 
