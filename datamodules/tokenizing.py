@@ -329,6 +329,8 @@ def tokenize(
     }
     output.mkdir(parents=True, exist_ok=True)
     shards, complete = _load_manifest(output, settings)
+    for stale in output.glob("*.partial"):  # of a run that was killed while it wrote
+        stale.unlink()
     position = {"document": 0, "offset": 0, **(shards[-1] if shards else {})}
     documents = islice(read_documents(inputs, column), position["document"], None)
     if not complete:
