@@ -348,6 +348,8 @@ def tokenize(
                     content = take_validation(stream, val_tokens, val_documents)
                 if not len(content):
                     break
+                if not shards:  # from now on the folder is ours
+                    _save_manifest(output, settings, shards, complete=False)
                 name = f"text_{'train' if shards else 'val'}_{len(shards):06d}.bin"
                 write_shard(output / name, content)
                 position = {"document": stream.document, "offset": stream.offset}

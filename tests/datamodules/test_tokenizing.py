@@ -263,8 +263,8 @@ def test_killed_anywhere_it_goes_on(source: Path, tmp_path: Path, processes: int
     options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 900, "val_tokens": 200}
     tokenize([source], tmp_path / "whole", **options)
     whole = contents(tmp_path / "whole")
-    assert len(whole) == 10  # each shard and then the manifest, and once more the manifest
-    for at in range(0, 19, 1 if processes == 1 else 5):
+    assert len(whole) == 10  # nine shards, each followed by the manifest, and that first and last
+    for at in range(0, 20, 1 if processes == 1 else 5):
         folder = tmp_path / f"killed{at}"
         assert killed(at, [source], folder, processes=processes, **options) == -signal.SIGKILL
         assert contents(folder) != whole
