@@ -44,7 +44,7 @@ class UsageError(ValueError):
 def read_text(path: Path, column: str) -> Iterator[str]:
     """A whole file is one document."""
     try:
-        yield path.read_text(encoding="utf-8")
+        yield path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text, at byte {error.start}: convert it") from None
 
