@@ -460,10 +460,10 @@ class TokenDataModule(LightningDataModule):
             return
         interval = self.val_every_n_steps * passes
         said = getattr(trainer, "val_check_interval", None)  # not there if it is a time
-        if said not in (1.0, interval):
+        if said not in (1.0, interval) or trainer.check_val_every_n_epoch not in (1, None):
             raise ValueError(
                 f"val_every_n_steps={self.val_every_n_steps} and the trainer's val_check_interval "
-                "both say when to validate: leave one of them out"
+                "or check_val_every_n_epoch both say when to validate: leave one of them out"
             )
         trainer.val_check_interval = interval
         trainer.check_val_every_n_epoch = None  # count on from epoch to epoch

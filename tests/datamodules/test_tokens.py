@@ -321,10 +321,15 @@ def test_the_trainer_may_not_say_otherwise(text: tuple[Path, np.ndarray, np.ndar
         data.setup("fit")
         data.setup("fit")
         assert data.trainer.accumulate_grad_batches == 2 and len(data.trainer.callbacks) == 1
-    for said in (0.5, 7, None):
+    for name, said in (
+        ("val_check_interval", 0.5),
+        ("val_check_interval", 7),
+        ("val_check_interval", None),
+        ("check_val_every_n_epoch", 2),
+    ):
         data = Tiny(text[0], val_every_n_steps=3)
         data.trainer = FakeTrainer(0, 1)
-        data.trainer.val_check_interval = said
+        setattr(data.trainer, name, said)
         with pytest.raises(ValueError, match="val_every_n_steps=3 and the trainer's"):
             data.setup("fit")
 
