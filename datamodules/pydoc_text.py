@@ -82,7 +82,7 @@ def cache_folder() -> Path:
 
 
 class PydocDataModule(TokenDataModule):
-    """The documentation that comes with Python, as bytes: some megabytes of real English text.
+    """The documentation that comes with Python, as bytes: 2 MB of real English text.
 
     Gathered from the installed standard library, and cached for each version of Python. One
     document in 16, chosen by its content, is for validation.

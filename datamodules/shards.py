@@ -104,7 +104,7 @@ class Shards:
     def __init__(self, paths: Sequence[str | Path], vocab_size: int) -> None:
         self.shards = [Shard(path) for path in paths]
         self.vocab_size = vocab_size
-        #: Where each shard starts, and where the last one ends, int64 (shards + 1,).
+        # Where each shard starts, and where the last one ends.
         self.edges = np.cumsum([0, *map(len, self.shards)])
 
     def __len__(self) -> int:
@@ -127,19 +127,20 @@ class Shards:
         """
         if not 0 <= start < start + length <= len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
-        first = int(np.searchsorted(self.edges, start, side="right")) - 1
+        index = int(np.searchsorted(self.edges, start, side="right")) - 1
+        end = start + length
         parts = []
-        for shard, edge in zip(self.shards[first:], self.edges[first:-1].tolist(), strict=True):
-            if edge >= start + length:
-                break
+        while start < end:
+            shard, edge = self.shards[index], int(self.edges[index])
             shard.check_unchanged()
-            part = shard.tokens[max(start - edge, 0) : start + length - edge]
+            part = shard.tokens[start - edge : end - edge]
             if part.max() >= self.vocab_size:
                 raise ValueError(
                     f"{shard.path} holds token {part.max()}, and the vocabulary has "
                     f"{self.vocab_size}: was it made with another tokenizer?"
                 )
             parts.append(part)
+            start, index = start + len(part), index + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def find(self, token: int) -> NDArray[np.int64]:

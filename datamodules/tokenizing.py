@@ -44,7 +44,7 @@ class UsageError(ValueError):
 def read_text(path: Path, column: str) -> Iterator[str]:
     """A whole file is one document."""
     try:
-        yield path.read_text(encoding="utf-8")
+        yield path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text, at byte {error.start}: convert it") from None
 
@@ -329,6 +329,8 @@ def tokenize(
     }
     output.mkdir(parents=True, exist_ok=True)
     shards, complete = _load_manifest(output, settings)
+    for stale in output.glob("*.partial"):  # of a run that was killed while it wrote
+        stale.unlink()
     position = {"document": 0, "offset": 0, **(shards[-1] if shards else {})}
     documents = islice(read_documents(inputs, column), position["document"], None)
     if not complete:
@@ -346,6 +348,8 @@ def tokenize(
                     content = take_validation(stream, val_tokens, val_documents)
                 if not len(content):
                     break
+                if not shards:  # from now on the folder is ours
+                    _save_manifest(output, settings, shards, complete=False)
                 name = f"text_{'train' if shards else 'val'}_{len(shards):06d}.bin"
                 write_shard(output / name, content)
                 position = {"document": stream.document, "offset": stream.offset}

@@ -164,22 +164,27 @@ def at_whole_step(progress: dict[str, Any], old: int, new: int) -> tuple[dict[st
         something was taken back.
     """
     epoch, total = progress["current"], progress["total"]
-    steps = epoch["processed"] // old
-    all_steps = (total["processed"] - epoch["processed"]) // old + steps
-    finished = epoch["processed"] == steps * old and all(
+    between_batches = all(
         count["ready"] == count["started"] == count["processed"] for count in (epoch, total)
     )
+    # The last batch of an epoch always ends a step, also where limit_train_batches cuts it short.
+    whole = between_batches and (epoch["processed"] % old == 0 or progress["is_last_batch"])
+    if whole and old == new:
+        return progress, False
+    earlier = total["processed"] - epoch["processed"]
+    if old != new:
+        earlier = earlier // old * new
+    reached = epoch["processed"] // old * new
     # Saved at the end of a batch, which Lightning counts as completed only after that. What was
     # not finished becomes what would have been saved at the end of the last whole step.
-    pending = 1 if not finished else total["processed"] - total["completed"]
+    pending = total["processed"] - total["completed"] if whole else 1
 
     def count(batches: int) -> dict[str, int]:
-        reached = dict.fromkeys(("ready", "started", "processed"), batches)
-        return {**reached, "completed": batches - pending}
+        done = dict.fromkeys(("ready", "started", "processed"), batches)
+        return {**done, "completed": batches - pending}
 
-    is_last = progress["is_last_batch"] and finished
-    current = {"current": count(steps * new), "total": count(all_steps * new)}
-    return {**current, "is_last_batch": is_last}, not finished
+    counts = {"current": count(reached), "total": count(earlier + reached)}
+    return {**counts, "is_last_batch": whole and progress["is_last_batch"]}, not whole
 
 
 class _ResumeWholeSteps(Callback):
@@ -360,7 +365,13 @@ class TokenDataModule(LightningDataModule):
     def val_dataloader(self) -> EpochLoader[Batch]:
         """This process' part of the first ``val_tokens`` targets of the validation shards."""
         shards = self._split("val")
-        targets = min(self.val_tokens or len(shards), len(shards) - 1)
+        targets = len(shards) - 1
+        if self.val_tokens is not None and self.val_tokens > targets:
+            rank_zero_warn(
+                f"val_tokens={self.val_tokens}, and the validation shards have only {targets} "
+                "targets: evaluating on those"
+            )
+        targets = min(self.val_tokens or targets, targets)
         starts = np.arange(0, targets, self.val_sequence_length)
         pieces = self._pieces(
             shards, starts, self.val_sequence_length, targets, len(starts), self.val_batch_size
@@ -449,10 +460,10 @@ class TokenDataModule(LightningDataModule):
             return
         interval = self.val_every_n_steps * passes
         said = getattr(trainer, "val_check_interval", None)  # not there if it is a time
-        if said not in (1.0, interval):
+        if said not in (1.0, interval) or trainer.check_val_every_n_epoch not in (1, None):
             raise ValueError(
                 f"val_every_n_steps={self.val_every_n_steps} and the trainer's val_check_interval "
-                "both say when to validate: leave one of them out"
+                "or check_val_every_n_epoch both say when to validate: leave one of them out"
             )
         trainer.val_check_interval = interval
         trainer.check_val_every_n_epoch = None  # count on from epoch to epoch
@@ -478,7 +489,7 @@ class TokenDataModule(LightningDataModule):
             pin_memory=on_cuda,
             generator=torch.Generator(),  # leaves torch's global one alone
         )
-        return iter(loader)
+        yield from ((inputs, targets) for inputs, targets in loader)  # pinned, they are a list
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -98,7 +98,10 @@ def parser() -> Parser:
 def run(command: str, output: Path, **options: Any) -> None:
     """Carry a command out and tell what is there then."""
     if command == "download":
-        check_source(**options)
+        try:
+            check_source(**options)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         output.mkdir(parents=True, exist_ok=True)
         download(output, **options)
     else:

@@ -1,0 +1,240 @@
+"""FineWeb's shards: the download, what is there already, what is wrong with it."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import FineWebDataModule
+from datamodules.fineweb import SOURCES
+from datamodules.fineweb.__main__ import main
+from datamodules.shards import Shard, write_shard
+from datamodules.tokenizing import tokenize
+
+SMALL = {"batch_tokens": 64, "sequence_length": 16, "micro_batch_size": 2}
+
+
+class Hub:
+    """Stands for huggingface_hub: writes a shard, or fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.fail_at: str | None = None
+        self.cut = 0
+
+    def hf_hub_download(
+        self, repo_id: str, filename: str, *, repo_type: str, local_dir: Path
+    ) -> str:
+        assert repo_type == "dataset"
+        self.asked.append((repo_id, filename))
+        if filename == self.fail_at:
+            try:
+                raise ConnectionError("Name or service\nnot known")
+            except ConnectionError as error:
+                raise OSError("a long story about the cache") from error
+        path = Path(local_dir) / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shard(path, np.full(200, len(self.asked), np.uint16))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size - self.cut])
+        return str(path)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for _, name in self.asked]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    stand_in = Hub()
+    module = SimpleNamespace(hf_hub_download=stand_in.hf_hub_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    return stand_in
+
+
+def module(folder: Path, shards: int = 2, **options: Any) -> FineWebDataModule:
+    return FineWebDataModule(str(folder), shards, **{**SMALL, **options})
+
+
+def put(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        write_shard(folder / name, np.arange(200, dtype=np.uint16))
+
+
+VAL, FIRST, SECOND = (
+    "fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dataset", "repository", "prefix", "most"),
+    [
+        ("fineweb10B", "kjj0/fineweb10B-gpt2", "fineweb", 103),
+        ("fineweb100B", "kjj0/fineweb100B-gpt2", "fineweb", 1030),
+        ("finewebedu10B", "kjj0/finewebedu10B-gpt2", "finewebedu", 99),
+    ],
+)
+def test_what_is_missing_is_downloaded(
+    tmp_path: Path, hub: Hub, dataset: Any, repository: str, prefix: str, most: int
+) -> None:
+    assert SOURCES[dataset].shards == most
+    data = module(tmp_path / "new" / "folder", dataset=dataset)
+    data.prepare_data()
+    names = [f"{prefix}_val_000000.bin", *(f"{prefix}_train_00000{i}.bin" for i in (1, 2))]
+    assert hub.asked == [(repository, name) for name in names]
+    data.prepare_data()
+    assert len(hub.asked) == 3
+    data.setup("fit")
+    assert [path.name for path in data.shard_paths("train")] == names[1:]
+    assert len(data.train_dataloader()) == 2 * 6  # 24 windows, 4 to a step, 2 to a batch
+
+
+def test_what_is_there_is_kept(tmp_path: Path, hub: Hub) -> None:
+    put(tmp_path, VAL, SECOND)
+    module(tmp_path, 3).prepare_data()
+    assert hub.names == [FIRST, "fineweb_train_000003.bin"]
+    assert Shard(tmp_path / SECOND).tokens[5] == 5
+
+
+def test_no_more_shards_than_wanted_are_used(tmp_path: Path, hub: Hub) -> None:
+    put(tmp_path, VAL, FIRST, SECOND, "fineweb_val_000001.bin")
+    data = module(tmp_path, 1)
+    data.prepare_data()
+    assert hub.names == []
+    assert [path.name for path in data.shard_paths("train")] == [FIRST]
+    assert [path.name for path in data.shard_paths("val")] == [VAL, "fineweb_val_000001.bin"]
+
+
+def test_without_a_network_a_part_is_enough(tmp_path: Path, hub: Hub) -> None:
+    put(tmp_path, VAL, FIRST)
+    hub.fail_at = SECOND
+    data = module(tmp_path, 5)
+    with pytest.warns(UserWarning, match=r"Training on 1 of 5 shards \(shards=1 .*not known") as w:
+        data.prepare_data()
+    assert "\n" not in str(w[0].message)
+    data.setup("fit")
+    assert len(data.shard_paths("train")) == 1
+
+
+@pytest.mark.parametrize("there", [[], [FIRST], [VAL]])
+def test_without_a_network_one_line_says_what_is_missing(
+    tmp_path: Path, hub: Hub, there: list[str]
+) -> None:
+    put(tmp_path, *there)
+    missing = hub.fail_at = FIRST if VAL in there else VAL
+    with pytest.raises(FileNotFoundError) as caught:
+        module(tmp_path).prepare_data()
+    message = str(caught.value)
+    assert "\n" not in message and caught.value.__suppress_context__
+    for part in (missing, str(tmp_path), "Name or service not known", "data_dir"):
+        assert part in message
+
+
+def test_an_interrupted_download_goes_on(tmp_path: Path, hub: Hub) -> None:
+    hub.fail_at = SECOND
+    with pytest.warns(UserWarning, match="Training on 1 of 2"):
+        module(tmp_path).prepare_data()
+    hub.fail_at = None
+    hub.asked.clear()
+    module(tmp_path).prepare_data()
+    assert hub.names == [SECOND]
+
+
+def test_a_damaged_download_is_named(tmp_path: Path, hub: Hub) -> None:
+    hub.cut = 2
+    with pytest.raises(ValueError, match=rf"{VAL} is damaged: .* delete it"):
+        module(tmp_path).prepare_data()
+    hub.cut = 0
+    hub.asked.clear()
+    with pytest.raises(ValueError, match=VAL):
+        module(tmp_path).prepare_data()
+    assert not hub.asked
+    (tmp_path / VAL).unlink()
+    module(tmp_path).prepare_data()
+
+
+def test_without_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install huggingface_hub"):
+        module(tmp_path).prepare_data()
+    put(tmp_path, VAL, FIRST)
+    with pytest.warns(UserWarning, match="Training on 1 of 2 shards"):
+        module(tmp_path).prepare_data()
+    module(tmp_path, 1).prepare_data()
+
+
+def test_own_text_is_never_mixed_with_fineweb(tmp_path: Path, hub: Hub) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text " * 100)
+    folder = tmp_path / "own"
+    tokenize([text], folder, "bytes")
+    for name in ("bytes", "gpt2"):
+        data = module(folder, 5, tokenizer=name)
+        data.prepare_data()
+        data.setup("fit")
+        assert len(next(iter(data.train_dataloader()))[0]) == 2
+    assert hub.names == []
+    assert (data.vocab_size, data.bos) == (50257, 50256)
+    data = module(tmp_path / "nothing", tokenizer="bytes")
+    data.prepare_data()
+    with pytest.raises(FileNotFoundError, match=r"no \*_val_\*\.bin of bytes .* tokenize, or set"):
+        data.setup("test")
+    assert hub.names == []
+
+
+def test_setup_before_prepare_data_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"call prepare_data\(\) first"):
+        module(tmp_path).setup("test")
+
+
+def test_a_home_directory_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FineWebDataModule("~/tokens").data_dir == tmp_path / "tokens"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "c4"}, "dataset='c4': choose one of fineweb10B, fineweb100B, finewebedu10B"),
+        ({"shards": 0}, "shards=0: fineweb10B has 1 to 103"),
+        ({"shards": 104}, "shards=104: fineweb10B has 1 to 103"),
+        ({"tokenizer": "words"}, "tokenizer='words': choose gpt2 or bytes"),
+        ({"micro_batch_size": 0}, "micro_batch_size=0"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FineWebDataModule(**options)
+
+
+def test_the_command_line_downloads(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "f"
+    assert main(["download", "--shards", "2", "--output", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: 2 training and 1 validation shards\n"
+    assert hub.names == [VAL, FIRST, SECOND]
+    hub.fail_at = "fineweb_train_000003.bin"
+    assert main(["download", "--shards", "3", "--output", str(folder)]) == 1
+    assert main(["download", "--shards", "104", "--output", str(folder)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "fineweb_train_000003.bin is not in" in errors[0]
+    assert "shards=104: fineweb10B has 1 to 103" in errors[1]
+
+
+def test_the_command_line_shows_all_options() -> None:
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(FineWebDataModule, "data")
+    config = parser.parse_args(
+        ["--data.val_every_n_steps", "125", "--data.prompts", '["Once upon", "A"]']
+    )
+    assert config.data.prompts == ["Once upon", "A"] and config.data.val_every_n_steps == 125
+    assert config.data.batch_tokens == 524288 and config.data.shuffle is False
+    shown = parser.format_help()
+    for text in ("Tokens of one optimizer step", "Training shards wanted", "--data.num_workers"):
+        assert text in shown
