@@ -177,8 +177,10 @@ def test_topk_races_what_reaches_the_error(topk_outcome):
                     for level in solvers[entry["solver"]].levels
                     if level.setting == entry["setting"]
                 )
-                errors = [dense_error(level.solve(seed), case.matrix, k) for seed in range(3)]
-                assert max(errors) <= goal
+                seeds = range(entry["seeds"])
+                errors = [dense_error(level.solve(seed), case.matrix, k) for seed in seeds]
+                assert len(seeds) == solvers[entry["solver"]].seeds in (1, 5)
+                assert entry["error"] <= goal
                 assert entry["error"] == pytest.approx(max(errors), rel=0.05, abs=1e-5)
 
 
@@ -251,6 +253,28 @@ def test_topk_compares_auto_with_the_best_of_the_others(tmp_path, monkeypatch):
     ratios = {e["solver"]: e["ratio_to_best_of_ours"] for e in found.result["results"]}
     assert [ratios[name] for name in canned] == [0.5, 1, 2]
     assert ratios[topk.ARPACK] is None
+
+
+def test_topk_races_on_the_seeds_that_a_setting_was_chosen_on(tmp_path, monkeypatch):
+    seeds = []
+
+    def solvers(case, k):
+        def solve(seed):
+            seeds.append(seed)
+            return lmo.top_singular(case.matrix, k, solver="exact")
+
+        return {topk.ARPACK: topk.Solver([race.Level("some", solve)])}
+
+    monkeypatch.setattr(topk, "solvers", solvers)
+    args = ["topk", "--cases", "gaussian", "--k", "2", "--repeats", "12"]
+    found = outcome(tmp_path, *args)
+    assert seeds == [*range(5), 0, *(turn % 5 for turn in range(12))]
+    assert found.rows("k  solver")[0][2] == "some"
+    # A budget that ends after a single seed.
+    seeds.clear()
+    found = outcome(tmp_path, *args, "--budget", "1e-9")
+    assert set(seeds) == {0}
+    assert found.rows("k  solver")[0][2] == "some (seeds tried: 1 of 5)"
 
 
 def test_rank_k_error_is_that_of_the_matrices():
@@ -632,6 +656,18 @@ def test_cheapest_level_keeps_to_the_budget():
     assert not trial.reached
     assert trial.seconds >= 0.02
     assert time.perf_counter() - start < 1
+
+
+def test_the_race_is_run_on_the_seeds_that_the_budget_let_be_tried(monkeypatch):
+    monkeypatch.setattr(race, "timed", lambda turn, device: (1.0, turn()))  # a second each
+    # A goal that holds on the first three seeds alone.
+    (some,), tried = levels([0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 0.3])
+    trial = race.cheapest(
+        [some], lambda e: e, goal=0.1, seeds=5, budget=3.5, device=torch.device("cpu")
+    )
+    assert (trial.reached, trial.seeds, trial.error) == (True, 3, 0.05)
+    assert max(trial.turn(turn) for turn in range(7)) == 0.05
+    assert {seed for _, seed in tried} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("xp", [torch, pytest.param(None, id="numpy")])
