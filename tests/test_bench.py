@@ -297,19 +297,28 @@ def test_rank_k_error_is_that_of_the_matrices():
 # Recorded momentum.
 
 
-def checkpoints(folder, steps=4, algorithm="muon", width=24, shuffled=True):
-    """Files in Lightning's layout, of consecutive steps of Fanion on a small module."""
+def checkpoints(folder, steps=5, algorithm="muon", width=24, nesterov=True):
+    """Files in Lightning's layout, of consecutive steps of Fanion on a small module.
+
+    Beside what Lightning has in them the gradients, and the momentum's factors of the step.
+    """
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Linear(width, 3 * width))
     optimizer = Fanion(
         [
-            {"params": [("0.weight", net[0].weight)], "algorithm": algorithm, "lr": 0.02},
+            {
+                "params": [("0.weight", net[0].weight)],
+                "algorithm": algorithm,
+                "lr": 0.02,
+                "nesterov": nesterov,
+            },
             {
                 "params": [("1.weight", net[1].weight)],
                 "algorithm": algorithm,
                 "lr": 0.02,
                 "splits": 3,
                 "name": "fused",
+                "nesterov": nesterov,
             },
             {
                 "params": [("0.bias", net[0].bias), ("1.bias", net[1].bias)],
@@ -322,19 +331,24 @@ def checkpoints(folder, steps=4, algorithm="muon", width=24, shuffled=True):
     for i in range(steps):
         optimizer.zero_grad()
         net(data).square().mean().backward()
+        mus = [group["momentum"] for group in optimizer.param_groups]
         optimizer.step()
+        for group in optimizer.param_groups:
+            group["momentum"] -= 0.01  # as a schedule does before Lightning saves
         files.append(folder / f"step={i}.ckpt")
         contents = {
             "global_step": i + 1,
             "state_dict": net.state_dict(),
             "optimizer_states": [optimizer.state_dict()],
+            "gradients": [p.grad for p in (net[0].weight, net[1].weight)],
+            "mus": mus,
         }
         torch.save(contents, files[-1])
-    return files[::-1] if shuffled else files
+    return files[::-1]
 
 
 def test_recorded_momenta_are_the_matrices_in_order(tmp_path):
-    files = checkpoints(tmp_path)
+    files = checkpoints(tmp_path, nesterov=False)
     momenta = recorded.momenta(files)
     assert {name: tuple(ms[0].shape) for name, ms in momenta.items()} == {
         "0.weight": (24, 16),
@@ -344,6 +358,39 @@ def test_recorded_momenta_are_the_matrices_in_order(tmp_path):
         state = torch.load(file, weights_only=True)["optimizer_states"][0]["state"]
         assert torch.equal(momenta["0.weight"][i], state[0]["momentum"])
         assert torch.equal(momenta["1.weight[2]"][i], state[1]["momentum"][48:])
+
+
+def test_recorded_nesterov_momenta_are_what_directions_were_taken_of(tmp_path):
+    files = checkpoints(tmp_path)
+    momenta = recorded.momenta(files)
+    assert {len(ms) for ms in momenta.values()} == {len(files) - 1}
+    for i, file in enumerate(sorted(files)[1:]):
+        contents = torch.load(file, weights_only=True)
+        state = contents["optimizer_states"][0]["state"]
+        a, b = (
+            g.lerp(state[j]["momentum"], mu)
+            for j, (g, mu) in enumerate(zip(contents["gradients"], contents["mus"], strict=False))
+        )
+        for got, expected in (
+            (momenta["0.weight"][i], a),
+            (momenta["1.weight[2]"][i], b[48:]),
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+
+
+def test_recorded_momenta_of_some_nesterov_groups_end_together(tmp_path):
+    files = checkpoints(tmp_path)
+    for file in files:
+        contents = torch.load(file, weights_only=True)
+        contents["optimizer_states"][0]["param_groups"][1]["nesterov"] = False
+        torch.save(contents, file)
+    momenta = recorded.momenta(files)
+    assert {name: len(ms) for name, ms in momenta.items()} == {
+        "0.weight": 4,
+        **{f"1.weight[{i}]": 4 for i in range(3)},
+    }
+    last = torch.load(max(files), weights_only=True)["optimizer_states"][0]["state"]
+    assert torch.equal(momenta["1.weight[0]"][-1], last[1]["momentum"][:24])
 
 
 def test_topk_of_recorded_momentum(tmp_path):
@@ -406,14 +453,19 @@ def broken_checkpoint(name, folder):
     elif name == "no momentum":
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3, 3))])
         torch.save({"optimizer_states": [optimizer.state_dict()]}, file)
-    elif name == "one step":
-        (file,) = checkpoints(folder, steps=1)
+    elif name in ("one step", "one plain step"):
+        (file,) = checkpoints(folder, steps=1, nesterov=name == "one step")
+    elif name == "two steps":
+        return checkpoints(folder, steps=2)
+    elif name == "a step left out":
+        files = checkpoints(folder)
+        return [*files[:2], *files[3:]]
     elif name == "too small":
         return checkpoints(folder, width=5)
     elif name == "another model":
         (folder / "other").mkdir()
-        other = checkpoints(folder / "other", steps=2, width=20, shuffled=False)
-        return [*checkpoints(folder, steps=1), other[1]]
+        other = checkpoints(folder / "other", steps=2, width=20)
+        return [*checkpoints(folder, steps=1), other[0]]
     return [file]
 
 
@@ -424,7 +476,10 @@ def broken_checkpoint(name, folder):
         ("text", "is no readable Lightning checkpoint: "),
         ("no optimizer", "is no readable Lightning checkpoint: KeyError: 'optimizer_states'"),
         ("no momentum", "has no momentum of matrices that Fanion steps"),
-        ("one step", "needs the checkpoints of at least two steps"),
+        ("one plain step", "needs the checkpoints of at least two steps"),
+        ("one step", "and with Nesterov momentum of three, got 1"),
+        ("two steps", "and with Nesterov momentum of three, got 2"),
+        ("a step left out", "Nesterov momentum needs every step, and after 2 comes 4: record"),
         ("too small", "the checkpoints have no matrix of at least 8x8"),
         ("another model", "the checkpoints are of different models"),
     ],
