@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import io
 import itertools
@@ -130,7 +131,11 @@ def test_race_says_how_it_was_timed(name, request):
     assert found.result["dtype"] == "float32"
     assert found.result["device"] == "cpu"
     assert found.result["machine"]["processor"] == report.processor()
-    assert f"float32; in turns, median of {repeats}" in found.printed
+    assert f"in turns, median of {repeats}" in found.printed
+    multiplied = ", ".join(
+        f"in {dtype} by {what}" for what, dtype in found.result["products"].items()
+    )
+    assert f"float32 matrices, multiplied {multiplied}\n" in found.printed
     assert report.machine_line(torch.device("cpu")) in found.printed
     assert all(
         len(entry["seconds"]) == repeats
@@ -139,6 +144,19 @@ def test_race_says_how_it_was_timed(name, request):
         if entry.get("reached", True)
     )
     assert found.plot.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_races_say_what_matrices_are_multiplied_in(has_bf16, monkeypatch):
+    module = importlib.import_module("lit_fanions.lmo.polar")
+    monkeypatch.setattr(module, "_has_bf16", lambda device_type: has_bf16)
+    cpu = torch.device("cpu")
+    assert polar.products(cpu)[polar.TORCH] == "bfloat16"  # whatever the hardware
+    assert polar.products(cpu)["our Newton-Schulz"].startswith("bfloat16") == has_bf16
+    rank_k = topk._products(cpu, ["gaussian"])
+    assert ("bfloat16" in rank_k.values()) == has_bf16
+    assert rank_k["the solvers of rank k"] == "float32"
+    assert topk._products(cpu, ["momentum"])[polar.TORCH] == "bfloat16"
 
 
 # Rank k.

@@ -62,28 +62,34 @@ def device(text: str) -> torch.device:
     return torch.device("cuda" if text != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def conditions(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
+def conditions(
+    options: argparse.Namespace, products: Mapping[str, str], *packages: str
+) -> dict[str, Any]:
     """Return what the timings of a race depend on beside the machine.
 
     Args:
         options: Those of ``add_arguments``.
+        products: The dtypes that matrices are multiplied in, by what does.
         *packages: Timed packages beside torch, which must be installed.
     """
     return {
         "device": str(options.device),
         "dtype": "float32",
+        "products": dict(products),
         "repeats": options.repeats,
         "quick": options.quick,
         "versions": {name: report.require(name, "this race").__version__ for name in packages},
     }
 
 
-def notes(options: argparse.Namespace, *packages: str) -> list[str]:
+def notes(options: argparse.Namespace, products: Mapping[str, str], *packages: str) -> list[str]:
     """Return the same and the machine as the lines below a table."""
-    facts = conditions(options, *packages)
+    facts = conditions(options, products, *packages)
     versions = [f"{name} {version}" for name, version in facts["versions"].items()]
+    multiplied = ", ".join(f"in {dtype} by {name}" for name, dtype in products.items())
     return [
-        f"{facts['dtype']}; in turns, median of {facts['repeats']}",
+        f"{facts['dtype']} matrices, multiplied {multiplied}",
+        f"in turns, median of {facts['repeats']}",
         ", ".join([report.machine_line(options.device), *versions]),
     ]
 

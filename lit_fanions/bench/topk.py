@@ -156,7 +156,9 @@ def run(options: argparse.Namespace) -> report.Report:
     packages: tuple[str, ...] = ()
     if matrices and (compares_cupy or not on_gpu):
         packages = ("cupy",) if on_gpu else ("scipy", "numpy")
-    facts, notes = race.conditions(options, *packages), race.notes(options, *packages)
+    products = _products(options.device, chosen)
+    facts = race.conditions(options, products, *packages)
+    notes = race.notes(options, products, *packages)
     sequences = _sequences(options) if "momentum" in chosen else {}
 
     tables, panels, results, peers = [], [], [], []
@@ -301,6 +303,15 @@ def _power_law(options: argparse.Namespace) -> Case:
 
 
 _MAKE = {"gaussian": _gaussian, "power_law": _power_law}
+
+
+def _products(device: torch.device, chosen: Sequence[str]) -> dict[str, str]:
+    coarse = {"the search of our lanczos on large ones": "bfloat16"}
+    return {
+        "the solvers of rank k": "float32",
+        **(coarse if polar.multiplies_bf16(device) else {}),
+        **({polar.TORCH: "bfloat16"} if "momentum" in chosen else {}),
+    }
 
 
 def _recorded_ranks(options: argparse.Namespace) -> Sequence[int]:
