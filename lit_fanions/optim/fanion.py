@@ -255,6 +255,13 @@ class Fanion(torch.optim.Optimizer):
         """What pickle and deepcopy keep: torch's part and the defaults of later groups."""
         return {**super().__getstate__(), "_options": self._options}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes that back; options younger than a pickle get their algorithm's defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in algorithm_options(group["algorithm"]).items():
+                group.setdefault(key, value)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, completed by what its algorithm says and checked.
 
@@ -333,11 +340,10 @@ class Fanion(torch.optim.Optimizer):
         for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for (name, p), index in zip(_named(group), saved_group["params"], strict=True):
                 _check_same_shape(name, p, state_dict["state"].get(index, {}))
-        options = [dict(group) for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, options, strict=True):
-            for key, value in own.items():
-                group.setdefault(key, value)  # options younger than the checkpoint
+        groups = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        # Options younger than the checkpoint stay as they are.
+        completed = [{**own, **saved} for own, saved in groups]
+        super().load_state_dict({**state_dict, "param_groups": completed})
         # torch casts the state to the parameter's dtype, which would round the fp32 momentum of a
         # bf16 parameter, and leaves counters where they were saved. The entrywise kernels want
         # just that dtype, and everything on one device.

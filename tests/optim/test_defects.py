@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -478,6 +479,37 @@ def test_a_checkpoint_from_before_an_option_existed_can_be_stepped():
     optimizer.load_state_dict(saved)
     run(optimizer, 1)
     assert optimizer.param_groups[0]["renormalize"] is False
+
+
+YOUNGER = ["solver_steps", "oversampling", "stack_entries"]
+
+
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_a_pickle_from_before_options_existed_can_be_stepped(algorithm):
+    optimizer = Fanion([parameter(6, 4)], algorithm=algorithm)
+    run(optimizer, 1)
+    straight = copy.deepcopy(optimizer)
+    for option in YOUNGER:
+        optimizer.param_groups[0].pop(option, None)
+    old = pickle.loads(pickle.dumps(optimizer))
+    run(old, 1, start=1)
+    run(straight, 1, start=1)
+    assert torch.equal(*(o.param_groups[0]["params"][0] for o in (old, straight)))
+    assert old.param_groups[0].keys() == straight.param_groups[0].keys()
+
+
+def test_an_old_state_dict_leaves_younger_options_as_they_were_configured():
+    optimizer = Fanion([parameter(6, 4)], algorithm="fanion", rank=2)
+    run(optimizer, 1)
+    saved = optimizer.state_dict()
+    for option in YOUNGER:
+        del saved["param_groups"][0][option]
+    other = Fanion([parameter(6, 4)], algorithm="fanion", rank=2, oversampling=1, stack_entries=7)
+    other.load_state_dict(saved)
+    run(other, 1)
+    group = other.param_groups[0]
+    assert [group[option] for option in YOUNGER] == [None, 1, 7]
+    assert YOUNGER[0] not in saved["param_groups"][0]
 
 
 def test_the_first_rank_k_step_is_as_good_as_the_next():
