@@ -130,25 +130,55 @@ def start_bases(p: Tensor, group: Options, generator: torch.Generator) -> State:
         Tensors (count, cols, width) by the names they have in the state; empty where the
         direction needs none.
     """
-    if group["alpha"] == 0 or group["algorithm"] == "coordinate":
-        return {}
-    if group["algorithm"] != "dion" and group["solver"] not in ("auto", "subspace", "lanczos"):
+    widths = [
+        _basis_width(group, shape)
+        for shape in matrix_shapes(p.shape, group["layout"], group["splits"])
+    ]
+    if all(width is None for width in widths):
         return {}
     bases, gradients = {}, []
     if p.grad is not None:
         whole = gather(local_grad(p), p)
         gradients = to_matrices(whole, group["layout"], group["splits"])
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
-        rank = _solved_rank(group, shape)
-        if rank is not None:
+        width = widths[part]
+        if width is not None:
             block = lmo.start_block(
-                shape, rank, device=p.device, generator=generator,
-                oversampling=0 if group["algorithm"] == "dion" else group["oversampling"],
-            )  # fmt: skip
+                shape, width, device=p.device, generator=generator, oversampling=0
+            )
             if gradients and group["algorithm"] != "dion":
                 block = lmo.warmed(gradients[part], block)
             bases[f"basis{part}"] = block
     return bases
+
+
+def _basis_width(group: Options, shape: torch.Size) -> int | None:
+    """Columns of the basis that matrices of that shape need; None where they need none."""
+    if group["alpha"] == 0 or group["algorithm"] == "coordinate":
+        return None
+    rank = _solved_rank(group, shape)
+    if rank is None or group["algorithm"] == "dion":
+        return rank
+    if group["solver"] not in ("auto", "subspace", "lanczos"):
+        return None
+    return min(rank + group["oversampling"], *shape[-2:])
+
+
+def _current_basis(basis: Tensor | None, m: Tensor, width: int, group: Options) -> Tensor:
+    """The basis that a step starts from: a new one where the state's is none or too narrow.
+
+    Args:
+        basis: That of the state, (count, cols, columns), of options that may have changed since.
+        m: Matrices, (count, rows, cols).
+        width: Columns that it should have.
+        group: Their group.
+    """
+    if basis is not None and basis.shape[-1] >= width:
+        return basis[..., :width]
+    # A function of the state and of the options: a resumed run makes the same.
+    generator = torch.Generator().manual_seed(group["seed"])
+    block = lmo.start_block(m.shape, width, device=m.device, generator=generator, oversampling=0)
+    return lmo.warmed(m, block).to(block.dtype if basis is None else basis.dtype)
 
 
 def _solved_rank(group: Options, shape: torch.Size) -> int | None:
@@ -328,13 +358,13 @@ def _directions(
     With error feedback also what the directions capture of the matrices.
     """
     key, count = f"basis{part}", len(m) // len(states)
-    basis = torch.cat([state[key] for state in states]) if key in states[0] else None
-    rank = _solved_rank(group, m.shape)
-    if basis is not None and rank is not None and basis.shape[-1] < rank:
-        # The group's rank was raised.
-        oversampling = 0 if group["algorithm"] == "dion" else group["oversampling"]
-        block = lmo.start_block(m.shape, rank, device=m.device, oversampling=oversampling)
-        basis = lmo.warmed(m, block.to(basis.dtype))
+    basis, width = None, _basis_width(group, m.shape)
+    if width is None:  # an old one would be no good start later
+        for state in states:
+            state.pop(key, None)
+    else:
+        each = zip(states, m.split(count), strict=True)
+        basis = torch.cat([_current_basis(state.get(key), x, width, group) for state, x in each])
     size = max(1, stack_entries(group, m.device) // m[0].numel())
     ms = m.split(size)
     bases = [None] * len(ms) if basis is None else basis.split(size)
