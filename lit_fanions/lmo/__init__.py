@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.cupy_svds import cupy_svds
+from lit_fanions.lmo.cupy_svds import BEYOND, cupy_svds
 from lit_fanions.lmo.lanczos import Lanczos, block_width, lanczos
 from lit_fanions.lmo.polar import (
     AUTO,
@@ -239,8 +239,8 @@ def _leading_block(
     cold = warm_start is None or solver in ("randomized", "power")
     if solver == "auto":
         solver = _choose_solver(m, k, warm=not cold)
-    elif solver == "cupy" and k == min(rows, cols):
-        solver = "exact"  # CuPy's solver finds fewer than all
+    elif solver == "cupy" and k + BEYOND > min(rows, cols):
+        solver = "exact"
     x = m.reshape(-1, rows, cols)
     if solver in ("exact", "cupy"):
         x, norm = unit_frobenius(x)
@@ -251,7 +251,7 @@ def _leading_block(
     if solver == "exact":
         u, s, vh = (t.to(x) for t in torch.linalg.svd(wide(x), full_matrices=False))
     elif solver == "cupy":
-        u, s, vh = cupy_svds(x, k, tol=tol)
+        u, s, vh = cupy_svds(x, k, tol=tol, generator=generator)
     else:
         steps = solver_steps or _STEPS[solver][not cold]
         if cold:
