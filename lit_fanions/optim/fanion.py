@@ -183,11 +183,11 @@ class Fanion(torch.optim.Optimizer):
             anything has changed (synchronises); "propagate", look away.
         momentum_dtype: Of the momentum; None: the parameter's.
         stack_entries: How many entries matrices of one shape may have in all to be solved
-            together, in one batch, which bounds the memory of a step: up to three times theirs,
-            four for f_, s_ and kyfan; as much in float32 for bfloat16 parameters where products
-            are not in bfloat16; and ten times for polar="exact", whose SVD is in float64. A larger
-            matrix is solved alone, a distributed parameter as a whole. None: 2**26, and
-            5 * 2**20 on CPUs.
+            together, in one batch, which bounds the memory of a step: up to three times theirs
+            in float32, four for blends, kyfan and large ranks, five for dion, and ten for
+            polar="exact", whose SVD is in float64. bfloat16 parameters need as many bytes as
+            float32 ones. A larger matrix is solved alone, a distributed parameter is gathered
+            as a whole. None: 2**26, and 5 * 2**20 on CPUs.
         seed: Of the random starts of rank-k solvers, which become part of the state.
 
     Raises:
