@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import io
 import itertools
@@ -130,7 +131,11 @@ def test_race_says_how_it_was_timed(name, request):
     assert found.result["dtype"] == "float32"
     assert found.result["device"] == "cpu"
     assert found.result["machine"]["processor"] == report.processor()
-    assert f"float32; in turns, median of {repeats}" in found.printed
+    assert f"in turns, median of {repeats}" in found.printed
+    multiplied = ", ".join(
+        f"in {dtype} by {what}" for what, dtype in found.result["products"].items()
+    )
+    assert f"float32 matrices, multiplied {multiplied}\n" in found.printed
     assert report.machine_line(torch.device("cpu")) in found.printed
     assert all(
         len(entry["seconds"]) == repeats
@@ -139,6 +144,19 @@ def test_race_says_how_it_was_timed(name, request):
         if entry.get("reached", True)
     )
     assert found.plot.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_races_say_what_matrices_are_multiplied_in(has_bf16, monkeypatch):
+    module = importlib.import_module("lit_fanions.lmo.polar")
+    monkeypatch.setattr(module, "_has_bf16", lambda device_type: has_bf16)
+    cpu = torch.device("cpu")
+    assert polar.products(cpu)[polar.TORCH] == "bfloat16"  # whatever the hardware
+    assert polar.products(cpu)["our Newton-Schulz"].startswith("bfloat16") == has_bf16
+    rank_k = topk._products(cpu, ["gaussian"])
+    assert ("bfloat16" in rank_k.values()) == has_bf16
+    assert rank_k["the solvers of rank k"] == "float32"
+    assert topk._products(cpu, ["momentum"])[polar.TORCH] == "bfloat16"
 
 
 # Rank k.
@@ -177,8 +195,10 @@ def test_topk_races_what_reaches_the_error(topk_outcome):
                     for level in solvers[entry["solver"]].levels
                     if level.setting == entry["setting"]
                 )
-                errors = [dense_error(level.solve(seed), case.matrix, k) for seed in range(3)]
-                assert max(errors) <= goal
+                seeds = range(entry["seeds"])
+                errors = [dense_error(level.solve(seed), case.matrix, k) for seed in seeds]
+                assert len(seeds) == solvers[entry["solver"]].seeds in (1, 5)
+                assert entry["error"] <= goal
                 assert entry["error"] == pytest.approx(max(errors), rel=0.05, abs=1e-5)
 
 
@@ -253,6 +273,28 @@ def test_topk_compares_auto_with_the_best_of_the_others(tmp_path, monkeypatch):
     assert ratios[topk.ARPACK] is None
 
 
+def test_topk_races_on_the_seeds_that_a_setting_was_chosen_on(tmp_path, monkeypatch):
+    seeds = []
+
+    def solvers(case, k):
+        def solve(seed):
+            seeds.append(seed)
+            return lmo.top_singular(case.matrix, k, solver="exact")
+
+        return {topk.ARPACK: topk.Solver([race.Level("some", solve)])}
+
+    monkeypatch.setattr(topk, "solvers", solvers)
+    args = ["topk", "--cases", "gaussian", "--k", "2", "--repeats", "12"]
+    found = outcome(tmp_path, *args)
+    assert seeds == [*range(5), 0, *(turn % 5 for turn in range(12))]
+    assert found.rows("k  solver")[0][2] == "some"
+    # A budget that ends after a single seed.
+    seeds.clear()
+    found = outcome(tmp_path, *args, "--budget", "1e-9")
+    assert set(seeds) == {0}
+    assert found.rows("k  solver")[0][2] == "some (seeds tried: 1 of 5)"
+
+
 def test_rank_k_error_is_that_of_the_matrices():
     m = polar.gaussian((30, 20))
     exact = lmo.Triplets(*torch.linalg.svd(m.double(), full_matrices=False))
@@ -273,19 +315,28 @@ def test_rank_k_error_is_that_of_the_matrices():
 # Recorded momentum.
 
 
-def checkpoints(folder, steps=4, algorithm="muon", width=24, shuffled=True):
-    """Files in Lightning's layout, of consecutive steps of Fanion on a small module."""
+def checkpoints(folder, steps=5, algorithm="muon", width=24, nesterov=True):
+    """Files in Lightning's layout, of consecutive steps of Fanion on a small module.
+
+    Beside what Lightning has in them the gradients, and the momentum's factors of the step.
+    """
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Linear(width, 3 * width))
     optimizer = Fanion(
         [
-            {"params": [("0.weight", net[0].weight)], "algorithm": algorithm, "lr": 0.02},
+            {
+                "params": [("0.weight", net[0].weight)],
+                "algorithm": algorithm,
+                "lr": 0.02,
+                "nesterov": nesterov,
+            },
             {
                 "params": [("1.weight", net[1].weight)],
                 "algorithm": algorithm,
                 "lr": 0.02,
                 "splits": 3,
                 "name": "fused",
+                "nesterov": nesterov,
             },
             {
                 "params": [("0.bias", net[0].bias), ("1.bias", net[1].bias)],
@@ -298,19 +349,24 @@ def checkpoints(folder, steps=4, algorithm="muon", width=24, shuffled=True):
     for i in range(steps):
         optimizer.zero_grad()
         net(data).square().mean().backward()
+        mus = [group["momentum"] for group in optimizer.param_groups]
         optimizer.step()
+        for group in optimizer.param_groups:
+            group["momentum"] -= 0.01  # as a schedule does before Lightning saves
         files.append(folder / f"step={i}.ckpt")
         contents = {
             "global_step": i + 1,
             "state_dict": net.state_dict(),
             "optimizer_states": [optimizer.state_dict()],
+            "gradients": [p.grad for p in (net[0].weight, net[1].weight)],
+            "mus": mus,
         }
         torch.save(contents, files[-1])
-    return files[::-1] if shuffled else files
+    return files[::-1]
 
 
 def test_recorded_momenta_are_the_matrices_in_order(tmp_path):
-    files = checkpoints(tmp_path)
+    files = checkpoints(tmp_path, nesterov=False)
     momenta = recorded.momenta(files)
     assert {name: tuple(ms[0].shape) for name, ms in momenta.items()} == {
         "0.weight": (24, 16),
@@ -320,6 +376,39 @@ def test_recorded_momenta_are_the_matrices_in_order(tmp_path):
         state = torch.load(file, weights_only=True)["optimizer_states"][0]["state"]
         assert torch.equal(momenta["0.weight"][i], state[0]["momentum"])
         assert torch.equal(momenta["1.weight[2]"][i], state[1]["momentum"][48:])
+
+
+def test_recorded_nesterov_momenta_are_what_directions_were_taken_of(tmp_path):
+    files = checkpoints(tmp_path)
+    momenta = recorded.momenta(files)
+    assert {len(ms) for ms in momenta.values()} == {len(files) - 1}
+    for i, file in enumerate(sorted(files)[1:]):
+        contents = torch.load(file, weights_only=True)
+        state = contents["optimizer_states"][0]["state"]
+        a, b = (
+            g.lerp(state[j]["momentum"], mu)
+            for j, (g, mu) in enumerate(zip(contents["gradients"], contents["mus"], strict=False))
+        )
+        for got, expected in (
+            (momenta["0.weight"][i], a),
+            (momenta["1.weight[2]"][i], b[48:]),
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+
+
+def test_recorded_momenta_of_some_nesterov_groups_end_together(tmp_path):
+    files = checkpoints(tmp_path)
+    for file in files:
+        contents = torch.load(file, weights_only=True)
+        contents["optimizer_states"][0]["param_groups"][1]["nesterov"] = False
+        torch.save(contents, file)
+    momenta = recorded.momenta(files)
+    assert {name: len(ms) for name, ms in momenta.items()} == {
+        "0.weight": 4,
+        **{f"1.weight[{i}]": 4 for i in range(3)},
+    }
+    last = torch.load(max(files), weights_only=True)["optimizer_states"][0]["state"]
+    assert torch.equal(momenta["1.weight[0]"][-1], last[1]["momentum"][:24])
 
 
 def test_topk_of_recorded_momentum(tmp_path):
@@ -382,14 +471,19 @@ def broken_checkpoint(name, folder):
     elif name == "no momentum":
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3, 3))])
         torch.save({"optimizer_states": [optimizer.state_dict()]}, file)
-    elif name == "one step":
-        (file,) = checkpoints(folder, steps=1)
+    elif name in ("one step", "one plain step"):
+        (file,) = checkpoints(folder, steps=1, nesterov=name == "one step")
+    elif name == "two steps":
+        return checkpoints(folder, steps=2)
+    elif name == "a step left out":
+        files = checkpoints(folder)
+        return [*files[:2], *files[3:]]
     elif name == "too small":
         return checkpoints(folder, width=5)
     elif name == "another model":
         (folder / "other").mkdir()
-        other = checkpoints(folder / "other", steps=2, width=20, shuffled=False)
-        return [*checkpoints(folder, steps=1), other[1]]
+        other = checkpoints(folder / "other", steps=2, width=20)
+        return [*checkpoints(folder, steps=1), other[0]]
     return [file]
 
 
@@ -400,7 +494,10 @@ def broken_checkpoint(name, folder):
         ("text", "is no readable Lightning checkpoint: "),
         ("no optimizer", "is no readable Lightning checkpoint: KeyError: 'optimizer_states'"),
         ("no momentum", "has no momentum of matrices that Fanion steps"),
-        ("one step", "needs the checkpoints of at least two steps"),
+        ("one plain step", "needs the checkpoints of at least two steps"),
+        ("one step", "and with Nesterov momentum of three, got 1"),
+        ("two steps", "and with Nesterov momentum of three, got 2"),
+        ("a step left out", "Nesterov momentum needs every step, and after 2 comes 4: record"),
         ("too small", "the checkpoints have no matrix of at least 8x8"),
         ("another model", "the checkpoints are of different models"),
     ],
@@ -632,6 +729,18 @@ def test_cheapest_level_keeps_to_the_budget():
     assert not trial.reached
     assert trial.seconds >= 0.02
     assert time.perf_counter() - start < 1
+
+
+def test_the_race_is_run_on_the_seeds_that_the_budget_let_be_tried(monkeypatch):
+    monkeypatch.setattr(race, "timed", lambda turn, device: (1.0, turn()))  # a second each
+    # A goal that holds on the first three seeds alone.
+    (some,), tried = levels([0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 0.3])
+    trial = race.cheapest(
+        [some], lambda e: e, goal=0.1, seeds=5, budget=3.5, device=torch.device("cpu")
+    )
+    assert (trial.reached, trial.seeds, trial.error) == (True, 3, 0.05)
+    assert max(trial.turn(turn) for turn in range(7)) == 0.05
+    assert {seed for _, seed in tried} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("xp", [torch, pytest.param(None, id="numpy")])

@@ -73,11 +73,22 @@ def run(options: argparse.Namespace) -> report.Report:
         ],
         notes=[
             f"quality: smallest <M, D> / |M|_* over {', '.join(spectra((2, 2)))}",
-            *race.notes(options),
+            *race.notes(options, products(options.device)),
         ],
-        data={**race.conditions(options), "results": entries},
+        data={**race.conditions(options, products(options.device)), "results": entries},
         panels=panels,
     )
+
+
+def products(device: torch.device) -> dict[str, str]:
+    """Return the dtypes that float32 matrices are multiplied in, for ``race.conditions``."""
+    ours = "bfloat16 (small ones and by cans: float32)" if multiplies_bf16(device) else "float32"
+    return {TORCH: "bfloat16", "our Newton-Schulz": ours}
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether our solvers multiply large float32 matrices in bfloat16 there."""
+    return lmo.polar_dtype(torch.empty(1024, 1024, device=device), "auto") == torch.bfloat16
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

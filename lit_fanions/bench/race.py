@@ -62,28 +62,34 @@ def device(text: str) -> torch.device:
     return torch.device("cuda" if text != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def conditions(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
+def conditions(
+    options: argparse.Namespace, products: Mapping[str, str], *packages: str
+) -> dict[str, Any]:
     """Return what the timings of a race depend on beside the machine.
 
     Args:
         options: Those of ``add_arguments``.
+        products: The dtypes that matrices are multiplied in, by what does.
         *packages: Timed packages beside torch, which must be installed.
     """
     return {
         "device": str(options.device),
         "dtype": "float32",
+        "products": dict(products),
         "repeats": options.repeats,
         "quick": options.quick,
         "versions": {name: report.require(name, "this race").__version__ for name in packages},
     }
 
 
-def notes(options: argparse.Namespace, *packages: str) -> list[str]:
+def notes(options: argparse.Namespace, products: Mapping[str, str], *packages: str) -> list[str]:
     """Return the same and the machine as the lines below a table."""
-    facts = conditions(options, *packages)
+    facts = conditions(options, products, *packages)
     versions = [f"{name} {version}" for name, version in facts["versions"].items()]
+    multiplied = ", ".join(f"in {dtype} by {name}" for name, dtype in products.items())
     return [
-        f"{facts['dtype']}; in turns, median of {facts['repeats']}",
+        f"{facts['dtype']} matrices, multiplied {multiplied}",
+        f"in turns, median of {facts['repeats']}",
         ", ".join([report.machine_line(options.device), *versions]),
     ]
 
@@ -168,12 +174,18 @@ class Trial(NamedTuple):
         error: The largest error over the seeds.
         seconds: A typical run.
         reached: Whether no error is above the goal.
+        seeds: How many seeds it was tried on: all below this.
     """
 
     level: Level
     error: float
     seconds: float
     reached: bool
+    seeds: int
+
+    def turn(self, turn: int) -> Any:
+        """Solve in a race, from the seeds of the trial alone: only they are known to suffice."""
+        return self.level.solve(turn % self.seeds)
 
 
 def cheapest(
@@ -192,7 +204,7 @@ def cheapest(
         error: Of a result.
         goal: Largest error allowed.
         seeds: Every one of the seeds below this must reach the goal.
-        budget: No further level is begun that would go beyond these seconds.
+        budget: No further seed or level is begun that would go beyond these seconds.
         device: Where they compute.
 
     Returns:
@@ -203,14 +215,16 @@ def cheapest(
     for level in levels:
         errors: list[float] = []
         taken: list[float] = []
-        while len(errors) < seeds and all(e <= goal for e in errors):
-            seed = len(errors)
+        for seed in range(seeds):
             seconds, result = timed(lambda: level.solve(seed), device)  # noqa: B023
             taken.append(seconds)
             errors.append(error(result))
+            spent += seconds
+            if errors[-1] > goal or spent + seconds > budget:
+                break
         reached = all(e <= goal for e in errors)
-        trials.append(Trial(level, max(errors), statistics.median(taken), reached))
-        spent += sum(taken)
+        typical = statistics.median(taken)
+        trials.append(Trial(level, max(errors), typical, reached, len(errors)))
         if reached or spent + taken[-1] > budget:
             break
     return trials[-1] if trials[-1].reached else min(trials, key=lambda trial: trial.error)

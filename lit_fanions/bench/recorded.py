@@ -1,13 +1,15 @@
 """Rank k on matrices of real runs: warm starts from step to step, against Newton-Schulz.
 
-The matrices are the momenta in Lightning checkpoints of consecutive steps of Fanion.
+The matrices are what Fanion took directions of, from the momenta in Lightning checkpoints of
+consecutive steps: the momentum itself or, where its group says so, the Nesterov form.
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,33 +24,75 @@ SOLVERS: tuple[lmo.Solver, ...] = ("subspace", "auto")
 _SHAPES = 4
 
 
+class _Recorded(NamedTuple):
+    """Some matrices of one parameter after a step, and their group's options.
+
+    Attributes:
+        momentum: (rows, cols).
+        mu: The momentum's factor in the next step, as a schedule moves it before a checkpoint.
+        nesterov: Whether directions are taken of the Nesterov form.
+    """
+
+    momentum: Tensor
+    mu: float
+    nesterov: bool
+
+
 def momenta(files: Sequence[Path]) -> dict[str, list[Tensor]]:
-    """Return the momentum of every matrix at every step, from Lightning checkpoints of Fanion.
+    """Return what the direction of every matrix was taken of at every step, but for a factor.
+
+    That is the momentum M_t. With Nesterov's it is (1 - mu) G_t + mu M_t, where the gradient's
+    part is M_t - mu M_{t-1}: the first step then serves as the M_{t-1} of the second only.
 
     Args:
-        files: Checkpoints of one run; they are put in the order of their steps.
+        files: Lightning checkpoints of one run of Fanion; they are put in the order of their
+            steps.
 
     Returns:
         Matrices (rows, cols) in the order of the steps, by the parameter's name and, where a
         parameter is several matrices, their place in it.
 
     Raises:
-        Refused: If a file is no such checkpoint, or they are of different models.
+        Refused: If a file is no such checkpoint, or they are of different models or too few, or
+            if the Nesterov form needs a step that is missing.
     """
-    steps: dict[int, dict[str, Tensor]] = {}
+    found: dict[int, dict[str, _Recorded]] = {}
     for file in files:
         checkpoint = _read(file)
-        found = dict(_momenta(checkpoint))
-        if not found:
+        matrices = dict(_matrices(checkpoint))
+        if not matrices:
             raise report.Refused(f"{file} has no momentum of matrices that Fanion steps")
-        steps[checkpoint.get("global_step", len(steps))] = found
-    first, *others = (steps[step] for step in sorted(steps))
-    shapes = {name: m.shape for name, m in first.items()}
-    if any({name: m.shape for name, m in each.items()} != shapes for each in others):
+        found[checkpoint.get("global_step", len(found))] = matrices
+    steps = sorted(found)
+    first, *others = (found[step] for step in steps)
+    shapes = {name: each.momentum.shape for name, each in first.items()}
+    if any({name: m.momentum.shape for name, m in other.items()} != shapes for other in others):
         raise report.Refused("the checkpoints are of different models")
-    if not others:
-        raise report.Refused("recorded momentum needs the checkpoints of at least two steps")
-    return {name: [m, *(each[name] for each in others)] for name, m in first.items()}
+    nesterov = any(each.nesterov for each in first.values())
+    if len(steps) < 2 + nesterov:
+        raise report.Refused(
+            "recorded momentum needs the checkpoints of at least two steps, and with Nesterov "
+            f"momentum of three, got {len(steps)}"
+        )
+    gap = next(((a, b) for a, b in itertools.pairwise(steps) if b != a + 1), None)
+    if nesterov and gap:
+        raise report.Refused(
+            f"Nesterov momentum needs every step, and after {gap[0]} comes {gap[1]}: record with "
+            "ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)"
+        )
+    sequences = {name: [found[step][name] for step in steps] for name in first}
+    # The same steps of all, whose charts stand side by side.
+    return {name: _of_directions(each)[nesterov - len(steps) :] for name, each in sequences.items()}
+
+
+def _of_directions(sequence: Sequence[_Recorded]) -> list[Tensor]:
+    """What directions were taken of, from the momenta after consecutive steps."""
+    if not sequence[0].nesterov:
+        return [each.momentum for each in sequence]
+    return [
+        (1 + before.mu) * after.momentum.float() - before.mu * before.momentum.float()
+        for before, after in itertools.pairwise(sequence)
+    ]
 
 
 def choose(momenta: Mapping[str, list[Tensor]], least: int) -> dict[str, list[Tensor]]:
@@ -96,7 +140,8 @@ def race_all(
 def table(entries: Sequence[Mapping[str, Any]]) -> report.Table:
     """Return the outcome of ``race_all`` as a table."""
     return report.Table(
-        f"recorded momentum, {entries[0]['steps']} steps from warm starts; "
+        "recorded momentum, in its Nesterov form where the run steps along that, "
+        f"{entries[0]['steps']} steps from warm starts; "
         "quality: <M, D> over the Ky Fan k norm, or the nuclear one",
         ["matrix", "shape", "direction", "ms", "x Newton-Schulz", "mean quality", "least"],
         [
@@ -136,13 +181,14 @@ def _read(file: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
-def _momenta(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _matrices(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, _Recorded]]:
     optimizer = checkpoint["optimizer_states"][0]
     for group in optimizer["param_groups"]:
         if "layout" not in group:  # not a group of matrices
             continue
         unnamed = [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
         names = group.get("param_names", unnamed)
+        nesterov, mu = group.get("nesterov", False), group.get("momentum", 0.0)
         for name, index in zip(names, group["params"], strict=True):
             momentum = optimizer["state"].get(index, {}).get("momentum")
             if momentum is None or momentum.ndim < 2:
@@ -150,7 +196,8 @@ def _momenta(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             parts = to_matrices(momentum, group["layout"], group["splits"])
             matrices = [m for part in parts for m in part]
             for i, m in enumerate(matrices):
-                yield (name if len(matrices) == 1 else f"{name}[{i}]"), m
+                label = name if len(matrices) == 1 else f"{name}[{i}]"
+                yield label, _Recorded(m, mu, nesterov)
 
 
 def _race(

@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> report.Report:
     ]
     judged = list(_qualities(sorted(set(shapes)), options.device))
     size = sum(p.numel() for p in parameters)
+    products = {**polar.products(options.device), "the solvers of rank k": "float32"}
     return report.Report(
         title=f"one optimizer step: {len(parameters)} matrices, {size / 1e6:.3g} million entries",
         columns=["optimizer", "ms", "x torch", "x muon", "extra MiB", "in stacks"],
@@ -109,10 +110,10 @@ def run(options: argparse.Namespace) -> report.Report:
         notes=[
             f"extra: most memory of a step beyond parameters, gradients and state; a stack: the "
             f"{stack / 2**20:.4g} MiB of same-shape parameters that Fanion handles at once",
-            *race.notes(options),
+            *race.notes(options, products),
         ],
         data={
-            **race.conditions(options),
+            **race.conditions(options, products),
             "layers": layers,
             "width": width,
             "stack_bytes": stack,

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.cupy_svds import cupy_svds
+from lit_fanions.lmo.cupy_svds import BEYOND, cupy_svds
 from lit_fanions.lmo.lanczos import Lanczos, block_width, lanczos
 from lit_fanions.lmo.polar import (
     AUTO,
@@ -239,8 +239,8 @@ def _leading_block(
     cold = warm_start is None or solver in ("randomized", "power")
     if solver == "auto":
         solver = _choose_solver(m, k, warm=not cold)
-    elif solver == "cupy" and k == min(rows, cols):
-        solver = "exact"  # CuPy's solver finds fewer than all
+    elif solver == "cupy" and k + BEYOND > min(rows, cols):
+        solver = "exact"
     x = m.reshape(-1, rows, cols)
     if solver in ("exact", "cupy"):
         x, norm = unit_frobenius(x)
@@ -251,7 +251,7 @@ def _leading_block(
     if solver == "exact":
         u, s, vh = (t.to(x) for t in torch.linalg.svd(wide(x), full_matrices=False))
     elif solver == "cupy":
-        u, s, vh = cupy_svds(x, k, tol=tol)
+        u, s, vh = cupy_svds(x, k, tol=tol, generator=generator)
     else:
         steps = solver_steps or _STEPS[solver][not cold]
         if cold:
@@ -439,18 +439,29 @@ def solve(
     x, norm = m, None
     if not unit:
         dtype = polar_dtype(m, polar_method) if orthogonal else None
+        if dtype is not None and ball == "kyfan":
+            dtype = torch.promote_types(m.dtype, dtype)  # it is needed again after the products
         x, norm = unit_frobenius(m, dtype=dtype, overwrite=overwrite)
     elif alpha != 1 and not overwrite:
         x = x.clone()
     if orthogonal and ball == "fanion":
         return unit_polar(
-            x, polar_method, polar_steps, alpha=alpha, blend=blend, sign_scale=sign_scale
+            x,
+            polar_method,
+            polar_steps,
+            alpha=alpha,
+            blend=blend,
+            sign_scale=sign_scale,
+            overwrite=overwrite or not unit,
         ), None
     if orthogonal:
         assert triplets is not None
         assert norm is not None
         k = limit if rank is None else rank
-        d = _kyfan(unit_polar(x, polar_method, polar_steps), x, norm, triplets, k)
+        y = x.to(polar_dtype(m, polar_method))
+        full_rank = unit_polar(y, polar_method, polar_steps, overwrite=y is not x)
+        del y
+        d = _kyfan(full_rank, x, norm, triplets, k)
     if alpha == 1:
         assert d is not None
         return d, triplets
@@ -470,8 +481,11 @@ def _rank_k(block: Triplets, k: int) -> Tensor:
 
 def _kyfan(full: Tensor, x: Tensor, norm: Tensor, triplet: Triplets, k: int) -> Tensor:
     """The oracle of the Ky Fan k-ball: u_1 v_1^T if s_1 >= |m|_* / k, else U V^T / k."""
-    nuclear = (x * full).sum((-2, -1), keepdim=True, dtype=norm.dtype) * norm
+    product = full.to(x, copy=True).mul_(x)
+    nuclear = product.sum((-2, -1), keepdim=True, dtype=norm.dtype) * norm
+    del product
     concentrated = (triplet.S[..., :1, None] >= nuclear / k) & (norm > 0)
-    return torch.where(
-        concentrated, (triplet.U[..., :1] @ triplet.Vh[..., :1, :]).to(full), full / k
-    )
+    # In the memory of the polar factor; one of the two weights is 0, and NaN stays NaN.
+    full.div_(k).mul_((~concentrated).to(full))
+    left = triplet.U[..., :1] * concentrated
+    return full.addcmul_(left.to(full), triplet.Vh[..., :1, :].to(full))

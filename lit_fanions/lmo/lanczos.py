@@ -45,6 +45,10 @@ class Lanczos(NamedTuple):
 def block_width(k: int, limit: int) -> int:
     """How many vectors a cold start should have; more use the memory better and converge later.
 
+    A block can find as many copies of a repeated singular value as it has vectors. Further copies
+    come in by rounding alone: at loose tolerances they may be missed, and smaller singular values
+    stand in their place.
+
     Args:
         k: Triplets wanted.
         limit: min(rows, cols).

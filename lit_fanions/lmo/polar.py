@@ -185,7 +185,7 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
     """
     check_polar(method, steps)
     x, _ = unit_frobenius(m.detach(), dtype=polar_dtype(m, method))
-    return unit_polar(x, method, steps).to(m.dtype)
+    return unit_polar(x, method, steps, overwrite=True).to(m.dtype)
 
 
 def polar_dtype(m: Tensor, method: str) -> torch.dtype:
@@ -206,6 +206,7 @@ def unit_polar(
     alpha: float = 1.0,
     blend: str = "frobenius",
     sign_scale: float = 1.0,
+    overwrite: bool = False,
 ) -> Tensor:
     """``polar`` of matrices of Frobenius norm 1, blended with what ``blend_part`` makes of them.
 
@@ -217,6 +218,7 @@ def unit_polar(
         alpha: Weight of the polar factor.
         blend: frobenius | sign, what has the rest.
         sign_scale: Size of the sign part's entries.
+        overwrite: Whether the memory of x may be used with alpha 1 too.
 
     Returns:
         The same shape and dtype.
@@ -224,6 +226,7 @@ def unit_polar(
     shape = x.shape
     x = x.reshape(-1, *shape[-2:])
     x = x[0] if len(x) == 1 else x  # on CPUs two-dimensional products are faster
+    spare: Tensor | None = None
     if method == "exact":
         d, factor = _exact(x), None
     else:
@@ -234,11 +237,15 @@ def unit_polar(
             rows = _representable(rows)
         short, long = sorted(shape[-2:])
         by_gram = long >= GRAM_ASPECT * short and x.dtype != torch.bfloat16
-        d, factor = (_gram_newton_schulz if by_gram else _newton_schulz)(x, rows)
+        if by_gram:
+            d, factor = _gram_newton_schulz(x, rows)
+            spare = x if overwrite and alpha == 1 and d is not x else None
+        else:
+            d, factor, spare = _newton_schulz(x, rows, overwrite and alpha == 1)
     wide = shape[-2] <= shape[-1]
     if alpha == 1:
         if factor is not None:
-            d = factor @ d if wide else d @ factor
+            d = torch.matmul(*((factor, d) if wide else (d, factor)), out=spare)
     else:
         # The last product adds to the other part where that is, so that a blend costs no pass.
         d = d.clone() if d is x else d
@@ -251,20 +258,24 @@ def unit_polar(
     return d.reshape(shape)
 
 
-def _newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
-    """The iterate before the last product, and its factor on the short side."""
-    # Into memory that is had once: for large matrices, getting it costs as much as a product.
-    wide = x.shape[-2] <= x.shape[-1]
-    gram = x.new_empty(*x.shape[:-2], *[min(x.shape[-2:])] * 2)
-    factor = torch.empty_like(gram)
-    spare = [torch.empty_like(x) for _ in rows[1:3]]
+def _newton_schulz(
+    x: Tensor, rows: tuple[_Row, ...], overwrite: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The iterate before the last product, its factor on the short side, and memory for it."""
+    # Into memory that is had once: for large matrices, getting it costs as much as a product. The
+    # Gram matrix is where the next iterate will be, which needs it no more.
+    wide, small = x.shape[-2] <= x.shape[-1], (*x.shape[:-2], *[min(x.shape[-2:])] * 2)
+    factor, spare = x.new_empty(small), x.new_empty(x.shape)
     for i, (a, b, c) in enumerate(rows):
         if i:
-            x = torch.matmul(*((factor, x) if wide else (x, factor)), out=spare[i % len(spare)])
+            used = x if i > 1 or (overwrite and x.is_contiguous()) else torch.empty_like(spare)
+            x = torch.matmul(*((factor, x) if wide else (x, factor)), out=spare)
+            spare = used
+        gram = spare.view(-1)[: factor.numel()].view(small)
         torch.matmul(*((x, x.mT) if wide else (x.mT, x)), out=gram)
         _multiply_add(b, gram, gram, gram, c, out=factor)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
-    return x, factor
+    return x, factor, spare
 
 
 def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
@@ -276,16 +287,18 @@ def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tens
     """
     wide = x.shape[-2] <= x.shape[-1]
     product: Tensor | None = None
+    gram = x.new_empty(*x.shape[:-2], *[min(x.shape[-2:])] * 2)
     for i, (a, b, c) in enumerate(rows):
         if i % _GRAM_STEPS == 0:
             if product is not None:
                 x = product @ x if wide else x @ product
-            gram, product = (x @ x.mT if wide else x.mT @ x), None
+            product = None
+            torch.matmul(*((x, x.mT) if wide else (x.mT, x)), out=gram)
         factor = _multiply_add(b, gram, gram, gram, c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
         if (i + 1) % _GRAM_STEPS and i + 1 < len(rows):
-            gram = factor @ gram @ factor
+            torch.matmul(factor @ gram, factor, out=gram)
     assert product is not None
     return x, product
 

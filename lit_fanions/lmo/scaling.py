@@ -42,6 +42,7 @@ def unit_frobenius(
     Returns:
         The same shape, and the norms, (..., 1, 1), in float32 (float64 for float64).
     """
+    given = m if overwrite else None
     overwrite = overwrite or m.dtype not in _EXACT
     m = m if m.dtype in _EXACT else m.float()
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True)
@@ -55,7 +56,9 @@ def unit_frobenius(
     else:
         whole = norm
     x = torch.div(m, torch.where(norm == 0, 1.0, norm), out=m if overwrite else None)
-    return (x if dtype is None else x.to(dtype)), whole
+    if dtype is None or dtype == x.dtype:
+        return x, whole
+    return (x.to(dtype) if given is None or given.dtype != dtype else given.copy_(x)), whole
 
 
 def frobenius_norm(m: Tensor) -> Tensor:

@@ -183,9 +183,11 @@ class Fanion(torch.optim.Optimizer):
             anything has changed (synchronises); "propagate", look away.
         momentum_dtype: Of the momentum; None: the parameter's.
         stack_entries: How many entries matrices of one shape may have in all to be solved
-            together, in one batch, which bounds the memory of a step: two to four times theirs,
-            more for bfloat16 parameters and polar="exact". A larger matrix is solved alone.
-            None: 2**26, and 5 * 2**20 on CPUs.
+            together, in one batch, which bounds the memory of a step: up to three times theirs
+            in float32, four for blends, kyfan and large ranks, five for dion, and ten for
+            polar="exact", whose SVD is in float64. bfloat16 parameters need as many bytes as
+            float32 ones. A larger matrix is solved alone, a distributed parameter is gathered
+            as a whole. None: 2**26, and 5 * 2**20 on CPUs.
         seed: Of the random starts of rank-k solvers, which become part of the state.
 
     Raises:
@@ -254,6 +256,13 @@ class Fanion(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: torch's part and the defaults of later groups."""
         return {**super().__getstate__(), "_options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes that back; options younger than a pickle get their algorithm's defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in algorithm_options(group["algorithm"]).items():
+                group.setdefault(key, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, completed by what its algorithm says and checked.
@@ -333,11 +342,10 @@ class Fanion(torch.optim.Optimizer):
         for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for (name, p), index in zip(_named(group), saved_group["params"], strict=True):
                 _check_same_shape(name, p, state_dict["state"].get(index, {}))
-        options = [dict(group) for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, options, strict=True):
-            for key, value in own.items():
-                group.setdefault(key, value)  # options younger than the checkpoint
+        groups = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        # Options younger than the checkpoint stay as they are.
+        completed = [{**own, **saved} for own, saved in groups]
+        super().load_state_dict({**state_dict, "param_groups": completed})
         # torch casts the state to the parameter's dtype, which would round the fp32 momentum of a
         # bf16 parameter, and leaves counters where they were saved. The entrywise kernels want
         # just that dtype, and everything on one device.

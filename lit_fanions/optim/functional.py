@@ -97,16 +97,17 @@ def step_size_factor(scale: Scale, rows: int, cols: int, norm: float | None) -> 
     return math.nan if norm is None else MATCHED_RMS * math.sqrt(rows * cols) / norm
 
 
-def is_finite(shard: Tensor, like: Tensor) -> Tensor:
+def is_finite(shard: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Whether a gradient has neither NaN nor infinity: a 0-dimensional bool, equal on all ranks.
 
     Args:
         shard: This rank's part of the gradient.
         like: The parameter.
+        dtype: In which to ask, as one of a smaller range overflows; None: the gradient's own.
     """
     finite = torch.ones((), dtype=torch.bool, device=shard.device)
     if shard.numel():
-        low, high = torch.aminmax(shard)
+        low, high = (extreme.to(dtype or shard.dtype) for extreme in torch.aminmax(shard))
         finite = low.isfinite() & high.isfinite()
     if isinstance(like, DTensor):
         flag = finite.to(torch.uint8)
@@ -130,25 +131,55 @@ def start_bases(p: Tensor, group: Options, generator: torch.Generator) -> State:
         Tensors (count, cols, width) by the names they have in the state; empty where the
         direction needs none.
     """
-    if group["alpha"] == 0 or group["algorithm"] == "coordinate":
-        return {}
-    if group["algorithm"] != "dion" and group["solver"] not in ("auto", "subspace", "lanczos"):
+    widths = [
+        _basis_width(group, shape)
+        for shape in matrix_shapes(p.shape, group["layout"], group["splits"])
+    ]
+    if all(width is None for width in widths):
         return {}
     bases, gradients = {}, []
     if p.grad is not None:
         whole = gather(local_grad(p), p)
         gradients = to_matrices(whole, group["layout"], group["splits"])
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
-        rank = _solved_rank(group, shape)
-        if rank is not None:
+        width = widths[part]
+        if width is not None:
             block = lmo.start_block(
-                shape, rank, device=p.device, generator=generator,
-                oversampling=0 if group["algorithm"] == "dion" else group["oversampling"],
-            )  # fmt: skip
+                shape, width, device=p.device, generator=generator, oversampling=0
+            )
             if gradients and group["algorithm"] != "dion":
                 block = lmo.warmed(gradients[part], block)
             bases[f"basis{part}"] = block
     return bases
+
+
+def _basis_width(group: Options, shape: torch.Size) -> int | None:
+    """Columns of the basis that matrices of that shape need; None where they need none."""
+    if group["alpha"] == 0 or group["algorithm"] == "coordinate":
+        return None
+    rank = _solved_rank(group, shape)
+    if rank is None or group["algorithm"] == "dion":
+        return rank
+    if group["solver"] not in ("auto", "subspace", "lanczos"):
+        return None
+    return min(rank + group["oversampling"], *shape[-2:])
+
+
+def _current_basis(basis: Tensor | None, m: Tensor, width: int, group: Options) -> Tensor:
+    """The basis that a step starts from: a new one where the state's is none or too narrow.
+
+    Args:
+        basis: That of the state, (count, cols, columns), of options that may have changed since.
+        m: Matrices, (count, rows, cols).
+        width: Columns that it should have.
+        group: Their group.
+    """
+    if basis is not None and basis.shape[-1] >= width:
+        return basis[..., :width]
+    # A function of the state and of the options: a resumed run makes the same.
+    generator = torch.Generator().manual_seed(group["seed"])
+    block = lmo.start_block(m.shape, width, device=m.device, generator=generator, oversampling=0)
+    return lmo.warmed(m, block).to(block.dtype if basis is None else basis.dtype)
 
 
 def _solved_rank(group: Options, shape: torch.Size) -> int | None:
@@ -210,24 +241,82 @@ def step_matrices(group: Options, states: Mapping[Tensor, State]) -> None:
     """Steps a group of matrices, those of the same shape together where that is faster."""
     parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
     for stack in _stacks(parameters, group):
-        _step_stack(stack, group, states)
+        finites = [_steps(p, states[p], group) for p in stack]
+        pieces = _pieces(stack[0], states[stack[0]], group) if len(stack) == 1 else []
+        if not pieces:
+            _step_stack(stack, [states[p] for p in stack], finites, group)
+            continue
+        # Each is stepped before the next one is looked at, so that memory is needed for one only.
+        alone = {**group, "layout": "batch", "splits": None}
+        for piece, state, _ in pieces:
+            _step_stack([piece], [state], finites, alone)
+        for part in dict.fromkeys(part for *_, part in pieces):
+            own = [state for _, state, place in pieces if place == part]
+            bases = [state["basis0"] for state in own if "basis0" in state]
+            states[stack[0]].pop(f"basis{part}", None)
+            if bases:
+                states[stack[0]][f"basis{part}"] = torch.cat(bases)
 
 
-def _step_stack(stack: list[Tensor], group: Options, states: Mapping[Tensor, State]) -> None:
-    stack_states = [states[p] for p in stack]
-    finites, batches = _momenta(stack, stack_states, group)
+def _steps(p: Tensor, state: State, group: Options) -> Tensor:
+    """Whether to step a parameter at all, a 0-dimensional bool; counts where not."""
+    if group["nonfinite"] != "skip":
+        return torch.ones((), dtype=torch.bool, device=p.device)
+    finite = is_finite(local_grad(p), p, state["momentum"].dtype)
+    state["skipped"] += ~finite
+    return finite
+
+
+def _pieces(p: Tensor, state: State, group: Options) -> list[tuple[Tensor, State, int]]:
+    """A parameter of more matrices than may be solved together, cut into views of so many.
+
+    Returns:
+        Views of the parameter, with views of its gradient as theirs, beside their part of the
+        state and the number of their part of ``to_matrices``. None where one piece is all, or
+        where matrices are not views of the parameter.
+    """
+    assert p.grad is not None
+    if isinstance(p, DTensor) or p.grad.dtype != p.dtype:
+        return []
+    whole = (p.detach(), state["momentum"])
+    weights, momenta, grads = (
+        to_matrices(x, group["layout"], group["splits"]) for x in (*whole, p.grad)
+    )
+    for x, parts in zip(whole, (weights, momenta), strict=True):
+        storage = x.untyped_storage().data_ptr()
+        if any(part.untyped_storage().data_ptr() != storage for part in parts):
+            return []
+    limit, pieces = stack_entries(group, p.device), []
+    for part, (weight, momentum, grad) in enumerate(zip(weights, momenta, grads, strict=True)):
+        size = max(1, limit // weight[0].numel())
+        basis = state.get(f"basis{part}")
+        for i in range(0, len(weight), size):
+            piece = weight[i : i + size]
+            piece.grad = grad[i : i + size]
+            own = {"momentum": momentum[i : i + size]}
+            if basis is not None:
+                own["basis0"] = basis[i : i + size]
+            pieces.append((piece, own, part))
+    return pieces if len(pieces) > 1 else []
+
+
+def _step_stack(
+    stack: list[Tensor], states: list[State], finites: list[Tensor], group: Options
+) -> None:
+    batches = _momenta(stack, states, finites, group)
     # The momenta themselves are not to be overwritten.
     overwrite = len(stack) > 1 or group["nesterov"]
     solved = []
     for part in range(len(batches)):
         m = batches[part]
         batches[part] = m.new_empty(0)  # its memory is needed
-        solved.append(_directions(m, stack_states, finites, part, group, overwrite))
+        own = _orthogonalises(group, m.shape)  # then it has been normalised to memory of its own
+        solved.append(_directions(m, states, finites, part, group, overwrite or own))
         del m
     for i, p in enumerate(stack):
         parts = [directions[i] for directions, _ in solved]
         captured = [taken[i] for _, taken in solved if taken is not None]
-        _apply(p, parts, captured, finites[i], stack_states[i], group)
+        _apply(p, parts, captured, finites[i], states[i], group)
 
 
 def stack_entries(group: Options, device: torch.device) -> int:
@@ -261,29 +350,27 @@ def _orthogonalises(group: Options, shape: torch.Size) -> bool:
 
 
 def _momenta(
-    stack: list[Tensor], states: list[State], group: Options
-) -> tuple[list[Tensor], list[Tensor]]:
+    stack: list[Tensor], states: list[State], finites: list[Tensor], group: Options
+) -> list[Tensor]:
     """Updates the momenta of parameters of one shape.
 
     Returns:
-        For each whether to step it, and the batches of matrices to take directions of, of all
-        parameters together: (parameters * count, rows, cols) for each part. Those to be
-        orthogonalised are of Frobenius norm 1, and in the dtype for it: done here, one parameter
-        after the other, while it is in the cache.
+        The batches of matrices to take directions of, of all parameters together:
+        (parameters * count, rows, cols) for each part. Those to be orthogonalised are of
+        Frobenius norm 1, and in the dtype for it: done here, one parameter after the other,
+        while it is in the cache.
     """
-    finites: list[Tensor] = []
     batches: list[Tensor] = []
-    for i, (p, state) in enumerate(zip(stack, states, strict=True)):
-        update, finite = _update_momentum(p, state, group)
-        finites.append(finite)
+    for i, (p, state, finite) in enumerate(zip(stack, states, finites, strict=True)):
+        update = _update_momentum(p, state, finite, group)
         parts = to_matrices(gather(update, p), group["layout"], group["splits"])
         parts = [_prepared(part, group) for part in parts]
         if len(stack) == 1:
-            return finites, parts
+            return parts
         batches = batches or [part.new_empty(len(stack), *part.shape) for part in parts]
         for batch, part in zip(batches, parts, strict=True):
             batch[i] = part
-    return finites, [batch.flatten(0, 1) for batch in batches]
+    return [batch.flatten(0, 1) for batch in batches]
 
 
 def _prepared(m: Tensor, group: Options) -> Tensor:
@@ -293,26 +380,23 @@ def _prepared(m: Tensor, group: Options) -> Tensor:
     return lmo.unit_frobenius(m, dtype=dtype, overwrite=group["nesterov"])[0]
 
 
-def _update_momentum(p: Tensor, state: State, group: Options) -> tuple[Tensor, Tensor]:
-    """Updates the momentum; returns what the direction is taken of, and whether to step at all.
+def _update_momentum(p: Tensor, state: State, finite: Tensor, group: Options) -> Tensor:
+    """Updates the momentum; returns what the direction is taken of.
 
     With ``nonfinite="skip"`` a broken gradient is replaced by what leaves the momentum as it is.
     """
     momentum = local(state["momentum"])
     grad = local_grad(p).to(momentum.dtype)
     mu, feedback = group["momentum"], group["error_feedback"]
-    finite = torch.ones((), dtype=torch.bool, device=grad.device)
-    if group["nonfinite"] == "skip":
-        finite = is_finite(grad, p)  # in the dtype of the momentum, where it may overflow
-        state["skipped"] += ~finite
-        if grad.device.type != "cpu" or not finite:  # a CPU need not wait to know
-            grad = torch.where(finite, grad, 0.0 if feedback else momentum)
+    # A CPU need not wait to know.
+    if group["nonfinite"] == "skip" and (grad.device.type != "cpu" or not finite):
+        grad = torch.where(finite, grad, 0.0 if feedback else momentum)
     if feedback:
         momentum.add_(grad)
-        return momentum, finite
+        return momentum
     momentum.lerp_(grad, 1 - mu)
     # Never in place on either: both are still needed as they are.
-    return (grad.lerp(momentum, mu) if group["nesterov"] else momentum), finite
+    return grad.lerp(momentum, mu) if group["nesterov"] else momentum
 
 
 def _directions(
@@ -328,13 +412,13 @@ def _directions(
     With error feedback also what the directions capture of the matrices.
     """
     key, count = f"basis{part}", len(m) // len(states)
-    basis = torch.cat([state[key] for state in states]) if key in states[0] else None
-    rank = _solved_rank(group, m.shape)
-    if basis is not None and rank is not None and basis.shape[-1] < rank:
-        # The group's rank was raised.
-        oversampling = 0 if group["algorithm"] == "dion" else group["oversampling"]
-        block = lmo.start_block(m.shape, rank, device=m.device, oversampling=oversampling)
-        basis = lmo.warmed(m, block.to(basis.dtype))
+    basis, width = None, _basis_width(group, m.shape)
+    if width is None:  # an old one would be no good start later
+        for state in states:
+            state.pop(key, None)
+    else:
+        each = zip(states, m.split(count), strict=True)
+        basis = torch.cat([_current_basis(state.get(key), x, width, group) for state, x in each])
     size = max(1, stack_entries(group, m.device) // m[0].numel())
     ms = m.split(size)
     bases = [None] * len(ms) if basis is None else basis.split(size)

@@ -61,8 +61,8 @@ def from_matrices(
         return parts[0].reshape(shape)
     if layout == "batch":
         count = math.prod(shape[:-2])
-        whole = torch.cat([part.reshape(count, -1, shape[-1]) for part in parts], 1)
-        return whole.reshape(shape)
+        parts = [part.reshape(count, -1, shape[-1]) for part in parts]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).reshape(shape)
     restored = []
     for part in parts:
         if layout == "transposed":  # (count, outer, inner * kernel) -> (count, inner, outer, ...)

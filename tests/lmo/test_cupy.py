@@ -42,6 +42,7 @@ def plain(tensors) -> list[torch.Tensor]:
 def cupy(monkeypatch):
     """A CuPy that answers as the real one does; its ``log`` has what it was called with."""
     log, active = [], []
+    state = ["the user's"]
 
     @contextlib.contextmanager
     def entered(name, value):
@@ -52,9 +53,12 @@ def cupy(monkeypatch):
     def svds(a, k=6, *, tol=0):
         rows, cols = a.shape
         log.append({"shape": a.shape, "dtype": a.dtype, "k": k, "tol": tol, "active": list(active)})
+        starts.append(state[0].random(min(rows, cols)))
         if k >= min(rows, cols):
             raise ValueError(f"k must be smaller than min(m, n) (actual: {k})")
-        if not a.any():  # Lanczos divides by the length of a product
+        if k + 2 >= min(rows, cols):  # its basis has a vector less than there are dimensions
+            raise IndexError("Index out of bounds")
+        if not a.any() or not np.isfinite(a).all():  # Lanczos divides by the length of a product
             raise np.linalg.LinAlgError("Eigenvalues did not converge")
         # Values in ascending order, but for those that are cut off.
         u, s, vh = np.linalg.svd(a, full_matrices=False)
@@ -63,6 +67,12 @@ def cupy(monkeypatch):
         order = [*np.flatnonzero(large)[::-1], *np.flatnonzero(~large)]
         return u[:, order], np.where(large, s, 0)[order], vh[order]
 
+    starts = []
+    random = types.SimpleNamespace(
+        RandomState=np.random.RandomState,
+        get_random_state=lambda: state[0],
+        set_random_state=lambda new: state.__setitem__(0, new),
+    )
     cuda = types.SimpleNamespace(
         Device=lambda index: entered("device", index),
         ExternalStream=lambda stream: entered("stream", stream),
@@ -70,13 +80,14 @@ def cupy(monkeypatch):
     names = ["cupy", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse", "cupyx.scipy.sparse.linalg"]
     modules = {name: types.ModuleType(name) for name in names}
     modules["cupy"].cuda = cuda
+    modules["cupy"].random = random
     modules["cupy"].from_dlpack = lambda x: x.as_subclass(torch.Tensor).numpy()
     modules["cupyx.scipy.sparse.linalg"].svds = svds
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     stream = types.SimpleNamespace(cuda_stream=STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    return types.SimpleNamespace(log=log)
+    return types.SimpleNamespace(log=log, starts=starts, state=state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -139,6 +150,48 @@ def test_all_triplets_are_more_than_cupy_gives(shape, cupy):
     torch.testing.assert_close(s, torch.linalg.svdvals(m), rtol=1e-4, atol=0)
     assert orthonormal_vectors(u, vh)
     torch.testing.assert_close((u * s[:, None]) @ vh, m, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_almost_all_triplets_are_more_than_cupy_gives(k, cupy):
+    m = gaussian(1, 6, 9)
+    u, s, vh = plain(lmo.top_singular(on_gpu(m), k, solver="cupy"))
+    assert len(cupy.log) == (k == 3)
+    torch.testing.assert_close(s, torch.linalg.svdvals(m)[:, :k], rtol=1e-4, atol=0)
+    assert orthonormal_vectors(u, vh)
+
+
+def test_zero_and_broken_matrices_do_not_reach_cupy(cupy):
+    m = gaussian(5, 30, 20)
+    m[1] = 0
+    m[2, 3, 4] = torch.nan
+    m[3, 4, 5] = torch.inf
+    for found in (
+        cupy_svds(on_gpu(m), 4, tol=1e-4),
+        lmo.top_singular(on_gpu(m), 4, solver="cupy", tol=1e-4),
+    ):
+        u, s, vh = plain(found)
+        assert not s[1].any() and orthonormal_vectors(u[:2], vh[:2])
+        assert all(x[2:4].isnan().all() for x in (u, s, vh))
+        torch.testing.assert_close(s[::4], torch.linalg.svdvals(m[::4])[:, :4], rtol=1e-4, atol=0)
+    assert len(cupy.log) == 4
+    (d,) = plain([lmo.direction(on_gpu(m), rank=4, solver="cupy")])
+    assert not d[1].any()
+    assert d[2:4].isnan().all()
+
+
+def test_starts_come_from_the_generator(cupy):
+    m = on_gpu(gaussian(1, 30, 20))
+
+    def start(seed: int | None) -> np.ndarray:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        lmo.top_singular(m, 4, solver="cupy", generator=generator)
+        return cupy.starts[-1]
+
+    assert np.array_equal(start(1), start(1))
+    assert np.array_equal(start(None), start(None))
+    assert not np.array_equal(start(1), start(2))
+    assert cupy.state == ["the user's"]
 
 
 def test_without_cupy_the_message_says_how_to_get_it(cupy, monkeypatch):

@@ -1,7 +1,9 @@
 """Defects that other Muon-like optimizers have had: one section each, so that none comes back."""
 
 import copy
+import importlib
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -9,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_fanions import Fanion, configure_optimizers, split_parameters
+from lit_fanions.bench.step import peak_bytes
 from lit_fanions.optim import functional
+
+# The package's attribute of that name is the function.
+polar_module = importlib.import_module("lit_fanions.lmo.polar")
 
 MATRIX = [
     "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",
@@ -480,6 +486,37 @@ def test_a_checkpoint_from_before_an_option_existed_can_be_stepped():
     assert optimizer.param_groups[0]["renormalize"] is False
 
 
+YOUNGER = ["solver_steps", "oversampling", "stack_entries"]
+
+
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_a_pickle_from_before_options_existed_can_be_stepped(algorithm):
+    optimizer = Fanion([parameter(6, 4)], algorithm=algorithm)
+    run(optimizer, 1)
+    straight = copy.deepcopy(optimizer)
+    for option in YOUNGER:
+        optimizer.param_groups[0].pop(option, None)
+    old = pickle.loads(pickle.dumps(optimizer))
+    run(old, 1, start=1)
+    run(straight, 1, start=1)
+    assert torch.equal(*(o.param_groups[0]["params"][0] for o in (old, straight)))
+    assert old.param_groups[0].keys() == straight.param_groups[0].keys()
+
+
+def test_an_old_state_dict_leaves_younger_options_as_they_were_configured():
+    optimizer = Fanion([parameter(6, 4)], algorithm="fanion", rank=2)
+    run(optimizer, 1)
+    saved = optimizer.state_dict()
+    for option in YOUNGER:
+        del saved["param_groups"][0][option]
+    other = Fanion([parameter(6, 4)], algorithm="fanion", rank=2, oversampling=1, stack_entries=7)
+    other.load_state_dict(saved)
+    run(other, 1)
+    group = other.param_groups[0]
+    assert [group[option] for option in YOUNGER] == [None, 1, 7]
+    assert YOUNGER[0] not in saved["param_groups"][0]
+
+
 def test_the_first_rank_k_step_is_as_good_as_the_next():
     p = parameter(256, 128)
     optimizer = Fanion([p], algorithm="fanion", rank=8, scale="none", nesterov=False, lr=1.0)
@@ -497,6 +534,86 @@ def test_renormalize_reaches_the_norm_in_bf16():
         p.grad = normal(64, 32, seed=i).bfloat16()
         optimizer.step()
     assert p.detach().float().norm().item() == pytest.approx(8.0, rel=1e-3)
+
+
+# Found in review: a step must not need many times the memory of what it solves at once.
+
+
+def peak(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **options: Any) -> float:
+    """The most memory that a second step takes, in tensors of the parameter's shape."""
+    p = parameter(*shape, dtype=dtype)
+    optimizer = Fanion([p], **options)
+    run(optimizer, 1)
+    return peak_bytes(optimizer.step, p.device) / (p.numel() * p.element_size())
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+@pytest.mark.parametrize(
+    ("options", "shape", "most"),
+    [
+        ({}, (256, 256), 3.1),
+        ({}, (128, 512), 3.1),
+        ({"nesterov": False}, (512, 128), 3.1),
+        ({"algorithm": "f_muon"}, (256, 256), 4.1),
+        ({"algorithm": "kyfan", "rank": 8}, (256, 256), 4.2),
+        ({"algorithm": "fanion", "rank": 4}, (256, 256), 3.1),
+        ({"algorithm": "nsgd"}, (256, 256), 2.1),
+    ],
+)
+def test_the_memory_of_a_step(options, shape, most, has_bf16, monkeypatch):
+    # This machine may have bfloat16 or not; with it products are smaller, but need workspaces.
+    monkeypatch.setattr(polar_module, "_has_bf16", lambda device_type: has_bf16)
+    assert peak(shape, **options) < most
+
+
+@pytest.mark.parametrize("algorithm", ["muon", "neon", "kyfan", "nsgd"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((32, 96, 96), {"layout": "batch"}), ((32 * 96, 96), {"splits": 32})],
+)
+def test_matrices_of_a_parameter_are_stepped_chunk_by_chunk(shape, options, algorithm):
+    together = 2 * 96 * 96
+    chunks = peak(shape, algorithm=algorithm, stack_entries=together, **options)
+    assert 16 * chunks < 6  # of 16 chunks, the parameter's own size would be 16
+
+
+@pytest.mark.parametrize("momentum_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("algorithm", [*MATRIX, "fanion_feedback"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((6, 12, 10), {"layout": "batch"}),
+        ((6, 12, 10), {"layout": "batch", "splits": [4, 8]}),
+        ((3, 2, 12, 10), {"layout": "batch", "splits": 2}),
+        ((36, 10), {"splits": 3}),
+        ((36, 10), {"splits": [12, 24]}),
+        ((36, 10, 3), {"layout": "transposed", "splits": 3}),
+    ],
+)
+def test_chunks_step_as_the_whole(shape, options, algorithm, nesterov, momentum_dtype):
+    if algorithm == "fanion_feedback":
+        options, algorithm = {**options, "error_feedback": True}, "fanion"
+
+    def train(entries: int) -> tuple[Tensor, Fanion]:
+        p = parameter(*shape)
+        optimizer = Fanion(
+            [p], algorithm=algorithm, nesterov=nesterov, weight_decay=0.1, renormalize=True,
+            momentum_dtype=momentum_dtype, stack_entries=entries, **options,
+        )  # fmt: skip
+        run(optimizer, 2)
+        p.grad.view(-1)[-1] = math.nan
+        optimizer.step()
+        run(optimizer, 1, start=2)
+        return p.detach(), optimizer
+
+    (whole, one), (chunked, other) = train(10**6), train(1)
+    tolerance = 1e-3 if momentum_dtype == "float32" else 2e-2
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=tolerance)
+    a, b = (o.state[o.param_groups[0]["params"][0]] for o in (one, other))
+    assert a.keys() == b.keys()
+    assert a["skipped"] == b["skipped"] == 1
+    assert {key: value.shape for key, value in a.items()} == {k: v.shape for k, v in b.items()}
 
 
 def test_flat_shards_are_refused():
