@@ -247,8 +247,8 @@ class NanoGPT(LightningModule):
 
     def on_fit_end(self) -> None:
         """Print the last sample."""
-        if self._sample:
-            self.print(f"sample: {self._sample}")
+        if self._sample and self.trainer.is_global_zero:
+            print(f"sample: {self._sample}")  # not self.print: the progress bar is gone
 
     def configure_optimizers(self) -> Any:
         """One optimizer for all parameters, with the schedules of their groups."""
