@@ -23,13 +23,14 @@ Init = Literal["normal", "uniform"]
 EmbeddingDtype = Literal["float32", "bfloat16"]
 
 WINDOW_BLOCK = 128  # windows count in blocks of so many tokens, the block of FlexAttention
+LARGEST_MASK = 2**31  # entries of a byte
 ROTARY_BASE = 1024
 IGNORED = -100  # a target that does not count
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The network. The defaults are modded-nanogpt's optimizer benchmark ("track 3").
+    """The network. The defaults are modded-nanogpt's optimizer benchmark ("track 3"), in float32.
 
     Args:
         vocab_size: Rows of the embedding and of the head; may exceed the tokenizer's vocabulary.
@@ -269,19 +270,24 @@ def attend(
 # --- layers ---
 
 
-def rotary_frequencies(head_width: int) -> Tensor:
-    """Radians per position of each pair of features; the slower half of them stands still.
+def rotations(positions: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle of each pair of features; the second half of them stands still.
+
+    Args:
+        positions: int64 (length,).
+        head_width: Features of a head.
 
     Returns:
-        float32 (head_width / 2,).
+        float32 (length, head_width / 2) each; in bfloat16 far positions would be one.
     """
-    turning = (1 / ROTARY_BASE) ** torch.linspace(0, 1, head_width // 4)
-    return torch.cat([turning, torch.zeros(head_width // 2 - len(turning))])
+    exponents = torch.linspace(0, 1, head_width // 4, device=positions.device)
+    angles = positions[:, None] * torch.pow(1 / ROTARY_BASE, exponents)
+    angles = F.pad(angles, (0, head_width // 2 - len(exponents)))
+    return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn pairs of features, one of each half: (..., length, features) by (length, features/2)."""
-    cos, sin = angles.cos(), angles.sin()
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of features, one of each half: (..., length, features), see ``rotations``."""
     first, second = x.float().chunk(2, -1)
     turned = torch.cat([first * cos + second * sin, second * cos - first * sin], -1)
     return turned.type_as(x)
@@ -297,7 +303,7 @@ class Cache:
     """
 
     def __init__(self, network: "GPT", batch: int, length: int) -> None:
-        config, device = network.config, network.frequencies.device
+        config, device = network.config, network.head.weight.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else network.head.weight.dtype
         shape = (config.layers, batch, config.heads, length, config.head_width)
@@ -331,7 +337,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: Tensor,
+        rotation: tuple[Tensor, Tensor],
         mask: Tensor | BlockMask | None,
         value_embedding: Tensor | None = None,
         value_weights: Tensor | None = None,
@@ -341,7 +347,7 @@ class Attention(nn.Module):
 
         Args:
             x: Input, already normalised.
-            angles: Of the rotary positions, (length, features / 2).
+            rotation: See ``rotations``.
             mask: See ``attend``.
             value_embedding: What is mixed into the values, of the shape of x.
             value_weights: Weights of the values and of what is mixed in, (2,).
@@ -356,7 +362,7 @@ class Attention(nn.Module):
             if value_embedding is not None:
                 v = v + (value_weights[1] * value_embedding).type_as(v)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        q, k = (rotate(F.rms_norm(y, y.shape[-1:]), angles).type_as(v) for y in (q, k))
+        q, k = (rotate(F.rms_norm(y, y.shape[-1:]), *rotation).type_as(v) for y in (q, k))
         if remember is not None:
             k, v = remember(k, v)
         return self.proj(attend(q, k, v, mask, self.scale).transpose(1, 2).flatten(2))
@@ -384,7 +390,7 @@ class Norm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Of the shape of x, (..., width)."""
         gains = None if self.weight is None else self.weight.type_as(x)
-        return F.rms_norm(x, self.normalized_shape, gains)
+        return F.rms_norm(x, self.normalized_shape, gains).type_as(x)  # CUDA's autocast: float32
 
 
 class Block(nn.Module):
@@ -438,8 +444,8 @@ class GPT(nn.Module):
         self.scalars: nn.Parameter | None = None
         if config.unet_skips or config.embedding_skips or config.value_embeddings:
             self.scalars = nn.Parameter(torch.empty(-(-5 * config.layers // 8) * 8))
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", rotary_frequencies(config.head_width), persistent=False)
+        matrices = [p for n, p in self.named_parameters() if p.ndim > 1 and "embedding" not in n]
+        self._matrix_entries = sum(p.numel() for p in matrices)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -482,7 +488,7 @@ class GPT(nn.Module):
             return None
         blocks = math.ceil(self.config.window * progress / WINDOW_BLOCK)
         windows = torch.tensor([max(1, blocks), max(1, blocks // 2)])
-        return windows.to(self.frequencies.device, non_blocking=True)
+        return windows.to(self.head.weight.device, non_blocking=True)
 
     def forward(
         self,
@@ -555,9 +561,9 @@ class GPT(nn.Module):
         """Floating-point operations of a token's forward pass in sequences of a length.
 
         Two per weight of a matrix, and 4 x width per visible token and attention layer; the causal
-        half is not discounted (PaLM, arXiv:2204.02311, appendix B), windows are.
+        half is not discounted (PaLM, arXiv:2204.02311, appendix B), the windows at the end of the
+        training are.
         """
-        matrices = [p for n, p in self.named_parameters() if p.ndim > 1 and "embedding" not in n]
         reach = {True: length, False: length}
         if self.config.window is not None:
             blocks = math.ceil(self.config.window / WINDOW_BLOCK)
@@ -568,7 +574,7 @@ class GPT(nn.Module):
             for i, block in enumerate(self.blocks)
             if block.attention is not None
         )
-        return 2 * sum(p.numel() for p in matrices) + 4 * self.config.width * seen
+        return 2 * self._matrix_entries + 4 * self.config.width * seen
 
     # -- private --
 
@@ -580,8 +586,9 @@ class GPT(nn.Module):
         everything = tokens if cache is None else cache.tokens
         first = everything.shape[1] - length
         position = torch.arange(first, first + length, device=tokens.device)
-        angles = position[:, None] * self.frequencies
-        masks = self._masks(everything, length, self.windows() if windows is None else windows)
+        rotation = rotations(position, config.head_width)
+        windows = self.windows() if windows is None else windows
+        masks = self._masks(everything, length, windows, flex=cache is None)
 
         x = self.embedding(tokens)
         if not torch.is_autocast_enabled(tokens.device.type):
@@ -602,9 +609,9 @@ class GPT(nn.Module):
             weights = value_weights[i] if extra else None
             remember = None if cache is None else partial(cache.extend, i)
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, mask, values[i], weights, use_reentrant=False)
+                x = checkpoint(block, x, rotation, mask, values[i], weights, use_reentrant=False)
             else:
-                x = block(x, angles, mask, values[i], weights, remember)
+                x = block(x, rotation, mask, values[i], weights, remember)
             if config.unet_skips and i < half:
                 kept.append(x)
         return self.final_norm(x)
@@ -633,7 +640,7 @@ class GPT(nn.Module):
         return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _masks(
-        self, tokens: Tensor, queries: int, windows: Tensor | None
+        self, tokens: Tensor, queries: int, windows: Tensor | None, flex: bool
     ) -> dict[bool, Tensor | BlockMask | None]:
         """Masks of the layers with short (False) and with long windows (True)."""
         config, length = self.config, tokens.shape[1]
@@ -644,7 +651,13 @@ class GPT(nn.Module):
                 everything = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
                 return {False: everything, True: everything}
         document = documents(tokens, config.bos if config.document_mask else -1)
-        flex = tokens.is_cuda and queries == length and length % WINDOW_BLOCK == 0
+        flex = flex and tokens.is_cuda and length % WINDOW_BLOCK == 0
+        if not flex and len(tokens) * queries * length > LARGEST_MASK:
+            raise ValueError(
+                f"the attention mask of {len(tokens)} sequences of {length} tokens would take "
+                f"gigabytes: use shorter or fewer ones, or a GPU and lengths that are multiples of "
+                f"{WINDOW_BLOCK}, where FlexAttention needs none"
+            )
 
         def masked(window: Tensor | None) -> Tensor | BlockMask:
             return block_mask(document, window) if flex else dense_mask(document, window, queries)
@@ -657,7 +670,7 @@ class GPT(nn.Module):
         """Weights of skips (layers,), of stream and embedding, and of values (layers, 2)."""
         n = self.config.layers
         # Nothing reads them where there are none.
-        scalars = self.frequencies.new_empty(5 * n) if self.scalars is None else self.scalars
+        scalars = torch.empty(5 * n) if self.scalars is None else self.scalars
         return scalars[:n], scalars[n : 3 * n].view(n, 2), scalars[3 * n : 5 * n].view(n, 2)
 
 

@@ -1,7 +1,6 @@
 """NanoGPT: the networks of ``models.gpt`` as a LightningModule for streams of tokens."""
 
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import SumMetric
@@ -43,7 +43,7 @@ class NanoGPT(LightningModule):
 
     Args:
         optimizer: Algorithms, step sizes and schedules per group of parameters.
-        network: The network; {} is modded-nanogpt's track 3.
+        network: The network; {} is modded-nanogpt's track 3, in float32.
         activation_checkpointing: Keep the blocks' inputs only and compute the rest again in the
             backward pass: less memory, a third more work.
         logits_chunk: Compute the losses of so many tokens at a time, and their logits again in the
@@ -99,6 +99,8 @@ class NanoGPT(LightningModule):
         self._step_losses: list[tuple[Tensor, Tensor]] = []  # sum and count of each forward pass
         self._total_steps = 0
         self._sample = ""
+        self._vocabulary: int | None = None  # tokens that the data has, of which samples are drawn
+        self._tokenizer: Any = None
         self.nats, self.tokens, self.bytes = _sum(), _sum(), _sum()
         self.token_bytes: Tensor | None
         self.register_buffer("token_bytes", None, persistent=False)
@@ -122,7 +124,7 @@ class NanoGPT(LightningModule):
                     count,
                     temperature=self.temperature,
                     top_k=self.top_k,
-                    vocab_size=getattr(self._datamodule(), "vocab_size", None),
+                    vocab_size=self._vocabulary,
                     generator=torch.Generator().manual_seed(seed),
                 )
         finally:
@@ -143,6 +145,12 @@ class NanoGPT(LightningModule):
             return
         self._configured = True
         if self.device_mesh is not None:
+            if self.device_mesh["tensor_parallel"].size() > 1:
+                raise ValueError(
+                    "NanoGPT's layers are not split by tensor parallelism: use "
+                    "ModelParallelStrategy(data_parallel_size=NUMBER_OF_PROCESSES, "
+                    "tensor_parallel_size=1)"
+                )
             mesh = self.device_mesh["data_parallel"]
             network = self.network
             # Embeddings apart from the rest, as they may have another dtype.
@@ -160,12 +168,12 @@ class NanoGPT(LightningModule):
                 checkpoint is of another network.
             FileNotFoundError: If the checkpoint does not exist.
         """
-        datamodule, config = self._datamodule(), self.network.config
-        vocabulary = getattr(datamodule, "vocab_size", 0)
-        if vocabulary > config.vocab_size:
+        datamodule, config = getattr(self._trainer, "datamodule", None), self.network.config
+        self._vocabulary = getattr(datamodule, "vocab_size", self._vocabulary)
+        if (self._vocabulary or 0) > config.vocab_size:
             raise ValueError(
-                f"the data has {vocabulary} different tokens and the network "
-                f"vocab_size={config.vocab_size}: set it to at least {vocabulary}"
+                f"the data has {self._vocabulary} different tokens and the network "
+                f"vocab_size={config.vocab_size}: set it to at least {self._vocabulary}"
             )
         bos = getattr(datamodule, "bos", config.bos)
         if config.document_mask and bos != config.bos:
@@ -173,12 +181,23 @@ class NanoGPT(LightningModule):
                 f"documents start with token {bos} in the data and with bos={config.bos} in the "
                 f"network: set bos to {bos}"
             )
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        if tokenizer is not None:
-            self.token_bytes = tokenizer.token_bytes().to(self.device)
-            self._check_sample()
-        if stage == "fit" and self.init_from is not None:
+        length = getattr(datamodule, "sequence_length", 0)
+        if stage == "fit" and length > config.context_length:
+            raise ValueError(
+                f"sequence_length={length} of the data exceeds context_length="
+                f"{config.context_length} of the network: shorten the one or lengthen the other"
+            )
+        self._set_up_text(getattr(datamodule, "tokenizer", None))
+        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
             self._load_weights(Path(self.init_from))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many tokens the data has."""
+        checkpoint["vocabulary"] = self._vocabulary
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Draw samples from the tokens that the data had."""
+        self._vocabulary = checkpoint.get("vocabulary")
 
     def on_train_start(self) -> None:
         """Ask how many steps the windows have to grow.
@@ -198,15 +217,16 @@ class NanoGPT(LightningModule):
         inputs, targets = batch
         self._batch_shape = inputs.shape[0], inputs.shape[1]
         loss = self.network(inputs, targets, self._windows()).sum()
-        self._step_losses.append((loss.detach(), (targets != IGNORED).sum()))
+        self._step_losses.append((loss.detach(), (targets != IGNORED).sum().type_as(loss)))
         # The trainer averages over ranks and over accumulated batches.
         return loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the mean loss of the step's tokens."""
-        losses, counts = zip(*self._step_losses, strict=True)
+        total = torch.stack([torch.stack(pair) for pair in self._step_losses]).sum(0)
         self._step_losses.clear()
-        self.log("train/loss", sum(losses) / sum(counts), prog_bar=True)
+        total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        self.log("train/loss", total[0] / total[1], prog_bar=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up the losses."""
@@ -219,10 +239,9 @@ class NanoGPT(LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> str | Tensor:
         """Continue a prompt, int64 (1, length): its text, or token ids without a tokenizer."""
         tokens = self.generate(batch, self.predict_tokens, seed=batch_idx)
-        tokenizer = self._tokenizer()
-        if tokenizer is None:
+        if self._tokenizer is None:
             return tokens
-        text = tokenizer.decode(tokens[0, 1:].tolist())  # the first one starts the document
+        text = self._tokenizer.decode(tokens[0, 1:].tolist())  # the first one starts the document
         self.print(text + "\n")
         return text
 
@@ -238,7 +257,7 @@ class NanoGPT(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the losses and a sample."""
         self._log_losses("val")
-        if self.sample_tokens and not self.trainer.sanity_checking:
+        if self.sample_tokens and self._tokenizer and not self.trainer.sanity_checking:
             self._show_sample()
 
     def on_test_epoch_end(self) -> None:
@@ -255,12 +274,6 @@ class NanoGPT(LightningModule):
         return configure_optimizers(self, self.fanion_config)
 
     # -- private --
-
-    def _datamodule(self) -> Any:
-        return getattr(self._trainer, "datamodule", None)
-
-    def _tokenizer(self) -> Any:
-        return getattr(self._datamodule(), "tokenizer", None)
 
     def _windows(self) -> Tensor | None:
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -283,8 +296,17 @@ class NanoGPT(LightningModule):
             losses[f"{stage}/bits_per_byte"] = nats / self.bytes.compute() / math.log(2)
         self.log_dict(losses, prog_bar=True, sync_dist=True)  # the same on all ranks already
 
-    def _check_sample(self) -> None:
-        prompt = 1 + len(self._tokenizer().encode(self.sample_prompt))
+    def _set_up_text(self, tokenizer: Any) -> None:
+        """Prepare what takes the tokenizer, whose vocabulary may be out of reach."""
+        if tokenizer is None:
+            return
+        try:
+            self.token_bytes = tokenizer.token_bytes().to(self.device)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            rank_zero_warn(f"no bits per byte and no samples of text: {error}")
+            return
+        self._tokenizer = tokenizer
+        prompt = 1 + len(tokenizer.encode(self.sample_prompt))
         if self.sample_tokens and prompt + self.sample_tokens > self.network.config.context_length:
             raise ValueError(
                 f"sample_tokens={self.sample_tokens} after a prompt of {prompt} tokens exceed the "
@@ -292,13 +314,10 @@ class NanoGPT(LightningModule):
             )
 
     def _show_sample(self) -> None:
-        tokenizer = self._tokenizer()
-        if tokenizer is None:
-            return
-        prompt = [tokenizer.bos, *tokenizer.encode(self.sample_prompt).tolist()]
+        prompt = [self._tokenizer.bos, *self._tokenizer.encode(self.sample_prompt).tolist()]
         # On all ranks, as sharded layers take all of them.
         tokens = self.generate(torch.tensor([prompt], device=self.device), self.sample_tokens)
-        self._sample = tokenizer.decode(tokens[0, 1:].tolist())
+        self._sample = self._tokenizer.decode(tokens[0, 1:].tolist())
         if self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
@@ -310,10 +329,13 @@ class NanoGPT(LightningModule):
             raise FileNotFoundError(f"init_from: there is no file {path}")
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            self.load_state_dict(weights)
-        except (KeyError, TypeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch.load fails in a dozen ways on a damaged file
             reason = type(error).__name__
-            raise ValueError(f"init_from: {path} is no Lightning checkpoint ({reason})") from None
+            raise ValueError(
+                f"init_from: {path} is damaged or no Lightning checkpoint ({reason})"
+            ) from None
+        try:
+            self.load_state_dict(weights)
         except RuntimeError as error:
             first = str(error).splitlines()[1:2] or [str(error)]
             raise ValueError(

@@ -147,7 +147,11 @@ class BareLoop:
     ) -> None:
         self.module = copy.deepcopy(module)
         self.module.trainer = trainer
+        for original, copied in zip(module.modules(), self.module.modules(), strict=True):
+            if original._compiled_call_impl is not None:  # a copy is not compiled
+                copied.compile()
         self.module.log = self.module.log_dict = _ignore  # type: ignore[method-assign]
+        self.module.on_train_start()
         (self.optimizer,), schedules = _init_optimizers_and_lr_schedulers(self.module)
         self.schedulers = [s.scheduler for s in schedules if s.interval == "step"]
         self.epoch_schedulers = [s.scheduler for s in schedules if s.interval == "epoch"]
@@ -175,6 +179,7 @@ class BareLoop:
             self.optimizer.zero_grad()
         self.scaler.scale(loss / self.accumulate).backward()
         if (index + 1) % self.accumulate == 0 or last:
+            self.module.on_before_optimizer_step(self.optimizer)
             self._clip_gradients()
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -16,8 +16,8 @@ from models.gpt import (
     block_mask,
     dense_mask,
     documents,
-    rotary_frequencies,
     rotate,
+    rotations,
 )
 
 BOS = 16
@@ -276,19 +276,43 @@ def test_nothing_leaks_from_later_tokens_or_other_documents(network: GPT) -> Non
 
 
 def test_rotation_depends_on_distance_alone() -> None:
-    frequencies = rotary_frequencies(16)
-    assert frequencies[0] == 1
-    assert frequencies[3] == pytest.approx(1 / 1024)
-    assert not frequencies[4:].any()
     q, k = torch.randn(2, 16)
 
     def score(at: int, other: int) -> torch.Tensor:
-        position = torch.tensor([at, other])
-        turned = rotate(torch.stack([q, k]), position[:, None] * frequencies)
+        turned = rotate(torch.stack([q, k]), *rotations(torch.tensor([at, other]), 16))
         return turned[0] @ turned[1]
 
     torch.testing.assert_close(score(7, 3), score(104, 100), atol=1e-4, rtol=1e-4)
     assert abs(score(7, 3) - score(7, 5)) > 1e-3
+
+
+def test_rotation_is_exact_far_out_and_in_bf16() -> None:
+    cos, sin = rotations(torch.tensor([0, 40_001]), 16)
+    speeds = torch.tensor([1024 ** -(i / 3) for i in range(4)] + [0.0] * 4, dtype=torch.float64)
+    torch.testing.assert_close(cos[1].double(), (40_001 * speeds).cos(), atol=3e-3, rtol=0)
+    torch.testing.assert_close(sin[1].double(), (40_001 * speeds).sin(), atol=3e-3, rtol=0)
+    x = torch.randn(2, 16).bfloat16()
+    exact = rotate(x.float(), cos, sin)
+    torch.testing.assert_close(rotate(x, cos, sin), exact.bfloat16(), atol=0, rtol=0)
+
+
+def test_stream_stays_in_bf16(network: GPT, monkeypatch) -> None:
+    """Also where autocast has norms in float32, as on CUDA."""
+    norm = F.rms_norm
+    monkeypatch.setattr(F, "rms_norm", lambda x, *args: norm(x.float(), *args))
+    thrifty = GPT(dataclasses.replace(network.config, embedding_dtype="bfloat16"))
+    seen = []
+    for block in thrifty.blocks:
+        block.register_forward_hook(lambda m, args, out: seen.append((args[0].dtype, out.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        thrifty(texts(1, 20))
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+
+
+def test_masks_of_gigabytes_are_refused() -> None:
+    network = GPT(SHAPES["speedrun"])
+    with pytest.raises(ValueError, match="attention mask of 1 sequences of 50000 tokens"):
+        network(torch.zeros(1, 50_000, dtype=torch.long))
 
 
 # --- generating ---
