@@ -188,7 +188,7 @@ def test_bf16_and_memory_savers_train_alike(shards: Path, tmp_path: Path) -> Non
         outcomes.append((weights(module), torch.tensor(losses.values)))
     assert outcomes[0][1].diff().abs().min() > 1e-3  # it moves
     for plain, thrifty in zip(*outcomes, strict=True):
-        torch.testing.assert_close(thrifty, plain, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(thrifty, plain, atol=1e-3, rtol=1e-2)
 
 
 def test_loss_is_logged_for_all_processes(shards: Path, tmp_path: Path, monkeypatch) -> None:
