@@ -3,6 +3,8 @@
 A test tells what it measured with `record_property`, which becomes its line of the table.
 """
 
+import copy
+import dataclasses
 import os
 import re
 import time
@@ -221,6 +223,32 @@ def test_flex_attention(window, record_property):
     apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
     record_property("measured", f"flex and dense up to {apart:.2g} apart")
     assert apart < 0.03
+
+
+def test_gpt_is_that_of_the_cpu(record_property):
+    """Compiled, with FlexAttention, against eager and dense masks: losses and gradients."""
+    config = dataclasses.replace(
+        gpt.GPTConfig.speedrun(), vocab_size=64, width=64, heads=2, mlp_width=128, bos=0,
+        window=300, embedding_dtype="float32",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = gpt.GPT(config)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, 0.05, 0.2)
+    tokens = torch.randint(0, 64, (2, 5 * 128))
+    results = []
+    for device in ("cpu", DEVICE):
+        each = copy.deepcopy(network).to(device)
+        if device == DEVICE:
+            each.compile()
+        given = tokens.to(device)
+        losses = each(given, given.roll(-1, 1), each.windows(0.7))
+        losses.sum().backward()
+        grads = [p.grad.cpu() for p in each.parameters()]
+        results.append([losses.detach().cpu(), *grads])
+    apart = max(float((a - b).norm() / (b.norm() + 1e-6)) for b, a in zip(*results, strict=True))
+    record_property("measured", f"losses and gradients up to {apart:.2g} apart")
+    assert apart < 0.02
 
 
 @pytest.mark.parametrize("preset", ["track3", "speedrun"])
