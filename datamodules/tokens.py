@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
@@ -276,7 +277,7 @@ class TokenDataModule(LightningDataModule):
             micro_batch_size.
         val_every_n_steps: Optimizer steps between validations; None: what the trainer says.
         num_workers: Processes that read ahead; 0: none, which is fast enough for most.
-        prompts: What predict continues, one at a time.
+        prompts: What predict continues, one at a time; shared out to the processes.
 
     Attributes:
         tokenizer: What the shards were made with.
@@ -418,16 +419,25 @@ class TokenDataModule(LightningDataModule):
     def predict_dataloader(self) -> EpochLoader[Tensor]:
         """This process' prompts: each int64 (1, tokens), ``bos`` first.
 
+        With a ModelParallelStrategy these are all prompts, on each process.
+
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, or one that fills the model's context.
         """
         if not self.prompts:
             raise ValueError("there is nothing to continue: set prompts, such as ['Once upon']")
+        encoded = [[self.bos, *self.tokenizer.encode(prompt).tolist()] for prompt in self.prompts]
+        most = _context_length(self.trainer)
+        for prompt, ids in zip(self.prompts, encoded, strict=True):
+            if most is not None and len(ids) >= most:
+                raise ValueError(
+                    f"the prompt {prompt[:20]!r}… has {len(ids)} tokens, and the model's context "
+                    f"is {most}: shorten it"
+                )
         rank, world_size = rank_and_world(self.trainer)
-        prompts = [
-            torch.tensor([[self.bos, *self.tokenizer.encode(prompt).tolist()]])
-            for prompt in self.prompts[rank::world_size]
-        ]
+        if self.trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            rank, world_size = 0, 1  # all processes take part in each forward pass
+        prompts = [torch.tensor([ids]) for ids in encoded[rank::world_size]]
         return EpochLoader(lambda epoch, first: iter(prompts[first:]), len(prompts))
 
     def state_dict(self) -> dict[str, Any]:
@@ -534,6 +544,12 @@ class TokenDataModule(LightningDataModule):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _context_length(trainer: pl.Trainer | None) -> int | None:
+    """Most tokens that the trainer's model can take in; None if it does not tell."""
+    network = getattr(getattr(trainer, "lightning_module", None), "network", None)
+    return getattr(getattr(network, "config", None), "context_length", None)
 
 
 def _nearest_multiple(number: int, factor: int) -> int:

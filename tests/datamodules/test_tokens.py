@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loops.progress import _BatchProgress
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -254,6 +255,29 @@ def test_prompts_start_as_documents_do(tmp_path: Path, world_size: int) -> None:
         data.setup("predict")  # needs no shards
         seen += [ids.tolist() for ids in data.predict_dataloader()]
     assert sorted(seen) == [[[256]], [[256, 97, 98]], [[256, 195, 169]]]
+
+
+def test_processes_that_share_a_model_have_the_same_prompts(tmp_path: Path) -> None:
+    for rank in range(2):
+        data = Tiny(tmp_path, prompts=["ab", "é", ""])
+        data.trainer = FakeTrainer(rank, 2)
+        data.trainer.strategy = ModelParallelStrategy()
+        loader = data.predict_dataloader()
+        assert len(loader) == 3
+        assert [ids.tolist() for ids in loader] == [[[256, 97, 98]], [[256, 195, 169]], [[256]]]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_prompt_that_fills_the_models_context(tmp_path: Path, rank: int) -> None:
+    """It is refused on all processes: one that stops alone leaves others waiting."""
+    data = Tiny(tmp_path, prompts=["", "seven b"])
+    data.trainer = FakeTrainer(rank, 2)
+    config = SimpleNamespace(context_length=9)
+    data.trainer.lightning_module = SimpleNamespace(network=SimpleNamespace(config=config))
+    assert len(data.predict_dataloader()) == 1
+    config.context_length = 8
+    with pytest.raises(ValueError, match=r"prompt 'seven b'… has 8 tokens, .* context is 8: short"):
+        data.predict_dataloader()
 
 
 # --- what is refused ---
