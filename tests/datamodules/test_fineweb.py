@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -259,6 +260,12 @@ def test_nothing_is_downloaded_for_text_of_ones_own(
     data.prepare_data()
     assert [path.name for path in data.shard_paths("train")] == names
     assert len(data.shard_paths("val")) == 2 and not hub.urls
+
+
+def test_the_recipe_for_text_of_ones_own_downloads_nothing() -> None:
+    path = Path(__file__).parents[2] / "configs" / "nanogpt" / "finetune.yaml"
+    options = yaml.safe_load(path.read_text())["data"]["init_args"]
+    assert FineWebDataModule(**options).dataset is None
 
 
 # --- without a network ---
