@@ -61,7 +61,8 @@ def parser() -> Parser:
         help="make shards of text files",
         description="Make shards of text: one for validation, then those to train on. Each "
         "document starts with the token that separates documents. The same command goes on where "
-        "one was stopped. The shards depend on the input and the options but --processes.",
+        "one was stopped, unless an input was changed since. The shards depend on the input and "
+        "the options but --processes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
