@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +299,9 @@ def tokenize(
 ) -> list[Path]:
     """Make token shards of text, a validation shard first; goes on where a killed run stopped.
 
+    It goes on only with the same settings and inputs, which are known by name, size and time of the
+    last change: they may be moved, but not edited, nor copied without keeping that time.
+
     Args:
         inputs: Files in the order of the tokens: .txt, .jsonl, .jsonl.gz, .parquet, or .bin with
             GPT-2's tokens.
@@ -320,7 +323,7 @@ def tokenize(
     """
     _check(inputs, output, tokenizer, processes, shard_tokens, val_tokens, val_documents)
     settings = {
-        "inputs": [[path.name, path.stat().st_size] for path in inputs],
+        "inputs": [_identity(path) for path in inputs],
         "tokenizer": tokenizer,
         "shard_tokens": shard_tokens,
         "val_tokens": val_tokens,
@@ -394,6 +397,13 @@ def _check(
 # --- the manifest ---
 
 
+def _identity(path: Path) -> list[str | int]:
+    # Neither a digest, which takes as long as reading everything, nor the folder: that of a disk
+    # may change from machine to machine.
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
@@ -421,6 +431,12 @@ def _load_manifest(folder: Path, settings: dict[str, Any]) -> tuple[list[dict[st
         return [], False
     saved = manifest["settings"]
     other = [name for name in settings if saved.get(name) != settings[name]]
+    if "inputs" in other:
+        raise UsageError(
+            f"{folder} was made with other inputs, or ones that were changed since "
+            f"({_first_difference(saved.get('inputs'), settings['inputs'])}): choose another "
+            "folder, or delete it"
+        )
     if other:
         raise UsageError(
             f"{folder} was made with {other[0]}={saved.get(other[0])}, not {settings[other[0]]}: "
@@ -435,6 +451,12 @@ def _load_manifest(folder: Path, settings: dict[str, Any]) -> tuple[list[dict[st
             break
         intact.append(shard)
     return intact, manifest["complete"] and len(intact) == len(manifest["shards"])
+
+
+def _first_difference(saved: list[list[Any]] | None, inputs: list[list[Any]]) -> str:
+    """The name of the first input that is another one, or none any more."""
+    pairs = zip_longest(saved or [], inputs)
+    return next(str((now or before)[0]) for before, now in pairs if before != now)
 
 
 def _save_manifest(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
@@ -187,8 +188,41 @@ def at_whole_step(progress: dict[str, Any], old: int, new: int) -> tuple[dict[st
     return {**counts, "is_last_batch": whole and progress["is_last_batch"]}, not whole
 
 
-class _ResumeWholeSteps(Callback):
-    """Translates the progress in a checkpoint before Lightning's loops read it."""
+class _WholeSteps(Callback):
+    """Keeps a trainer's counts of batches in whole optimizer steps, from fit to fit.
+
+    It stays with the trainer and remembers what that was told, which is not what the user said; and
+    it translates the progress in a checkpoint before Lightning's loops read it.
+    """
+
+    SETTINGS = ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch")
+
+    def __init__(self) -> None:
+        self._said: dict[str, Any] = {}
+        self._told: dict[str, Any] = {}
+
+    def said(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """The settings as the user made them; None for one that is not there."""
+        # val_check_interval is not there if it is a time.
+        now = {name: getattr(trainer, name, None) for name in self.SETTINGS}
+        return {
+            name: self._said[name] if self._told and value == self._told[name] else value
+            for name, value in now.items()
+        }
+
+    def tell(self, trainer: pl.Trainer, **settings: Any) -> None:
+        """Make these settings for the next fit, and the others what the user made them."""
+        self._said = self.said(trainer)
+        before, self._told = self._told, {**self._said, **settings}
+        for name, value in self._told.items():
+            if getattr(trainer, name, None) != value:
+                setattr(trainer, name, value)
+        old, new = (told.get("accumulate_grad_batches") for told in (before, self._told))
+        if old not in (None, new):  # what earlier fits counted goes on
+            total = trainer.fit_loop.epoch_loop.batch_progress.total
+            total.load_state_dict(
+                {name: count // old * new for name, count in total.state_dict().items()}
+            )
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -243,7 +277,7 @@ class TokenDataModule(LightningDataModule):
             micro_batch_size.
         val_every_n_steps: Optimizer steps between validations; None: what the trainer says.
         num_workers: Processes that read ahead; 0: none, which is fast enough for most.
-        prompts: What predict continues, one at a time.
+        prompts: What predict continues, one at a time; shared out to the processes.
 
     Attributes:
         tokenizer: What the shards were made with.
@@ -385,16 +419,25 @@ class TokenDataModule(LightningDataModule):
     def predict_dataloader(self) -> EpochLoader[Tensor]:
         """This process' prompts: each int64 (1, tokens), ``bos`` first.
 
+        With a ModelParallelStrategy these are all prompts, on each process.
+
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, or one that fills the model's context.
         """
         if not self.prompts:
             raise ValueError("there is nothing to continue: set prompts, such as ['Once upon']")
+        encoded = [[self.bos, *self.tokenizer.encode(prompt).tolist()] for prompt in self.prompts]
+        most = _context_length(self.trainer)
+        for prompt, ids in zip(self.prompts, encoded, strict=True):
+            if most is not None and len(ids) >= most:
+                raise ValueError(
+                    f"the prompt {prompt[:20]!r}… has {len(ids)} tokens, and the model's context "
+                    f"is {most}: shorten it"
+                )
         rank, world_size = rank_and_world(self.trainer)
-        prompts = [
-            torch.tensor([[self.bos, *self.tokenizer.encode(prompt).tolist()]])
-            for prompt in self.prompts[rank::world_size]
-        ]
+        if self.trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            rank, world_size = 0, 1  # all processes take part in each forward pass
+        prompts = [torch.tensor([ids]) for ids in encoded[rank::world_size]]
         return EpochLoader(lambda epoch, first: iter(prompts[first:]), len(prompts))
 
     def state_dict(self) -> dict[str, Any]:
@@ -445,28 +488,35 @@ class TokenDataModule(LightningDataModule):
 
     def _tell(self, trainer: pl.Trainer) -> None:
         """Set what Lightning counts in batches, before its loops look at it."""
-        passes, given = self._accumulation(), trainer.accumulate_grad_batches
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        steps = next((c for c in callbacks if isinstance(c, _WholeSteps)), None)
+        if steps is None:
+            callbacks.append(steps := _WholeSteps())
+        said, passes = steps.said(trainer), self._accumulation()
+        given = said["accumulate_grad_batches"]
         if given not in (1, passes):
             raise ValueError(
                 f"accumulate_grad_batches={given}: leave it out, batch_tokens={self.batch_tokens} "
                 f"and micro_batch_size={self.micro_batch_size} on {trainer.world_size} processes "
                 f"make it {passes}"
             )
-        trainer.accumulate_grad_batches = passes
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, _ResumeWholeSteps) for callback in callbacks):
-            callbacks.append(_ResumeWholeSteps())
         if self.val_every_n_steps is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            steps.tell(trainer, accumulate_grad_batches=passes)
             return
         interval = self.val_every_n_steps * passes
-        said = getattr(trainer, "val_check_interval", None)  # not there if it is a time
-        if said not in (1.0, interval) or trainer.check_val_every_n_epoch not in (1, None):
+        if said["val_check_interval"] not in (1.0, interval) or (
+            said["check_val_every_n_epoch"] not in (1, None)
+        ):
             raise ValueError(
                 f"val_every_n_steps={self.val_every_n_steps} and the trainer's val_check_interval "
                 "or check_val_every_n_epoch both say when to validate: leave one of them out"
             )
-        trainer.val_check_interval = interval
-        trainer.check_val_every_n_epoch = None  # count on from epoch to epoch
+        steps.tell(
+            trainer,
+            accumulate_grad_batches=passes,
+            val_check_interval=interval,
+            check_val_every_n_epoch=None,  # count on from epoch to epoch
+        )
 
     def _pieces(
         self, shards: Shards, starts: Starts, length: int, targets: int, sequences: int, micro: int
@@ -494,6 +544,12 @@ class TokenDataModule(LightningDataModule):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _context_length(trainer: pl.Trainer | None) -> int | None:
+    """Most tokens that the trainer's model can take in; None if it does not tell."""
+    network = getattr(getattr(trainer, "lightning_module", None), "network", None)
+    return getattr(getattr(network, "config", None), "context_length", None)
 
 
 def _nearest_multiple(number: int, factor: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from datamodules.fineweb import Dataset, check_source, download, find_shards
+from datamodules.fineweb import Dataset, check_folder, check_source, download, find_shards
 from datamodules.tokenizers import TokenizerName
 from datamodules.tokenizing import SUFFIXES, VAL_TOKENS, UsageError, tokenize
 
@@ -61,7 +61,8 @@ def parser() -> Parser:
         help="make shards of text files",
         description="Make shards of text: one for validation, then those to train on. Each "
         "document starts with the token that separates documents. The same command goes on where "
-        "one was stopped. The shards depend on the input and the options but --processes.",
+        "one was stopped, unless an input was changed since. The shards depend on the input and "
+        "the options but --processes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -100,9 +101,9 @@ def run(command: str, output: Path, **options: Any) -> None:
     if command == "download":
         try:
             check_source(**options)
+            check_folder(output, options["dataset"])
         except ValueError as error:
             raise UsageError(str(error)) from None
-        output.mkdir(parents=True, exist_ok=True)
         download(output, **options)
     else:
         tokenize(output=output, progress=True, **options)

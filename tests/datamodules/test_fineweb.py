@@ -1,20 +1,33 @@
 """FineWeb's shards: the download, what is there already, what is wrong with it."""
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from datamodules import FineWebDataModule
-from datamodules.fineweb import SOURCES
+from datamodules.fineweb import MARKER, SOURCES
 from datamodules.fineweb.__main__ import main
 from datamodules.shards import Shard, write_shard
 from datamodules.tokenizing import tokenize
 
 SMALL = {"batch_tokens": 64, "sequence_length": 16, "micro_batch_size": 2}
+
+
+class HubError(OSError):
+    """Stands for an answer that is an error."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"{status_code} it is")
+        self.response = SimpleNamespace(status_code=status_code)
 
 
 class Hub:
@@ -24,6 +37,16 @@ class Hub:
         self.asked: list[tuple[str, str]] = []
         self.fail_at: str | None = None
         self.cut = 0
+        self.urls: list[str] = []
+        self.answer: Exception | None = None
+
+    def hf_hub_url(self, repo_id: str, filename: str, *, repo_type: str) -> str:
+        return f"{repo_type}s/{repo_id}/{filename}"
+
+    def get_hf_file_metadata(self, url: str) -> None:
+        self.urls.append(url)
+        if self.answer:
+            raise self.answer
 
     def hf_hub_download(
         self, repo_id: str, filename: str, *, repo_type: str, local_dir: Path
@@ -49,13 +72,19 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     stand_in = Hub()
-    module = SimpleNamespace(hf_hub_download=stand_in.hf_hub_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    errors = SimpleNamespace(HfHubHTTPError=HubError)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     return stand_in
 
 
 def module(folder: Path, shards: int = 2, **options: Any) -> FineWebDataModule:
     return FineWebDataModule(str(folder), shards, **{**SMALL, **options})
+
+
+def in_stage(data: FineWebDataModule, stage: TrainerFn) -> FineWebDataModule:
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))  # type: ignore[assignment]
+    return data
 
 
 def put(folder: Path, *names: str) -> None:
@@ -64,9 +93,8 @@ def put(folder: Path, *names: str) -> None:
         write_shard(folder / name, np.arange(200, dtype=np.uint16))
 
 
-VAL, FIRST, SECOND = (
-    "fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"
-)  # fmt: skip
+VAL = "fineweb_val_000000.bin"
+FIRST, SECOND, THIRD, FOURTH = (f"fineweb_train_00000{number}.bin" for number in range(1, 5))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +115,7 @@ def test_what_is_missing_is_downloaded(
     assert hub.asked == [(repository, name) for name in names]
     data.prepare_data()
     assert len(hub.asked) == 3
+    assert hub.urls == [f"datasets/{repository}/{names[0]}"]
     data.setup("fit")
     assert [path.name for path in data.shard_paths("train")] == names[1:]
     assert len(data.train_dataloader()) == 2 * 6  # 24 windows, 4 to a step, 2 to a batch
@@ -105,7 +134,184 @@ def test_no_more_shards_than_wanted_are_used(tmp_path: Path, hub: Hub) -> None:
     data.prepare_data()
     assert hub.names == []
     assert [path.name for path in data.shard_paths("train")] == [FIRST]
-    assert [path.name for path in data.shard_paths("val")] == [VAL, "fineweb_val_000001.bin"]
+    assert [path.name for path in data.shard_paths("val")] == [VAL]
+
+
+def test_the_wanted_shards_are_the_first_ones(tmp_path: Path, hub: Hub) -> None:
+    put(tmp_path, VAL, FIRST, SECOND, FOURTH)
+    hub.fail_at = THIRD
+    data = module(tmp_path, 3)
+    with pytest.warns(UserWarning, match=rf"Training on 2 of 3 shards \(shards=2 asks.*{THIRD}"):
+        data.prepare_data()
+    assert [path.name for path in data.shard_paths("train")] == [FIRST, SECOND]
+    data = module(tmp_path, 4)
+    with pytest.warns(UserWarning, match=rf"Training on 3 of 4 shards: {THIRD} is not in"):
+        data.prepare_data()
+    assert [path.name for path in data.shard_paths("train")] == [FIRST, SECOND, FOURTH]
+    hub.fail_at = None
+    data.prepare_data()
+    assert [path.name for path in data.shard_paths("train")] == [FIRST, SECOND, THIRD, FOURTH]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (TrainerFn.FITTING, ["fineweb_val_000000.bin", "fineweb_train_000001.bin"]),
+        (TrainerFn.VALIDATING, ["fineweb_val_000000.bin"]),
+        (TrainerFn.TESTING, ["fineweb_val_000000.bin"]),
+        (TrainerFn.PREDICTING, []),
+    ],
+)
+def test_only_what_the_stage_needs_is_downloaded(
+    tmp_path: Path, hub: Hub, stage: TrainerFn, expected: list[str]
+) -> None:
+    data = in_stage(module(tmp_path / "f", 1), stage)
+    data.prepare_data()
+    assert hub.names == expected
+    data.prepare_data()
+    assert hub.names == expected
+
+
+def test_a_trainer_predicts_without_shards(tmp_path: Path, hub: Hub) -> None:
+    class Lengths(LightningModule):
+        def predict_step(self, batch: Tensor, batch_idx: int) -> int:
+            return batch.shape[1]
+
+    data = module(tmp_path / "f", prompts=["a", "bc"])
+    data.tokenizer.encode = lambda text: np.zeros(len(text), np.uint16)  # type: ignore
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    assert trainer.predict(Lengths(), datamodule=data) == [2, 3]
+    assert not hub.urls and not hub.asked
+
+
+@pytest.mark.parametrize("stage", [TrainerFn.VALIDATING, TrainerFn.TESTING])
+def test_without_a_network_training_shards_do_not_help_evaluation(
+    tmp_path: Path, hub: Hub, stage: TrainerFn
+) -> None:
+    put(tmp_path, FIRST)
+    hub.answer = ConnectionError("no network")
+    data = in_stage(module(tmp_path, 1), stage)
+    with pytest.raises(FileNotFoundError, match=rf"{VAL} is not in .*no network"):
+        data.prepare_data()
+    put(tmp_path, VAL)
+    data.prepare_data()
+
+
+# --- one data set a folder ---
+
+
+def test_a_folder_remembers_what_was_downloaded(tmp_path: Path, hub: Hub) -> None:
+    module(tmp_path).prepare_data()
+    assert (tmp_path / MARKER).read_text() == "kjj0/fineweb10B-gpt2\n"
+    hub.asked.clear()
+    for dataset in ("fineweb100B", "finewebedu10B"):
+        message = (
+            f"{tmp_path} holds kjj0/fineweb10B-gpt2, not kjj0/{dataset}-gpt2: "
+            "choose another data_dir"
+        )
+        with pytest.raises(ValueError, match=message):
+            module(tmp_path, dataset=dataset).prepare_data()
+        with pytest.raises(ValueError, match=message):
+            in_stage(module(tmp_path, dataset=dataset), TrainerFn.TESTING).prepare_data()
+    assert not hub.asked
+    module(tmp_path, 3).prepare_data()
+    assert hub.names == [THIRD]
+
+
+def test_shards_put_there_by_hand_are_known_by_their_names(tmp_path: Path, hub: Hub) -> None:
+    put(tmp_path, VAL, FIRST, SECOND)
+    for dataset in ("fineweb10B", "fineweb100B"):
+        module(tmp_path, dataset=dataset).prepare_data()
+    assert not hub.asked and not (tmp_path / MARKER).exists()
+    with pytest.raises(ValueError, match=rf"holds {FIRST}, not kjj0/finewebedu10B-gpt2: choose"):
+        module(tmp_path, dataset="finewebedu10B").prepare_data()
+    put(tmp_path / "own", "notes_train_000000.bin")
+    with pytest.raises(ValueError, match=r"holds notes_train_000000\.bin, not .* dataset: null"):
+        module(tmp_path / "own").prepare_data()
+
+
+def test_the_command_line_does_not_mix_either(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text " * 100)
+    tokenize([text], tmp_path / "own", "bytes")
+    assert main(["download", "--output", str(tmp_path / "own")]) == 2
+    put(tmp_path / "edu", "finewebedu_val_000000.bin")
+    assert main(["download", "--output", str(tmp_path / "edu")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and not hub.urls
+    assert "holds shards made by python -m datamodules.fineweb tokenize, not" in errors[0]
+    assert "holds finewebedu_val_000000.bin, not kjj0/fineweb10B-gpt2" in errors[1]
+
+
+@pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.TESTING])
+def test_nothing_is_downloaded_for_text_of_ones_own(
+    tmp_path: Path, hub: Hub, stage: TrainerFn
+) -> None:
+    data = in_stage(module(tmp_path / "own", 3, dataset=None), stage)
+    data.prepare_data()
+    remedy = r"no \*_train_\*\.bin .* make it with python -m datamodules\.fineweb tokenize"
+    with pytest.raises(FileNotFoundError, match=remedy):
+        data.shard_paths("train")
+    assert not hub.urls and not hub.asked and not (tmp_path / "own").exists()
+    names = ["a_train_000002.bin", "a_train_000004.bin", "b_train_000001.bin"]
+    put(tmp_path / "own", "a_val_000000.bin", "b_val_000000.bin", *names, "c_train_000000.bin")
+    data.prepare_data()
+    assert [path.name for path in data.shard_paths("train")] == names
+    assert len(data.shard_paths("val")) == 2 and not hub.urls
+
+
+def test_the_recipe_for_text_of_ones_own_downloads_nothing() -> None:
+    path = Path(__file__).parents[2] / "configs" / "nanogpt" / "finetune.yaml"
+    options = yaml.safe_load(path.read_text())["data"]["init_args"]
+    assert FineWebDataModule(**options).dataset is None
+
+
+# --- without a network ---
+
+
+def test_without_a_network_no_folder_is_made(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.answer = ConnectionError("no network")
+    folder = tmp_path / "f"
+    with pytest.raises(FileNotFoundError, match=rf"{VAL} is not in .*\(no network\)"):
+        module(folder).prepare_data()
+    assert main(["download", "--output", str(folder)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not hub.asked and not folder.exists()
+
+
+@pytest.mark.parametrize(("status", "downloads"), [(403, 0), (404, 0), (429, 2), (503, 2)])
+def test_a_busy_hub_is_asked_again(tmp_path: Path, hub: Hub, status: int, downloads: int) -> None:
+    """By hf_hub_download, which waits."""
+    hub.answer = HubError(status)
+    data = module(tmp_path / "f", 1)
+    if downloads:
+        data.prepare_data()
+    else:
+        with pytest.raises(FileNotFoundError, match=f"{status} it is"):
+            data.prepare_data()
+    assert len(hub.asked) == downloads
+
+
+def test_the_real_hub_library_gives_up_soon_and_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    nobody = "http://127.0.0.1:9/file"
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *args, **options: nobody)
+    start = time.monotonic()
+    assert main(["download", "--output", str(tmp_path / "f")]) == 1
+    assert time.monotonic() - start < 5
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {VAL} is not in") and "Connection refused" in line
+    assert not (tmp_path / "f").exists()
+
+
+# --- what is there, and what is damaged ---
 
 
 def test_without_a_network_a_part_is_enough(tmp_path: Path, hub: Hub) -> None:
@@ -200,6 +406,7 @@ def test_a_home_directory_may_be_named(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"dataset": "c4"}, "dataset='c4': choose one of fineweb10B, fineweb100B, finewebedu10B"),
         ({"shards": 0}, "shards=0: fineweb10B has 1 to 103"),
+        ({"shards": 0, "dataset": None}, "shards=0: it must be at least 1"),
         ({"shards": 104}, "shards=104: fineweb10B has 1 to 103"),
         ({"tokenizer": "words"}, "tokenizer='words': choose gpt2 or bytes"),
         ({"micro_batch_size": 0}, "micro_batch_size=0"),
@@ -235,6 +442,8 @@ def test_the_command_line_shows_all_options() -> None:
     )
     assert config.data.prompts == ["Once upon", "A"] and config.data.val_every_n_steps == 125
     assert config.data.batch_tokens == 524288 and config.data.shuffle is False
+    assert config.data.dataset == "fineweb10B"
+    assert parser.parse_args(["--data.dataset", "null"]).data.dataset is None
     shown = parser.format_help()
     for text in ("Tokens of one optimizer step", "Training shards wanted", "--data.num_workers"):
         assert text in shown

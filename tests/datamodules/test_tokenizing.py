@@ -295,6 +295,32 @@ def test_finished_shards_are_not_made_again(
     assert tokenize([source], folder, **options) == paths and not encoded
 
 
+@pytest.mark.parametrize("change", ["edit", "other folder"])
+def test_a_changed_input_is_never_gone_on_with(source: Path, tmp_path: Path, change: str) -> None:
+    options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 900, "val_tokens": 200}
+    folder = tmp_path / "out"
+    first = write_jsonl(tmp_path / "first.jsonl", ["unchanged"])
+    killed(7, [first, source], folder, **options)
+    before, size = contents(folder), source.stat().st_size
+    if change == "other folder":
+        (tmp_path / "new").mkdir()
+        source = tmp_path / "new" / source.name
+    write_jsonl(source, [text.replace("Document", "document") for text in DOCUMENTS])
+    assert source.stat().st_size == size
+    with pytest.raises(UsageError, match=r"were changed since \(source\.jsonl\): choose another"):
+        tokenize([first, source], folder, **options)
+    assert contents(folder) == before
+
+
+def test_moved_inputs_are_gone_on_with(source: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 900, "val_tokens": 200}
+    tokenize([source], tmp_path / "whole", **options)
+    killed(7, [source], tmp_path / "out", **options)
+    (tmp_path / "new").mkdir()
+    tokenize([source.rename(tmp_path / "new" / source.name)], tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("damage", ["remove", "truncate"])
 def test_a_damaged_shard_is_made_again(source: Path, tmp_path: Path, damage: str) -> None:
     options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 900}
@@ -348,7 +374,7 @@ def test_other_settings_need_another_folder(source: Path, tmp_path: Path) -> Non
     before = contents(folder)
     with pytest.raises(UsageError, match="made with shard_tokens=100000000, not 500: choose"):
         tokenize([source], folder, "bytes", shard_tokens=500)
-    with pytest.raises(UsageError, match="made with inputs="):
+    with pytest.raises(UsageError, match=r"other inputs.* \(source\.jsonl\): choose another"):
         tokenize([source, source], folder, "bytes")
     with pytest.raises(UsageError, match="was not made with GPT-2's tokenizer"):
         tokenize([folder / "text_train_000001.bin"], tmp_path / "new", "bytes")

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.loops.progress import _BatchProgress
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -254,6 +257,29 @@ def test_prompts_start_as_documents_do(tmp_path: Path, world_size: int) -> None:
     assert sorted(seen) == [[[256]], [[256, 97, 98]], [[256, 195, 169]]]
 
 
+def test_processes_that_share_a_model_have_the_same_prompts(tmp_path: Path) -> None:
+    for rank in range(2):
+        data = Tiny(tmp_path, prompts=["ab", "é", ""])
+        data.trainer = FakeTrainer(rank, 2)
+        data.trainer.strategy = ModelParallelStrategy()
+        loader = data.predict_dataloader()
+        assert len(loader) == 3
+        assert [ids.tolist() for ids in loader] == [[[256, 97, 98]], [[256, 195, 169]], [[256]]]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_prompt_that_fills_the_models_context(tmp_path: Path, rank: int) -> None:
+    """It is refused on all processes: one that stops alone leaves others waiting."""
+    data = Tiny(tmp_path, prompts=["", "seven b"])
+    data.trainer = FakeTrainer(rank, 2)
+    config = SimpleNamespace(context_length=9)
+    data.trainer.lightning_module = SimpleNamespace(network=SimpleNamespace(config=config))
+    assert len(data.predict_dataloader()) == 1
+    config.context_length = 8
+    with pytest.raises(ValueError, match=r"prompt 'seven b'… has 8 tokens, .* context is 8: short"):
+        data.predict_dataloader()
+
+
 # --- what is refused ---
 
 
@@ -332,6 +358,36 @@ def test_the_trainer_may_not_say_otherwise(text: tuple[Path, np.ndarray, np.ndar
         setattr(data.trainer, name, said)
         with pytest.raises(ValueError, match="val_every_n_steps=3 and the trainer's"):
             data.setup("fit")
+
+
+def test_what_the_trainer_was_told_is_not_what_the_user_said(
+    text: tuple[Path, np.ndarray, np.ndarray],
+) -> None:
+    trainer = FakeTrainer(0, 1)
+    batches = _BatchProgress()
+    trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
+
+    def tell(**options: Any) -> tuple[Any, ...]:
+        data = Tiny(text[0], **options)
+        data.trainer = trainer
+        data.setup("fit")
+        return (
+            trainer.accumulate_grad_batches,
+            trainer.val_check_interval,
+            trainer.check_val_every_n_epoch,
+        )
+
+    assert tell(micro_batch_size=4, val_every_n_steps=3) == (2, 6, None)
+    assert tell(micro_batch_size=2, val_every_n_steps=4) == (3, 12, None)
+    assert tell(micro_batch_size=1) == (6, 1.0, 1)
+    trainer.accumulate_grad_batches = 5
+    with pytest.raises(ValueError, match="accumulate_grad_batches=5: leave it out"):
+        tell(micro_batch_size=2)
+    trainer.accumulate_grad_batches = 6
+    trainer.val_check_interval = 0.5
+    assert tell(micro_batch_size=6) == (1, 0.5, 1)
+    with pytest.raises(ValueError, match="both say when to validate"):
+        tell(val_every_n_steps=3)
 
 
 # --- the position in a checkpoint ---
@@ -534,6 +590,27 @@ def test_intervals_longer_than_epochs(text: tuple[Path, np.ndarray, np.ndarray])
 def test_the_trainers_own_interval(text: tuple[Path, np.ndarray, np.ndarray]) -> None:
     result = fit(text[0], options={"val_every_n_steps": None}, max_steps=10)
     assert [step for step, _ in result.validations] == [5, 10]  # after each epoch
+
+
+def test_a_trainers_next_fit_goes_on_with_other_batches(
+    text: tuple[Path, np.ndarray, np.ndarray],
+) -> None:
+    """Three fits of one Trainer, with 2, 3 and 1 batches a step: 12 steps as of a single fit."""
+    folder = text[0]
+    full = fit(folder, max_steps=12)
+    model = Recorder()
+    seed_everything(0, verbose=False)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=-1, max_steps=5, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False,
+    )  # fmt: skip
+    for steps, micro in ((5, 3), (7, 2), (12, 6)):
+        trainer.fit_loop.epoch_loop.max_steps = steps
+        options = {"micro_batch_size": micro, "shuffle": True, "val_every_n_steps": 4}
+        trainer.fit(model, datamodule=Tiny(folder, **options))
+    assert dict(model.steps) == {step: model.steps[step] for step in range(12)}
+    assert {step: sorted(seen) for step, seen in model.steps.items()} == full.steps
+    assert model.validations == full.validations
 
 
 def test_a_trial_run_validates_too(text: tuple[Path, np.ndarray, np.ndarray]) -> None:
