@@ -7,7 +7,7 @@ more seeds. Seed 0 is one of them, so that it both chooses and counts: a small b
 every recipe. The outcome: final validation losses in a table and as CSV, curves and the losses over
 the learning rates as a picture, everything as JSON.
 
-  python -m lit_fanions.paper nanogpt --config configs/nanogpt/*_cpu.yaml --out results/nanogpt \\
+  python -m lit_fanions.paper nanogpt --config configs/nanogpt/*_cpu.yaml --out results/nanogpt \
       --data.data_dir data/fineweb_bytes
 
 Other arguments are those of fit and hold for every run, except those that tell the runs apart.
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
         raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
     _report(options.out, done, best, list(recipe))
     if failed:
-        print(f"{len(failed)} runs failed; their output is in {options.out}/runs/*/output.txt")
+        print(f"failed runs: {len(failed)}; see {options.out}/runs/*/output.txt")
     return int(bool(failed))
 
 

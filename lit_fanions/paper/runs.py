@@ -164,9 +164,8 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) 
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + GRACE
-    signals = len(received)
     while any(process.poll() is None for process in processes):
-        if time.monotonic() > deadline or len(received) > max(signals, 1):
+        if time.monotonic() > deadline or len(received) > 1:
             for process in processes:
                 process.kill()
         time.sleep(POLL)

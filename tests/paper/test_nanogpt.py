@@ -14,7 +14,7 @@ import yaml
 
 from lit_fanions.paper import nanogpt, runs
 from lit_fanions.paper.__main__ import main
-from tests.conftest import subprocess_environment, toy_recipe
+from tests.conftest import TESTS, toy_recipe
 
 pytest.importorskip("matplotlib")
 
@@ -118,7 +118,7 @@ def test_failed_runs_are_tried_and_counted_once(trained, capfd):
     assert len(names(asked)) == len(set(names(asked)))
     assert "b-lr2-seed0" in names(asked)
     printed = capfd.readouterr().out
-    assert "\n1 runs failed" in printed
+    assert "\nfailed runs: 1; see out/runs/*/output.txt" in printed
 
 
 def test_best_beside_a_failure_is_at_the_edge(trained, capfd):
@@ -240,8 +240,7 @@ def test_real_trainings(project, monkeypatch, capfd):
     recipe["model"]["class_path"] = "toy_lm.ToyLM"
     del recipe["test_after_fit"]
     Path("toy.yaml").write_text(yaml.safe_dump(recipe))
-    for name, value in subprocess_environment().items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
     monkeypatch.setattr(nanogpt, "EXTENSIONS", 0)
     args = ["--factors", "1", "2", "--seeds", "1", "--jobs", "2", "--trainer.max_epochs", "3"]
     assert compare(*args, configs=["toy.yaml"]) == 0, capfd.readouterr()
@@ -265,7 +264,7 @@ def test_real_trainings(project, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_command(number, status, monkeypatch, tmp_path, capfd):
+def test_stopped_command(number, status, hears_signals, monkeypatch, tmp_path, capfd):
     code = f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(60)"
     monkeypatch.setattr(runs, "_command", lambda run, folder: [sys.executable, "-c", code])
     monkeypatch.chdir(tmp_path)

@@ -23,7 +23,7 @@ HERE = "import os, signal, sys, time; open('pid', 'a').write(f'{os.getpid()}\\n'
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
+def fake(hears_signals, monkeypatch, tmp_path):
     """Replace the training by Python code, and reading its logs by a constant."""
 
     def replace(code):
