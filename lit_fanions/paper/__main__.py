@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lit_fanions.bench import report
 from lit_fanions.paper import nanogpt
+from lit_fanions.paper.runs import Stopped
 
 COMMANDS = {"nanogpt": nanogpt}
 
@@ -17,7 +18,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; by default those of the process.
 
     Returns:
-        The exit status: 0, or 1 if a run failed.
+        The exit status: 0, 1 if a run failed, 130 after Ctrl-C, 143 after SIGTERM. Bad input exits
+        with status 2.
     """
     parser = argparse.ArgumentParser(prog="python -m lit_fanions.paper", allow_abbrev=False)
     parser.add_argument("--list", action="store_true", help="name the commands and their time")
@@ -44,9 +46,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return COMMANDS[options.command].run(options, recipe)
     except report.Refused as error:
         commands.choices[options.command].error(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
         print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
-        return 130
+        return error.status if isinstance(error, Stopped) else 130
 
 
 if __name__ == "__main__":

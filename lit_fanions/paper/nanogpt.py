@@ -1,14 +1,16 @@
 r"""NanoGPT with each algorithm at its own best learning rate, on equal tokens (section 5.3).
 
 Every recipe is trained at several learning rates of its matrices, multiples of the one that it
-states, with one seed; while the best is the smallest or the largest one, the next beyond is tried
-too. At the best, it is trained with more seeds. The outcome: final validation losses in a table and
-as CSV, curves and the losses over the learning rates as a picture, everything as JSON.
+states, with seed 0; while the best is the smallest or the largest one, the next beyond is tried
+too, up to three times: a best that is still the last one is marked. At the best, it is trained with
+more seeds. Seed 0 is one of them, so that it both chooses and counts: a small bias in favour of
+every recipe. The outcome: final validation losses in a table and as CSV, curves and the losses over
+the learning rates as a picture, everything as JSON.
 
-  python -m lit_fanions.paper nanogpt --config configs/nanogpt/*_cpu.yaml --out results/nanogpt \\
+  python -m lit_fanions.paper nanogpt --config configs/nanogpt/*_cpu.yaml --out results/nanogpt \
       --data.data_dir data/fineweb_bytes
 
-Other arguments are those of fit and hold for every run.
+Other arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
 import argparse
@@ -21,27 +23,41 @@ from pathlib import Path
 import yaml
 
 from lit_fanions.bench.report import Refused, machine, table
-from lit_fanions.paper.runs import Curve, Run, execute, finite, mean_curve, spread
+from lit_fanions.paper.runs import Curve, Run, execute, finite, mean_curve, refuse, spread
 
 TIME = "(an hour on 2 cores for seven algorithms)"
 METRIC = "val/loss"
 LR = "--model.init_args.optimizer.matrix.lr"
+BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
 Key = tuple[str, float, int]  # recipe, lr, seed
 Results = dict[Key, Curve]
 EXTENSIONS = 3  # of the range of learning rates, each by one more
+RESERVED = {
+    "--config": "give the recipes to compare, one file each",
+    "--seed_everything": "choose how many with --seeds",
+    "--model.optimizer.matrix.lr": "choose multiples of the recipe's with --factors",
+    "--trainer.logger": "the logs are kept below --out",
+    "--ckpt_path": "all start from scratch",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command; all others are those of fit."""
     parser.add_argument(
-        "--config", type=Path, nargs="+", required=True, metavar="FILE", help="recipes to compare"
+        "--config",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="recipes to compare",
     )
     parser.add_argument(
         "--factors",
         type=float,
         nargs="+",
         default=[0.5, 1.0, 2.0],
-        help="learning rates to try, as multiples of the recipe's; at least two",
+        help="learning rates to try, as multiples of the recipe's; two or more different ones",
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best learning rate")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -58,60 +74,116 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    if len(options.factors) < 2 or min(options.factors) <= 0:
-        raise Refused("--factors: give two or more positive numbers")
-    if options.seeds < 1 or options.jobs < 1:
-        raise Refused("--seeds and --jobs must be at least 1")
-    paths = {path.stem: path for path in options.config}
-    if len(paths) < len(options.config):
-        raise Refused("--config: two recipes have the same file name")
-    grid = {
-        name: sorted(_stated_lr(path) * factor for factor in options.factors)
-        for name, path in paths.items()
-    }
+    paths, grid = _check(options, recipe)
     done: Results = {}
-    failed: list[str] = []
+    failed: set[Key] = set()
 
     def train(keys: Set[Key]) -> None:
-        runs = {}
-        for name, lr, seed in sorted(keys - done.keys()):
-            args = (f"--config={paths[name]}", f"--seed_everything={seed}", f"{LR}={lr:g}")
-            runs[name, lr, seed] = Run(f"{name}-lr{lr:g}-seed{seed}", (*args, *recipe))
+        runs = {key: _run(key, paths, recipe) for key in sorted(keys - done.keys() - failed)}
         curves = execute(runs.values(), options.out / "runs", METRIC, options.jobs)
         done.update({key: curves[run.name] for key, run in runs.items() if run.name in curves})
-        failed.extend(run.name for run in runs.values() if run.name not in curves)
+        failed.update(runs.keys() - done.keys())
 
     for _ in range(EXTENSIONS + 1):
         train({(name, lr, 0) for name, lrs in grid.items() for lr in lrs})
-        for name, lrs in grid.items():
-            chosen = _best_lr(name, done)
-            if chosen == lrs[0]:
-                lrs.insert(0, lrs[0] ** 2 / lrs[1])
-            elif chosen == lrs[-1]:
-                lrs.append(lrs[-1] ** 2 / lrs[-2])
+        grid = {name: _extended(lrs, _best_lr(name, done)) for name, lrs in grid.items()}
     best = {name: lr for name in grid if (lr := _best_lr(name, done)) is not None}
     train({(name, lr, seed) for name, lr in best.items() for seed in range(options.seeds)})
     if not best:
-        raise Refused("every run failed; their output is in output.txt of each")
+        raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
     _report(options.out, done, best, list(recipe))
     if failed:
-        print(f"{len(failed)} runs failed; their output is in {options.out}/runs/*/output.txt")
+        print(f"failed runs: {len(failed)}; see {options.out}/runs/*/output.txt")
     return int(bool(failed))
+
+
+def _check(
+    options: argparse.Namespace, recipe: Sequence[str]
+) -> tuple[dict[str, Path], dict[str, list[float]]]:
+    """The recipes and the learning rates to begin with, by name.
+
+    Raises:
+        Refused: If an option cannot be meant.
+    """
+    if not all(math.isfinite(factor) and factor > 0 for factor in options.factors):
+        raise Refused(f"--factors: give positive numbers, not {_listed(options.factors)}")
+    if options.seeds < 1 or options.jobs < 1:
+        raise Refused("--seeds and --jobs must be at least 1")
+    refuse(recipe, RESERVED)
+    paths = {path.stem: path for path in options.config}
+    if len(paths) < len(options.config):
+        raise Refused(
+            f"--config: {_listed(options.config)} have a file name in common: rename one, or leave "
+            "it out"
+        )
+    grid = {}
+    for name, path in paths.items():
+        stated = _stated_lr(path)
+        grid[name] = sorted({_rounded(stated * factor) for factor in options.factors})
+        if len(grid[name]) < 2:
+            raise Refused(
+                f"--factors: give two or more different ones, not {_listed(options.factors)}"
+            )
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--out: {options.out} cannot be a folder: {error.strerror}") from None
+    return paths, grid
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def _stated_lr(path: Path) -> float:
     try:
         content = yaml.safe_load(path.read_text())
-        return float(content["model"]["init_args"]["optimizer"]["matrix"]["lr"])
-    except FileNotFoundError:
-        raise Refused(f"--config: there is no file {path}") from None
+        lr = float(content["model"]["init_args"]["optimizer"]["matrix"]["lr"])
+    except OSError as error:
+        raise Refused(f"--config: cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         raise Refused(f"--config: {path} states no model.init_args.optimizer.matrix.lr") from None
+    if not (math.isfinite(lr) and lr > 0):
+        raise Refused(f"--config: {path} states the lr {lr:g}: it must be positive")
+    return lr
+
+
+def _rounded(lr: float) -> float:
+    """An lr as it is passed on and named, so that different ones have different names."""
+    return float(f"{lr:g}")
+
+
+def _run(key: Key, paths: Mapping[str, Path], recipe: Sequence[str]) -> Run:
+    """The training of a recipe; what tells it from others comes last and so wins."""
+    name, lr, seed = key
+    args = (f"--config={paths[name]}", *recipe, f"--seed_everything={seed}", f"{LR}={lr:g}")
+    return Run(f"{name}-lr{lr:g}-seed{seed}", args)
+
+
+def _extended(lrs: Sequence[float], best: float | None) -> list[float]:
+    """Ascending learning rates, with one more beyond the best if that is the first or last."""
+    if best == lrs[0]:
+        return [_rounded(lrs[0] ** 2 / lrs[1]), *lrs]
+    if best == lrs[-1]:
+        return [*lrs, _rounded(lrs[-1] ** 2 / lrs[-2])]
+    return list(lrs)
+
+
+def _tried(name: str, done: Results) -> dict[float, float]:
+    """Final losses of seed 0 by lr, ascending."""
+    losses = {lr: curve[-1][1] for (n, lr, seed), curve in done.items() if n == name and seed == 0}
+    return dict(sorted(losses.items()))
 
 
 def _best_lr(name: str, done: Results) -> float | None:
-    losses = {lr: curve[-1][1] for (n, lr, seed), curve in done.items() if n == name and seed == 0}
+    """The lr of the lowest loss; of equals, as where all diverged, the smallest."""
+    losses = _tried(name, done)
     return min(losses, key=lambda lr: losses[lr]) if losses else None
+
+
+def _at_edge(lr: float, tried: Mapping[float, float]) -> bool:
+    """Whether nothing was tried (or nothing succeeded) on one side of an lr."""
+    return lr in (min(tried), max(tried))
 
 
 def _report(folder: Path, done: Results, best: Mapping[str, float], recipe: list[str]) -> None:
@@ -121,23 +193,22 @@ def _report(folder: Path, done: Results, best: Mapping[str, float], recipe: list
     }
     finals = {name: spread([curve[-1][1] for curve in curves]) for name, curves in chosen.items()}
     order = sorted(best, key=lambda name: finals[name])
-    tried = {
-        name: [
-            (lr, c[-1][1]) for (n, lr, seed), c in sorted(done.items()) if n == name and not seed
-        ]
-        for name in order
-    }
+    tried = {name: _tried(name, done) for name in order}
+    edge = [name for name in order if _at_edge(best[name], tried[name])]
     rows = [
         [
             name,
-            f"{best[name]:g}",
-            "{:.4f} ± {:.4f}".format(*finals[name]),
+            f"{best[name]:g}" + " (at the edge)" * (name in edge),
+            _final(chosen[name], "{:.4f} ± {:.4f}"),
             len(chosen[name]),
-            "  ".join(f"{lr:g}: {loss:.4f}" for lr, loss in tried[name]),
+            "  ".join(f"{lr:g}: {loss:.4f}" for lr, loss in tried[name].items()),
         ]
         for name in order
     ]
     print(table(["recipe", "lr", METRIC, "seeds", "by lr, seed 0"], rows))
+    print(f"\n{METRIC}: mean ± standard deviation over the seeds. {BIAS}")
+    if edge:
+        print("at the edge: no lr beyond it was tried with success; a better one may lie there")
     with (folder / "nanogpt.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["recipe", "lr", "seed", "step", METRIC])
@@ -147,38 +218,64 @@ def _report(folder: Path, done: Results, best: Mapping[str, float], recipe: list
         {"recipe": name, "lr": lr, "seed": seed, "curve": finite(curve)}
         for (name, lr, seed), curve in sorted(done.items())
     ]
-    contents = {"machine": machine(), "arguments": recipe, "best_lr": dict(best), "runs": runs}
-    (folder / "nanogpt.json").write_text(json.dumps(contents, indent=2) + "\n")
+    contents = {
+        "machine": machine(),
+        "arguments": recipe,
+        "best_lr": dict(best),
+        "best_lr_at_the_edge": edge,
+        "note": BIAS,
+        "runs": runs,
+    }
+    text = json.dumps(contents, indent=2, allow_nan=False)
+    (folder / "nanogpt.json").write_text(f"{text}\n")
     _plot(folder / "nanogpt.png", {name: chosen[name] for name in order}, finals, tried)
     print(f"saved: {folder}/nanogpt.png, .csv, .json")
+
+
+def _final(curves: Sequence[Curve], form: str) -> str:
+    """Mean and standard deviation of the last losses, or how many diverged."""
+    last = [curve[-1][1] for curve in curves]
+    diverged = sum(not math.isfinite(loss) for loss in last)
+    return f"diverged: {diverged} of {len(last)}" if diverged else form.format(*spread(last))
 
 
 def _plot(
     path: Path,
     chosen: Mapping[str, Sequence[Curve]],
     finals: Mapping[str, tuple[float, float]],
-    tried: Mapping[str, Sequence[tuple[float, float]]],
+    tried: Mapping[str, Mapping[float, float]],
 ) -> None:
-    """Curves at the best learning rates, and the last losses at all of them."""
+    """Curves at the best learning rates, and the last losses at all of them.
+
+    What diverged leaves a gap.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
+    suffix = "_cpu" if all(name.endswith("_cpu") for name in chosen) else ""
     for name, curves in chosen.items():
         steps, means, deviations = mean_curve(curves)
-        (line,) = left.plot(steps, means, label=f"{name} {finals[name][0]:.3f}")
-        low = [m - d for m, d in zip(means, deviations, strict=True)]
-        high = [m + d for m, d in zip(means, deviations, strict=True)]
+        label = f"{name.removesuffix(suffix)}  {_final(curves, '{:.3f}')}"
+        (line,) = left.plot(steps, _drawable(means), label=label)
+        low = _drawable([m - d for m, d in zip(means, deviations, strict=True)])
+        high = _drawable([m + d for m, d in zip(means, deviations, strict=True)])
         left.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        right.plot(*zip(*tried[name], strict=True), marker="o", color=line.get_color())
+        losses = _drawable(list(tried[name].values()))
+        right.plot(list(tried[name]), losses, marker="o", color=line.get_color())
     seeds = max(map(len, chosen.values()))
-    left.set(xlabel="optimizer step", ylabel=METRIC, title=f"at the best lr, {seeds} seeds")
-    right.set(xlabel="lr of the matrices", title="after the last step, one seed", xscale="log")
+    title = f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "seed 0"
+    left.set(xlabel="optimizer step", ylabel=METRIC, title=f"at the best lr: {title}")
+    right.set(xlabel="lr of the matrices", title="after the last step, seed 0", xscale="log")
     means = [mean for mean, _ in finals.values() if math.isfinite(mean)]
     if means:
         margin = 0.1 * (max(means) - min(means)) + 0.01
         left.set_ylim(min(means) - margin, max(means) + 4 * margin)
-    left.legend()
+    figure.legend(title=f"recipe, last {METRIC}", loc="outside right upper")
     figure.savefig(path, dpi=150)
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]

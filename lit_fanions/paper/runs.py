@@ -1,13 +1,17 @@
 """Train recipes in processes of their own, and remember those that are finished."""
 
+import contextlib
+import functools
+import hashlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +20,20 @@ from lit_fanions.bench.report import Refused, machine
 Curve = list[tuple[int, float]]  # (optimizer step, value)
 
 FINISHED = "result.json"
+POLL = 0.1  # seconds between looks at the processes
+GRACE = 10.0  # seconds that a process has to end by itself
+
+
+class Stopped(Exception):
+    """A signal stopped the command; all its processes have ended.
+
+    Args:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number  # as shells count
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,48 @@ class Run:
     args: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Training:
+    """A run in progress.
+
+    Args:
+        run: What is trained.
+        logs: Its folder.
+        process: Who trains.
+        recipes: See ``_digests``; as they were at the start.
+        start: When that was.
+    """
+
+    run: Run
+    logs: Path
+    process: subprocess.Popen[bytes]
+    recipes: dict[str, str]
+    start: float
+
+
+def refuse(args: Iterable[str], reserved: Mapping[str, str]) -> None:
+    """Refuse options of fit that a command sets itself.
+
+    Args:
+        args: What the user gave.
+        reserved: What to do instead, by option; what lies below an option is reserved with it, and
+            `init_args` may be left out.
+
+    Raises:
+        Refused: At the first that is reserved.
+    """
+    for arg in args:
+        given = arg.partition("=")[0].removesuffix("+")
+        plain = given.replace(".init_args", "")
+        for option, instead in reserved.items():
+            if plain == option or plain.startswith(f"{option}."):
+                raise Refused(f"{given} is set for every run by this command: {instead}")
+
+
 def execute(runs: Iterable[Run], folder: Path, metric: str, jobs: int) -> dict[str, Curve]:
     """Train what is not finished yet.
+
+    No process is left behind, whatever ends the call: SIGINT (Ctrl-C) and SIGTERM stop them too.
 
     Args:
         runs: The trainings.
@@ -44,31 +102,73 @@ def execute(runs: Iterable[Run], folder: Path, metric: str, jobs: int) -> dict[s
         The metric's curve for each run that succeeded; one that diverged ends with infinity.
 
     Raises:
-        Refused: If a finished run in the folder had other arguments.
+        Refused: If a finished run in the folder had other arguments or recipes.
+        Stopped: By a signal.
     """
-    curves: dict[str, Curve] = {}
-    missing = []
-    for run in runs:
-        curve = _finished(run, folder)
-        if curve is None:
-            missing.append(run)
-        else:
-            curves[run.name] = curve
+    found = {run: _finished(run, folder) for run in runs}
+    curves = {run.name: curve for run, curve in found.items() if curve is not None}
+    waiting = deque(run for run, curve in found.items() if curve is None)
+    total, count = len(waiting), 0
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(_train, run, folder, metric, threads): run for run in missing}
+    running: list[_Training] = []
+    with _signals() as received:
         try:
-            for count, future in enumerate(as_completed(started), 1):
-                run = started[future]
-                curve = future.result()
-                outcome = "failed" if curve is None else f"{metric} {curve[-1][1]:.4f}"
-                print(f"[{count}/{len(missing)}] {run.name}: {outcome}", flush=True)
-                if curve is not None:
-                    curves[run.name] = curve
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            while waiting or running:
+                if received:
+                    raise Stopped(received[0])
+                if waiting and len(running) < jobs:
+                    running.append(_start(waiting.popleft(), folder, threads))
+                    continue
+                time.sleep(POLL)
+                for training in [t for t in running if t.process.poll() is not None]:
+                    if received:  # it may have ended because of the signal
+                        break
+                    running.remove(training)
+                    count += 1
+                    curve = _outcome(training, metric)
+                    text = "failed" if curve is None else f"{metric} {curve[-1][1]:.4f}"
+                    print(f"[{count}/{total}] {training.run.name}: {text}", flush=True)
+                    if curve is not None:
+                        curves[training.run.name] = curve
+        finally:
+            _end([training.process for training in running], received)
+        if received:  # during the last outcome
+            raise Stopped(received[0])
     return curves
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM: raised while a process starts, they would lose its handle."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # What was ignored (nohup, a job in the background) stays ignored.
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {
+        number: signal.signal(number, lambda signum, frame: received.append(signum))
+        for number in heard
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> None:
+    """End processes: ask them, and kill those that take too long.
+
+    Ctrl-C in a terminal has reached them already; they may be saving a checkpoint. A second one
+    ends the patience.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline or len(received) > 1:
+            for process in processes:
+                process.kill()
+        time.sleep(POLL)
 
 
 def _finished(run: Run, folder: Path) -> Curve | None:
@@ -76,43 +176,89 @@ def _finished(run: Run, folder: Path) -> Curve | None:
     if not path.is_file():
         return None
     saved = json.loads(path.read_text())
-    if saved["args"] != list(run.args):
+    if (saved["args"], saved.get("recipes")) != (list(run.args), _digests(run.args)):
         raise Refused(
             f"{path.parent} holds a run with other settings: choose another --out, or delete it"
         )
     return [(step, math.inf if value is None else value) for step, value in saved["curve"]]
 
 
-def _train(run: Run, folder: Path, metric: str, threads: int) -> Curve | None:
+def _digests(args: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each recipe that arguments name."""
+    values = (arg.partition("=")[2] if arg.startswith("--") else arg for arg in args)
+    return {
+        value: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for value in values
+        if value.endswith((".yaml", ".yml", ".json")) and os.path.isfile(value)
+    }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The git commit of this program, "-dirty" if files were changed; None outside of git."""
+    git = functools.partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # An installed package may lie in the folder of a repository that is not its own.
+        git([*here, "ls-files", "--error-unmatch", Path(__file__).name])
+        return git([*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _command(run: Run, folder: Path) -> list[str]:
+    logger = "--trainer.logger"
+    options = {
+        logger: "lightning.pytorch.loggers.TensorBoardLogger",  # whatever the recipe has
+        f"{logger}.init_args.save_dir": folder,
+        f"{logger}.init_args.name": run.name,
+        f"{logger}.init_args.version": ".",
+    }
+    place = [f"{option}={value}" for option, value in options.items()]
+    return [sys.executable, "-m", "lit_fanions", "fit", *run.args, *place]
+
+
+def _start(run: Run, folder: Path, threads: int) -> _Training:
     logs = folder / run.name
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("events.out.*"):  # of an attempt that was stopped
         old.unlink()
-    logger = "--trainer.logger.init_args"
-    place = (f"{logger}.save_dir={folder}", f"{logger}.name={run.name}", f"{logger}.version=.")
-    command = [sys.executable, "-m", "lit_fanions", "fit", *run.args, *place]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    start = time.time()
+    recipes, start = _digests(run.args), time.time()
     with (logs / "output.txt").open("w") as output:
-        status = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
-        ).returncode
+        process = subprocess.Popen(
+            _command(run, folder), stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    return _Training(run, logs, process, recipes, start)
+
+
+def _outcome(training: _Training, metric: str) -> Curve | None:
+    """Save and return the curve of a training that has ended; None if it failed."""
+    run, logs, status = training.run, training.logs, training.process.returncode
     if status:
-        last = (logs / "output.txt").read_text().strip().splitlines()[-1:]
-        print(f"{run.name}: exit status {status}: {' '.join(last)}", file=sys.stderr, flush=True)
+        reason = _reason((logs / "output.txt").read_text())
+        print(f"{run.name}: exit status {status}: {reason}", file=sys.stderr, flush=True)
         return None
     curve = read_curve(logs, metric)
     outcome = {
         "args": run.args,
+        "recipes": training.recipes,
+        "commit": _commit(),
         "metric": metric,
         "curve": finite(curve),
-        "seconds": time.time() - start,
+        "seconds": time.time() - training.start,
         "machine": machine(),
     }
     partial = logs / f"{FINISHED}.partial"
-    partial.write_text(json.dumps(outcome, indent=2) + "\n")
+    partial.write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     partial.replace(logs / FINISHED)
     return curve
+
+
+def _reason(output: str) -> str:
+    """The line that says why a training failed: its error, which a hint may follow."""
+    lines = output.strip().splitlines() or ["no output"]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
 
 def read_curve(logs: Path, metric: str) -> Curve:
@@ -125,7 +271,7 @@ def read_curve(logs: Path, metric: str) -> Curve:
 
     events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()
     if metric not in events.Tags()["scalars"]:
-        raise Refused(f"{logs} has no {metric}: does the recipe validate, with TensorBoardLogger?")
+        raise Refused(f"{logs} has no {metric}: does the model validate, and log it?")
     scalars = [(event.step, event.value) for event in events.Scalars(metric)]
     return [(step, value if math.isfinite(value) else math.inf) for step, value in scalars]
 
@@ -136,7 +282,10 @@ def finite(curve: Curve) -> list[tuple[int, float | None]]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of the sample; 0 for a single value)."""
+    """Mean and standard deviation of the sample.
+
+    The deviation is 0 for a single value, and where the mean is not finite.
+    """
     mean = sum(values) / len(values)
     if len(values) == 1 or not math.isfinite(mean):
         return mean, 0.0
@@ -144,7 +293,10 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float]]:
-    """Steps, means and standard deviations of curves over the same steps."""
+    """Steps, means and standard deviations of curves.
+
+    Only the steps that all curves have: a mean over others would jump where one curve ends.
+    """
     steps = [step for step, _ in curves[0]]
     columns: list[Mapping[int, float]] = [dict(curve) for curve in curves]
     shared = [step for step in steps if all(step in column for column in columns)]
