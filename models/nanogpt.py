@@ -200,11 +200,12 @@ class NanoGPT(LightningModule):
         self._vocabulary = checkpoint.get("vocabulary")
 
     def on_train_start(self) -> None:
-        """Ask how many steps the windows have to grow.
+        """Start anew, and ask how many steps the windows have to grow.
 
         Raises:
             ValueError: If the trainer cannot tell.
         """
+        self._step_losses.clear()  # of a step that an error ended
         if self.network.config.window is None:
             return
         steps = self.trainer.estimated_stepping_batches
