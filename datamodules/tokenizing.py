@@ -376,7 +376,7 @@ def _check(
             raise UsageError(f"{path} is no file: name the files, such as {path}/*.parquet")
         if not _suffix(path):
             raise UsageError(f"{path}: only {', '.join(SUFFIXES)} can be read")
-        if path.suffix == ".bin" and _made_with(path.parent) not in (None, "gpt2"):
+        if path.suffix == ".bin" and made_with(path.parent) not in (None, "gpt2"):
             raise UsageError(f"{path} was not made with GPT-2's tokenizer: give the text itself")
     if not inputs:
         raise UsageError("there are no inputs: name files")
@@ -416,7 +416,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _made_with(folder: Path) -> str | None:
+def made_with(folder: Path) -> str | None:
+    """The tokenizer whose tokens ``tokenize`` wrote into a folder; None: it did not."""
     manifest = _read_manifest(folder)
     return manifest["settings"].get("tokenizer") if manifest else None
 

@@ -217,6 +217,20 @@ class ReportRestoredOptions(Callback):
                 _warn(line)
 
 
+class SaveLastStep(Callback):
+    """Lets last.ckpt hold the end of a fit that ends between two saves."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it again, for every ModelCheckpoint with save_last."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_last is True:
+                saved = getattr(callback, "_last_global_step_saved", trainer.global_step)
+                if callback.last_model_path and saved != trainer.global_step:
+                    trainer.save_checkpoint(
+                        callback.last_model_path, weights_only=callback.save_weights_only
+                    )
+
+
 class SaveRecipe(SaveConfigCallback):
     """Saves the configuration without the arguments of one call, such as the checkpoint.
 
@@ -243,7 +257,9 @@ class CLI(LightningCLI):
             save_config_callback=SaveRecipe,
             save_config_kwargs={"overwrite": True},
             trainer_class=Trainer,
-            trainer_defaults={"callbacks": [StopBetweenSteps(), ReportRestoredOptions()]},
+            trainer_defaults={
+                "callbacks": [StopBetweenSteps(), ReportRestoredOptions(), SaveLastStep()]
+            },
             parser_kwargs={
                 "prog": PROGRAM,
                 "description": "Train networks in the norm of your choice.",

@@ -98,7 +98,7 @@ class NanoGPT(LightningModule):
         self._batch_shape = 0, 0
         self._step_losses: list[tuple[Tensor, Tensor]] = []  # sum and count of each forward pass
         self._total_steps = 0
-        self._sample = ""
+        self._sample = 0, ""  # step, text
         self._vocabulary: int | None = None  # tokens that the data has, of which samples are drawn
         self._tokenizer: Any = None
         self.nats, self.tokens, self.bytes = _sum(), _sum(), _sum()
@@ -265,10 +265,16 @@ class NanoGPT(LightningModule):
         """Log the losses."""
         self._log_losses("test")
 
+    def on_train_end(self) -> None:
+        """Draw a sample of the trained weights, unless a validation just did."""
+        step = self.trainer.global_step
+        if self.sample_tokens and self._tokenizer and self._sample[0] != step:
+            self._show_sample()
+
     def on_fit_end(self) -> None:
         """Print the last sample."""
-        if self._sample and self.trainer.is_global_zero:
-            print(f"sample: {self._sample}")  # not self.print: the progress bar is gone
+        if self._sample[1] and self.trainer.is_global_zero:
+            print(f"sample: {self._sample[1]}")  # not self.print: the progress bar is gone
 
     def configure_optimizers(self) -> Any:
         """One optimizer for all parameters, with the schedules of their groups."""
@@ -318,16 +324,20 @@ class NanoGPT(LightningModule):
         prompt = [self._tokenizer.bos, *self._tokenizer.encode(self.sample_prompt).tolist()]
         # On all ranks, as sharded layers take all of them.
         tokens = self.generate(torch.tensor([prompt], device=self.device), self.sample_tokens)
-        self._sample = self._tokenizer.decode(tokens[0, 1:].tolist())
+        self._sample = self.trainer.global_step, self._tokenizer.decode(tokens[0, 1:].tolist())
         if self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    text = self._sample.replace("\n", "  \n")  # Markdown keeps these line ends
-                    logger.experiment.add_text("val/sample", text, self.trainer.global_step)
+                    step, text = self._sample
+                    text = text.replace("\n", "  \n")  # Markdown keeps these line ends
+                    logger.experiment.add_text("val/sample", text, step)
 
     def _load_weights(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"init_from: there is no file {path}")
+            raise FileNotFoundError(
+                f"init_from: there is no file {path}: give the checkpoint to start from by "
+                "--model.init_from"
+            )
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         except Exception as error:  # torch.load fails in a dozen ways on a damaged file
@@ -338,7 +348,7 @@ class NanoGPT(LightningModule):
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
-            first = str(error).splitlines()[1:2] or [str(error)]
-            raise ValueError(
-                f"init_from: {path} is of another network: {first[0].strip()}"
-            ) from None
+            first = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
+            if len(first) > 200:  # the names of all its parameters
+                first = f"{first[:200]} ..."
+            raise ValueError(f"init_from: {path} is of another network: {first}") from None

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.shards import Shard
 from datamodules.tokenizers import TokenizerName, load_tokenizer
-from datamodules.tokenizing import MANIFEST
+from datamodules.tokenizing import MANIFEST, made_with
 from datamodules.tokens import Split, TokenDataModule
 
 Dataset = Literal["fineweb10B", "fineweb100B", "finewebedu10B"]
@@ -191,14 +191,26 @@ class FineWebDataModule(TokenDataModule):
             rank_zero_warn(f"Training on {len(there)} of {shards} shards{hint}: {error}")
 
     def shard_paths(self, split: Split) -> list[Path]:
-        """The first ``shards`` training shards, or the validation shards."""
+        """The first ``shards`` training shards, or the validation shards.
+
+        Raises:
+            FileNotFoundError: If there are none.
+            ValueError: If they hold tokens of another kind.
+        """
+        made = made_with(self.data_dir)
+        if made not in (None, self.tokenizer.name):
+            raise ValueError(
+                f"{self.data_dir} holds tokens of kind {made}, not {self.tokenizer.name}: set "
+                f"tokenizer to {made}, for which the network must be made, or data_dir"
+            )
         paths = self._there(split)
         if not paths:
             wanted = f"*_{split}_*.bin of {self.tokenizer.name} tokens"
             remedy = (
                 "call prepare_data() first"
                 if self._hub_dataset()
-                else "make it with python -m datamodules.fineweb tokenize, or set data_dir"
+                else "make it with python -m datamodules.fineweb tokenize INPUT --tokenizer "
+                f"{self.tokenizer.name} --output {self.data_dir}, or set data_dir"
             )
             raise FileNotFoundError(f"there is no {wanted} in {self.data_dir}: {remedy}")
         return paths

@@ -50,10 +50,14 @@ def parser() -> Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    get.add_argument("--dataset", choices=get_args(Dataset), default="fineweb10B", help="which")
+    get.add_argument("--dataset", choices=get_args(Dataset), default="fineweb10B", help="which one")
     get.add_argument("--shards", type=int, default=9, metavar="N", help="number of training shards")
     get.add_argument(
-        "--output", type=Path, default=Path("data/fineweb"), metavar="DIR", help="where to"
+        "--output",
+        type=Path,
+        default=Path("data/fineweb"),
+        metavar="DIR",
+        help="folder of the shards",
     )
 
     make = commands.add_parser(
@@ -73,12 +77,18 @@ def parser() -> Parser:
     )  # fmt: skip
     make.add_argument(
         "--output", type=Path, required=True, metavar="DIR", default=argparse.SUPPRESS,
-        help="where to; a folder without other shards",
+        help="folder of the shards, without other ones",
     )  # fmt: skip
-    make.add_argument("--tokenizer", choices=get_args(TokenizerName), default="gpt2", help="which")
-    make.add_argument("--processes", type=int, default=1, metavar="N", help="how many encode")
     make.add_argument(
-        "--shard-tokens", type=int, default=100_000_000, metavar="N", help="of a training shard"
+        "--tokenizer", choices=get_args(TokenizerName), default="gpt2", help="what tokens are"
+    )
+    make.add_argument("--processes", type=int, default=1, metavar="N", help="processes that encode")
+    make.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=100_000_000,
+        metavar="N",
+        help="tokens of a training shard",
     )
     held_out = make.add_mutually_exclusive_group()
     held_out.add_argument(

@@ -37,7 +37,8 @@ def main(args: Sequence[str] | None = None) -> int:
     options, recipe = parser.parse_known_args(args)
     if options.list:
         for name, module in COMMANDS.items():
-            print(f"{name:10} {(module.__doc__ or '').partition(chr(10))[0]} {module.TIME}")
+            summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
+            print(f"{name:10} {summary} {module.TIME}")
         return 0
     if options.command is None:
         parser.error(f"name a command: {', '.join(COMMANDS)}")

@@ -59,9 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[0.5, 1.0, 2.0],
         help="learning rates to try, as multiples of the recipe's; two or more different ones",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs at the best learning rate")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of runs at the best learning rate"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the outcome"
+    )
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:

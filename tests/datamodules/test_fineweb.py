@@ -377,16 +377,18 @@ def test_own_text_is_never_mixed_with_fineweb(tmp_path: Path, hub: Hub) -> None:
     text.write_text("some text " * 100)
     folder = tmp_path / "own"
     tokenize([text], folder, "bytes")
-    for name in ("bytes", "gpt2"):
-        data = module(folder, 5, tokenizer=name)
-        data.prepare_data()
-        data.setup("fit")
-        assert len(next(iter(data.train_dataloader()))[0]) == 2
+    data = module(folder, 5, tokenizer="bytes")
+    data.prepare_data()
+    data.setup("fit")
+    assert len(next(iter(data.train_dataloader()))[0]) == 2
     assert hub.names == []
-    assert (data.vocab_size, data.bos) == (50257, 50256)
+    assert (data.vocab_size, data.bos) == (257, 256)
     data = module(tmp_path / "nothing", tokenizer="bytes")
     data.prepare_data()
-    with pytest.raises(FileNotFoundError, match=r"no \*_val_\*\.bin of bytes .* tokenize, or set"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no \*_val_\*\.bin of bytes .* tokenize INPUT --tokenizer bytes .*, or set",
+    ):
         data.setup("test")
     assert hub.names == []
 
@@ -447,3 +449,21 @@ def test_the_command_line_shows_all_options() -> None:
     shown = parser.format_help()
     for text in ("Tokens of one optimizer step", "Training shards wanted", "--data.num_workers"):
         assert text in shown
+
+
+@pytest.mark.parametrize(("made", "given"), [("bytes", "gpt2"), ("gpt2", "bytes")])
+def test_tokens_of_another_kind_are_refused(
+    made: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any bytes would pass as GPT-2's tokens."""
+    text = tmp_path / "some.txt"
+    text.write_text("word " * 300)
+    tokenize([text], tmp_path / "own", "bytes")
+    manifest = tmp_path / "own" / "tokenize.json"
+    manifest.write_text(
+        manifest.read_text().replace('"tokenizer": "bytes"', f'"tokenizer": "{made}"')
+    )
+    data = FineWebDataModule(str(tmp_path / "own"), tokenizer=given, shards=1, **SMALL)
+    data.prepare_data()
+    with pytest.raises(ValueError, match=f"holds tokens of kind {made}, not {given}"):
+        data.setup("fit")

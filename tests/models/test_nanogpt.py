@@ -25,6 +25,7 @@ from datamodules import FineWebDataModule
 from datamodules.shards import write_shard
 from datamodules.tokenizers import ByteTokenizer
 from lit_fanions.bench.__main__ import main as bench
+from lit_fanions.cli import SaveLastStep
 from lit_fanions.paper.runs import read_curve
 from models import GPTConfig, NanoGPT
 from models.nanogpt import sequences, tokens
@@ -246,6 +247,22 @@ def test_resumed_run_is_the_uninterrupted_one(shards: Path, tmp_path: Path) -> N
     assert torch.equal(weights(again), weights(whole))
 
 
+def test_last_checkpoint_is_of_the_last_step(shards: Path, tmp_path: Path) -> None:
+    """Also where the run ends between two saves; and it goes on from there."""
+
+    def run(name: str, steps: int, **resume: Any) -> tuple[str, torch.Tensor]:
+        module = model(optimizer={})
+        keep = ModelCheckpoint(tmp_path / name, every_n_train_steps=3, save_last=True, save_top_k=0)
+        fit = trainer(tmp_path, steps, callbacks=[SaveLastStep(), keep], enable_checkpointing=True)
+        fit.fit(module, datamodule=data(shards), **resume)
+        assert torch.load(keep.last_model_path, weights_only=True)["global_step"] == steps
+        return keep.last_model_path, weights(module)
+
+    path, _ = run("cut", 7)
+    _, resumed = run("resumed", 10, ckpt_path=path, weights_only=True)
+    assert torch.equal(resumed, run("whole", 10)[1])
+
+
 def test_checkpoints_load_without_a_trainer(shards: Path, tmp_path: Path) -> None:
     module = model(network=SPEEDRUN, sample_tokens=3)
     fit = trainer(tmp_path, 2, limit_val_batches=0)
@@ -368,12 +385,12 @@ def test_samples_are_shown_and_printed(shards: Path, tmp_path: Path, capsys) -> 
 
     module = model(sample_tokens=5, sample_prompt="Oh")
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    fit = trainer(tmp_path, 4, logger=logger)
+    fit = trainer(tmp_path, 5, logger=logger)
     fit.fit(module, datamodule=data(shards, val_every_n_steps=2))
     assert module.training
     events = EventAccumulator(str(tmp_path)).Reload()
     samples = events.Tensors("val/sample/text_summary")
-    assert [event.step for event in samples] == [2, 4]
+    assert [event.step for event in samples] == [2, 4, 5]  # the last one of the trained weights
     assert samples[0].tensor_proto.string_val[0].startswith(b"Oh")
     assert "sample: Oh" in capsys.readouterr().out
 
