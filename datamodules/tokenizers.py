@@ -95,8 +95,10 @@ class GPT2Tokenizer:
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as error:  # its HTTP library, the file system, a damaged download
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason if len(reason) <= 100 else f"{reason[:100]} ..."
             raise FileNotFoundError(
-                f"tiktoken could not get GPT-2's vocabulary ({type(error).__name__}): run it once "
+                f"tiktoken could not get GPT-2's vocabulary ({reason}): run it once "
                 "with a network, set TIKTOKEN_CACHE_DIR to a folder in which it has kept it, or "
                 "use the tokenizer bytes"
             ) from None

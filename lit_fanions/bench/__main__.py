@@ -24,15 +24,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lit_fanions.bench", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        text = module.__doc__ or ""
-        command = commands.add_parser(
-            name,
-            help=text.partition("\n")[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(command)
+        command = report.add_command(commands, name, module)
         command.add_argument(
             "--json", type=report.output_file, metavar="FILE", help="save the numbers as JSON"
         )

@@ -118,6 +118,26 @@ class Report:
         figure.savefig(path)
 
 
+def add_command(commands: Any, name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """Add a module as a subcommand; its docstring is the help.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: Of the subcommand.
+        module: It has ``add_arguments(parser)``.
+    """
+    text = module.__doc__ or ""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text.partition("\n")[0],
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(command)
+    return command
+
+
 def require(module: str, purpose: str) -> ModuleType:
     """Import a module of a package that timings need and the library does not.
 

@@ -25,15 +25,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the commands and their time")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
-        text = module.__doc__ or ""
-        command = commands.add_parser(
-            name,
-            help=text.partition("\n")[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(command)
+        report.add_command(commands, name, module)
     options, recipe = parser.parse_known_args(args)
     if options.list:
         for name, module in COMMANDS.items():
