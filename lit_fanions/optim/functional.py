@@ -59,6 +59,7 @@ class Observation(NamedTuple):
         before: The weights before the step.
         after: The weights after it: decay and renormalisation have changed them too.
         finite: Whether the parameter was stepped, a 0-dimensional bool.
+        skipped: How many of its steps have been left out so far, 0-dimensional.
     """
 
     parameter: Tensor
@@ -72,6 +73,7 @@ class Observation(NamedTuple):
     before: Tensor
     after: Tensor
     finite: Tensor
+    skipped: Tensor
 
 
 Observer = Callable[[Observation], None]
@@ -341,7 +343,7 @@ def _pieces(p: Tensor, state: State, group: Options) -> list[tuple[Tensor, State
         for i in range(0, len(weight), size):
             piece = weight[i : i + size]
             piece.grad = grad[i : i + size]
-            own = {"momentum": momentum[i : i + size]}
+            own = {"momentum": momentum[i : i + size], "skipped": state["skipped"]}
             if basis is not None:
                 own["basis0"] = basis[i : i + size]
             pieces.append((piece, own, part))
@@ -395,6 +397,7 @@ def _step_stack(
                 before=before[part],
                 after=after,
                 finite=finites[i],
+                skipped=states[i]["skipped"],
             )
             for observe in observers:
                 observe(seen)

@@ -1,0 +1,5 @@
+"""Lightning callbacks: what the optimizer does, which one to use, and how to get it in."""
+
+from lit_fanions.callbacks.spectral_monitor import SpectralMonitor
+
+__all__ = ["SpectralMonitor"]
