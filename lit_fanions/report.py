@@ -42,7 +42,7 @@ class Run:
     Attributes:
         name: Its path below the folder that was asked for.
         curves: Tag -> values.
-        spectra: Matrix -> the latest singular values of its momentum, over the largest.
+        spectra: Matrix -> the latest singular values of its momentum or gradient, over the largest.
     """
 
     name: str
@@ -89,21 +89,21 @@ def _read(place: Path, name: str) -> Run:
         tag: sorted((event.step, event.value) for event in events.Scalars(tag))
         for tag in events.Tags()["scalars"]
     }
-    prefix = "momentum_spectrum/"
-    spectra = {
-        tag.removeprefix(prefix): _sample(events.Histograms(tag)[-1].histogram_value)
-        for tag in events.Tags()["histograms"]
-        if tag.startswith(prefix)
-    }
+    spectra = {}
+    for tag in events.Tags()["histograms"]:
+        kind, _, matrix = tag.partition("/")
+        of = kind.removesuffix("_spectrum")
+        if of != kind:
+            spectra[matrix] = _sample(events.Histograms(tag)[-1].histogram_value, of)
     return Run(name, curves, spectra)
 
 
-def _sample(histogram: Any) -> figures.Sample:
+def _sample(histogram: Any, of: str) -> figures.Sample:
     """Singular values, descending, from a histogram of their logarithms."""
     pairs = zip(histogram.bucket_limit, histogram.bucket, strict=True)
     filled = [(10**limit, count) for limit, count in pairs if count > 0]
     values, counts = zip(*reversed(filled), strict=True)
-    return figures.Sample(list(values), list(counts))
+    return figures.Sample(list(values), list(counts), of)
 
 
 def family_of(tag: str) -> str:

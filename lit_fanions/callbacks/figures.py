@@ -23,10 +23,12 @@ class Sample(NamedTuple):
     Attributes:
         values: Descending.
         weights: How many each stands for.
+        of: Of the momentum or of the gradient.
     """
 
     values: list[float]
     weights: list[float]
+    of: str
 
 
 def available() -> bool:
@@ -53,7 +55,7 @@ def pixels(figure: Figure) -> np.ndarray:
 def overview(
     stable_ranks: Mapping[int, Mapping[str, float]], spectra: Mapping[str, Sample]
 ) -> Figure:
-    """Stable ranks of the weights over time, and the momenta's latest spectra beside them.
+    """Stable ranks of the weights over time, and the latest spectra beside them.
 
     Args:
         stable_ranks: Step -> matrix -> stable rank.
@@ -65,7 +67,8 @@ def overview(
     heat_map(left, stable_ranks)
     left.set_title("stable rank of the weights")
     draw_spectra(right, spectra)
-    right.set_title("singular values of the momenta over the largest")
+    kinds = " and ".join(sorted({sample.of for sample in spectra.values()}))
+    right.set_title(f"singular values of the {kinds} over the largest")
     return figure
 
 

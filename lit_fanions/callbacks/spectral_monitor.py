@@ -56,8 +56,8 @@ class SpectralMonitor(Watcher):
     and its mean over a parameter group as ``QUANTITY/group/GROUP``; quantities are those of
     ``callbacks.quantities``, explained in docs/quantities.md. They go to every logger, and to
     EarlyStopping and ModelCheckpoint, which may monitor them. TensorBoard gets histograms of the
-    momentum's singular values, a page of custom scalars, and after each validation a figure, if
-    matplotlib is installed.
+    momentum's singular values (in powers of ten of the largest), a page of custom scalars, and
+    after each validation a figure, if matplotlib is installed.
 
     With Fanion everything is taken from inside its step. Other optimizers, and Fanion's groups of
     adamw and sgd, show gradients, weights and what the step made of them, for those parameters
@@ -136,9 +136,12 @@ class SpectralMonitor(Watcher):
             for name, value in zip(seen.names, values.tolist(), strict=True):
                 if math.isfinite(value):
                     by_matrix[name] = value
+        of = "gradient" if seen.inside is None else "momentum"
         if spectrum is not None:
             for i, name in enumerate(seen.names):
-                sample = figures.Sample(spectrum.values[i].tolist(), spectrum.weights[i].tolist())
+                sample = figures.Sample(
+                    spectrum.values[i].tolist(), spectrum.weights[i].tolist(), of
+                )
                 if 0 < sample.values[0] < math.inf:
                     self._spectra[name] = sample
 
@@ -296,7 +299,7 @@ def _add_histogram(logger: TensorBoardLogger, name: str, sample: figures.Sample,
     buckets = torch.bucketize(powers, limits + 1e-9).clamp(max=len(limits) - 1)
     counts = torch.zeros_like(limits).index_add_(0, buckets, weights)
     logger.experiment.add_histogram_raw(
-        f"momentum_spectrum/{name}",
+        f"{sample.of}_spectrum/{name}",
         min=float(powers.min()),
         max=0.0,
         num=int(weights.sum().round()),

@@ -1,6 +1,7 @@
 """Quantities against their definitions by a float64 SVD, and the stated errors of the estimates."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,3 +192,8 @@ def test_the_dual_is_that_of_the_group(options, norm):
         x = matrices(shape, "gaussian", 0)
         got = quantities.own_dual(spectrum(x, exact=True), x, group)
         torch.testing.assert_close(got.double(), norm().dual(x), rtol=1e-6, atol=0)
+
+
+def test_every_quantity_is_explained():
+    text = (Path(__file__).parents[2] / "docs/quantities.md").read_text()
+    assert [name for name in quantities.QUANTITIES if f"`{name}`" not in text] == []
