@@ -7,10 +7,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lit_fanions import FanionConfig, configure_optimizers, lmo
+from lit_fanions import FanionConfig, configure_optimizers, lmo, split_parameters
 from lit_fanions.callbacks import NormAdvisor
 from lit_fanions.callbacks.advisor import Evidence, advice, polar_needed, rank_with
 from lit_fanions.callbacks.quantities import spectrum
+from lit_fanions.optim.factory import configured_group
 from tests.callbacks.nets import MATRICES, Net, assert_bit_equal, everything, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -175,3 +176,16 @@ def test_with_any_optimizer(tmp_path, capsys):
 def test_a_trial_run_prints_nothing(tmp_path, capsys):
     fit(tmp_path, Net(), NormAdvisor(1), fast_dev_run=True)
     assert "nuclear rank" not in capsys.readouterr().out
+
+
+def test_the_groups_are_those_of_the_configuration():
+    net = nn.ModuleDict({
+        "up": nn.ConvTranspose2d(8, 8, 2), "grouped": nn.Conv2d(8, 8, 2, groups=2),
+        "attention": nn.MultiheadAttention(8, 2), "down": nn.Linear(8, 8),
+        "head": nn.Linear(8, 2),
+    })  # fmt: skip
+    config = {"overrides": {"cut.up": {"parameters": ["down.weight"], "splits": [2, 6]}}}
+    for group in configure_optimizers(net, config)["optimizer"].param_groups:
+        for name in group["param_names"]:
+            (assigned,) = (a.group for a in split_parameters(net, config) if a.name == name)
+            assert configured_group(group["name"]) == assigned

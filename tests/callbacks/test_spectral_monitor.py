@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
-from lit_fanions import norms
+from lit_fanions import Fanion, norms
 from lit_fanions.callbacks import SpectralMonitor, figures
 from lit_fanions.callbacks.quantities import QUANTILES, QUANTITIES
 from lit_fanions.optim.matrices import to_matrices
@@ -265,6 +265,41 @@ def test_only_the_parameters_asked_for(tmp_path):
     assert {n for n in shown if "group" not in n} == {"down.weight", *MATRICES[-3:]}
     with pytest.raises(ValueError, match=r"no parameter's name matches 'nothing\*'"):
         fit(tmp_path, Net(config()), SpectralMonitor(1, parameters=["nothing*"]))
+
+
+def test_the_rank_asked_for(tmp_path):
+    metrics = fit(tmp_path, Net(config()), SpectralMonitor(1, rank=1)).callback_metrics
+    for name in MATRICES:
+        assert metrics[f"gradient_kyfan/{name}"] == metrics[f"gradient_spectral/{name}"]
+
+
+class Manual(Net):
+    """Two optimizers, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, index))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return (
+            Fanion([("down.weight", self.down.weight)], lr=0.1),
+            torch.optim.SGD([self.conv.weight, self.head.weight], lr=0.1),
+        )
+
+
+def test_manual_optimization_of_several_optimizers(tmp_path):
+    values = Values()
+    fit(tmp_path, Manual(), SpectralMonitor(2), values)
+    assert {"oracle_quality/down.weight", "update_rms/conv.weight"} <= values.steps[0].keys()
+    assert "update_rms/head.weight" not in values.steps[0]
+    counters = [step["weight_spectral/down.weight"] for step in values.steps]
+    assert len(set(counters)) == BATCHES // 2 or len(set(counters)) == BATCHES // 4 + 1
 
 
 @pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"rank": 0}])
