@@ -101,7 +101,10 @@ class SpectralMonitor(Watcher):
     def state_key(self) -> str:
         """Two monitors of other intervals or patterns keep their states apart."""
         return self._generate_state_key(
-            every_n_steps=self.every_n_steps, exact=self.exact, parameters=self.parameters
+            every_n_steps=self.every_n_steps,
+            exact=self.exact,
+            rank=self.rank,
+            parameters=self.parameters,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,6 +124,13 @@ class SpectralMonitor(Watcher):
                 "SpectralMonitor has no logger to log to; its values can only be monitored by "
                 "EarlyStopping and ModelCheckpoint"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets what an earlier run has shown; one that goes on has brought its history."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.ckpt_path is None and stepped(trainer) == 0:
+            self._history, self._spectra = {}, {}
+        self._drawn = max(self._history, default=-1)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

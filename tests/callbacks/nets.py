@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -21,10 +21,17 @@ class Net(LightningModule):
     Args:
         config: Of the optimizer.
         torch_optimizer: One of torch instead, with lr .05 and momentum.
+        dropout: Probability; it would show if a callback took random numbers from the run.
     """
 
-    def __init__(self, config: dict[str, Any] | None = None, torch_optimizer: bool = False) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any] | None = None,
+        torch_optimizer: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.config, self.torch_optimizer = config or {}, torch_optimizer
         torch.manual_seed(3)
         self.embed = nn.Embedding(9, 8)
@@ -38,7 +45,7 @@ class Net(LightningModule):
         x = self.conv(self.embed(x).mT).mT
         x = x + self.attention(x, x, x, need_weights=False)[0]
         x = x + self.down((x.unsqueeze(1) @ self.experts).relu().sum(1))
-        return self.head(x.mean(1))
+        return self.head(self.dropout(x.mean(1)))
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         loss = cross_entropy(self(batch[0]), batch[1])
@@ -84,6 +91,7 @@ def fit(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> Trainer:
+    seed_everything(0, verbose=False)
     made = trainer(path, *callbacks, **options)
     made.fit(net, loader(), loader(2) if validate else None, ckpt_path=ckpt_path)
     return made

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from lit_fanions import Fanion, norms
-from lit_fanions.callbacks import SpectralMonitor, figures
+from lit_fanions.callbacks import NormAdvisor, SpectralMonitor, figures
 from lit_fanions.callbacks.quantities import QUANTILES, QUANTITIES
 from lit_fanions.optim.matrices import to_matrices
 from tests.callbacks.nets import (
@@ -79,9 +79,9 @@ RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("options", "how"), RUNS, ids=str)
 def test_monitoring_changes_no_bit(tmp_path, options, how, exact):
-    plain = fit(tmp_path, Net(options), **how)
+    plain = fit(tmp_path, Net(options, dropout=0.3), **how)
     monitor = SpectralMonitor(1, exact=exact)
-    watched = fit(tmp_path, Net(options), monitor, **how)
+    watched = fit(tmp_path, Net(options, dropout=0.3), monitor, NormAdvisor(1), **how)
     assert_bit_equal(everything(plain), everything(watched))
     assert f"weight_spectral/{MATRICES[0]}" in watched.callback_metrics
     assert getattr(watched.optimizers[0], "observers", ()) == ()
@@ -388,6 +388,13 @@ def test_a_resumed_run_repeats_no_step(tmp_path):
     assert [step for step, _ in expected] == list(range(2 * BATCHES))
     assert scalars(tmp_path / "rest", tag) == expected[6:]
     assert sorted(monitor._history) == list(range(2 * BATCHES))  # the figure shows all of it
+
+
+def test_another_run_starts_anew(tmp_path):
+    monitor = SpectralMonitor(1)
+    fit(tmp_path, Net(config()), monitor, max_epochs=2)
+    fit(tmp_path, Net(config()), monitor)
+    assert sorted(monitor._history) == list(range(BATCHES))
 
 
 def test_early_stopping_and_checkpoints_follow_its_values(tmp_path):
