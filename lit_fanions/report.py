@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lit_fanions.bench.report import Refused
 from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES
 
@@ -29,10 +30,6 @@ USAGE_ERROR = 2
 TRAINING, SPECTRA = "training", "spectra"
 _COLUMNS = 3
 _GROUP = "group/"
-
-
-class Refused(Exception):
-    """Something that the user can put right, in one line."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from lit_fanions.callbacks.watching import Seen, Watcher, stepped
 from lit_fanions.lmo.polar import coefficients
 from lit_fanions.optim.factory import configured_group
 
-# Part of the momentum's energy that a rank must capture to be advised.
-ENERGY = 0.9
+# Part of the momentum's energy, or of its nuclear norm, that a rank must have to be advised.
+PART = 0.9
 # What a polar method must reach: of the dual norm, and at the lowest tenth of the singular values.
 QUALITY, LOWEST = 0.98, 0.5
 _METHODS = ("polar_express", "cans", "jordan")
@@ -52,7 +52,8 @@ class Evidence:
         limit: Its smaller side.
         nuclear_rank: Of the gradient.
         stable_rank: Of the activations that enter it.
-        rank: The smallest rank with 90 % of the momentum's energy.
+        energy_rank: The smallest rank with 90 % of the momentum's energy.
+        norm_rank: The smallest rank with 90 % of the momentum's nuclear norm.
         agreement: Of the leading right singular subspaces of successive momenta, from 0 to 1.
         low: The lowest tenth of the momentum's singular values, relative to the largest.
         polar: Method and steps that its singular values need, None if none suffices.
@@ -62,7 +63,8 @@ class Evidence:
     limit: int
     nuclear_rank: list[float] = field(default_factory=list)
     stable_rank: list[float] = field(default_factory=list)
-    rank: list[int] = field(default_factory=list)
+    energy_rank: list[int] = field(default_factory=list)
+    norm_rank: list[int] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
     low: list[float] = field(default_factory=list)
     polar: list[tuple[str, int] | None] = field(default_factory=list)
@@ -74,6 +76,11 @@ class Evidence:
             return None
         return fmean(self.nuclear_rank) / fmean(self.stable_rank)
 
+    @property
+    def rank_wanted(self) -> list[int]:
+        """By energy where a Euclidean step is favoured, else by nuclear norm."""
+        return self.energy_rank if self.ratio is not None and self.ratio < 1 else self.norm_rank
+
 
 class NormAdvisor(Watcher):
     """Prints, after a short run, which direction each matrix's gradients favour, and a config.
@@ -84,7 +91,9 @@ class NormAdvisor(Watcher):
       where the first is larger, a spectral step (Muon) promises the larger decrease of the loss,
       else a Euclidean one (Davis & Drusvyatskiy, arXiv 2512.04299). Known for linear layers,
       convolutions and attention's input projections;
-    - the smallest rank that has 90 % of the momentum's energy;
+    - the smallest rank that has 90 % of the momentum's energy, which is what a Euclidean step asks
+      for, and that with 90 % of its nuclear norm, with which a rank-k step reaches 90 % of the
+      decrease that a spectral one promises;
     - how far the leading singular vectors of successive momenta agree, which is what a warm-started
       rank-k solver lives on;
     - which polar method with how many steps brings its momentum to 98 % of the dual norm and the
@@ -186,7 +195,8 @@ class NormAdvisor(Watcher):
             if activation is not None and math.isfinite(activation):
                 found.stable_rank.append(activation)
             one = Spectrum(momenta.values[i], momenta.weights[i], momenta.frobenius[i])
-            found.rank.append(rank_with(one, ENERGY))
+            found.energy_rank.append(rank_with(one, PART, power=2))
+            found.norm_rank.append(rank_with(one, PART, power=1))
             found.low.append(float(lows[i]))
             found.polar.append(polar_needed(one))
             self._compare(name, found, momentum[i])
@@ -207,6 +217,7 @@ class NormAdvisor(Watcher):
         """Prints what was found."""
         if trainer.barebones:
             return
+        self.evidence = {name: self.evidence[name] for name in self._in_order(self.evidence)}
         if not self.evidence:
             self.table, self.fragment = "NormAdvisor saw no matrix with a gradient", ""
         else:
@@ -249,19 +260,22 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     return unfolded.mT.flatten(0, 1)
 
 
-def rank_with(s: Spectrum, part: float) -> int:
-    """The smallest rank whose best approximation has a part of a matrix's squared Frobenius norm.
+def rank_with(s: Spectrum, part: float, *, power: int) -> int:
+    """The smallest rank that has a part of the sum of powers of a matrix's singular values.
 
     Args:
         s: Spectrum of one matrix, not zero.
         part: From 0 to 1.
+        power: 2 for the energy, 1 for the nuclear norm.
     """
-    squares = (s.values / s.values[0]).square() * s.weights
-    sums = squares.cumsum(0) / squares.sum()
+    shares = (s.values / s.values[0]) ** power * s.weights
+    shares = shares / shares.sum()
+    sums = shares.cumsum(0)
     at = int((sums < part).sum().clamp(max=len(sums) - 1))
-    before = float(sums[at] - squares[at] / squares.sum())
-    inside = (part - before) / max(float(sums[at]) - before, 1e-30) * float(s.weights[at])
-    return max(1, math.ceil(float(s.weights[:at].sum()) + min(inside, float(s.weights[at])) - 1e-6))
+    # Where one value stands for several, the part of them that is needed.
+    weight, before = float(s.weights[at]), float(sums[at] - shares[at])
+    inside = min(weight, (part - before) / max(float(shares[at]), 1e-30) * weight)
+    return max(1, math.ceil(float(s.weights[:at].sum()) + inside - 1e-6))
 
 
 def polar_needed(s: Spectrum) -> tuple[str, int] | None:
@@ -316,7 +330,7 @@ def _options(members: Sequence[Evidence]) -> dict[str, Any]:
     """What the matrices of a group favour, by their medians."""
     ratios = [found.ratio for found in members if found.ratio is not None]
     alpha = _alpha(median(ratios)) if ratios else 0.5
-    ranks = [median(found.rank) for found in members]
+    ranks = [median(found.rank_wanted) for found in members]
     parts = [rank / found.limit for rank, found in zip(ranks, members, strict=True)]
     if median(parts) <= _LOW_RANK:
         options: dict[str, Any] = {
@@ -344,7 +358,7 @@ def table(evidence: Mapping[str, Evidence]) -> str:
     """What was seen of each matrix, one a line."""
     header = (
         "matrix", "group", "nuclear rank of G", "stable rank of A", "favours",
-        f"rank of {ENERGY:.0%}", "agreement", "lowest σ/σ₁", "polar",
+        f"{PART:.0%} of energy in", f"{PART:.0%} of norm in", "agreement", "lowest σ/σ₁", "polar",
     )  # fmt: skip
     rows = [header, *(_row(name, found) for name, found in evidence.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -362,8 +376,9 @@ def _row(name: str, found: Evidence) -> tuple[str, ...]:
         f"{fmean(found.nuclear_rank):.1f}",
         f"{fmean(found.stable_rank):.1f}" if found.stable_rank else "?",
         favours,
-        f"{median(found.rank):g} of {found.limit}",
+        f"{median(found.energy_rank):g} of {found.limit}",
+        f"{median(found.norm_rank):g}",
         f"{fmean(found.agreement):.2f}" if found.agreement else "?",
         f"{fmean(found.low):.1e}",
-        f"{polar[0]} {polar[1]}" if polar else "exact",
+        f"{polar[0]} {polar[1]}" if polar else f"> {max(_STEPS)} steps",
     )

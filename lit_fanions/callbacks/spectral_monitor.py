@@ -170,8 +170,8 @@ class SpectralMonitor(Watcher):
             for group, members in by_group.items():
                 tagged[f"{quantity}/group/{group}"] = sum(members) / len(members)
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
-        if "weight_stable_rank" in values:
-            self._history[step] = values["weight_stable_rank"]
+        ranks = values.get("weight_stable_rank", {})
+        self._history[step] = {name: ranks[name] for name in self._in_order(ranks)}
         for logger in trainer.loggers:
             logger.log_metrics(tagged, step=step)
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -194,7 +194,8 @@ class SpectralMonitor(Watcher):
         if not figures.available():
             self._warn("SpectralMonitor draws no figures: pip install matplotlib")
             return
-        figure = figures.overview(self._history, self._spectra)
+        spectra = {name: self._spectra[name] for name in self._in_order(self._spectra)}
+        figure = figures.overview(self._history, spectra)
         for logger in loggers:
             # Drawn by hand: add_figure would start matplotlib's state machine in the process.
             logger.experiment.add_image(

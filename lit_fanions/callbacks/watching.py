@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -158,6 +158,16 @@ class Watcher(Callback):
             if isinstance(optimizer, Fanion):
                 kept = [observe for observe in optimizer.observers if observe != self._observe]
                 optimizer.observers = tuple(kept)
+
+    def _in_order(self, matrices: Iterable[str]) -> list[str]:
+        """Names of matrices in the order of the module's parameters."""
+        order = {name: i for i, name in enumerate(self._names.values())}
+
+        def place(matrix: str) -> tuple[int, int]:
+            name, _, number = matrix.removesuffix("]").rpartition("[")
+            return (order[name], int(number)) if name in order else (order.get(matrix, 0), 0)
+
+        return sorted(matrices, key=place)
 
     def _observe(self, seen: Observation) -> None:
         name = self._names.get(seen.parameter)

@@ -90,7 +90,11 @@ def test_activations_of_convolutions_and_attention(tmp_path):
         assert len(found.agreement) == 2
         known = not name.startswith(("experts", "attention.out_proj"))
         assert len(found.stable_rank) == (4 if known else 0), name
+    names = [name for name, _ in Net().named_parameters()]
     assert set(advisor.evidence) == set(MATRICES)
+    assert [*advisor.evidence] == sorted(
+        MATRICES, key=lambda name: (names.index(name.partition("[")[0]), name)
+    )
 
 
 @pytest.mark.parametrize("size", [(2, 3, 9, 8), (4, 2, 6, 6)])
@@ -106,15 +110,17 @@ def test_patches_are_what_the_flattened_weight_multiplies(size):
     torch.testing.assert_close(got, line(x[..., 0]).mT.flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_the_rank_that_has_the_energy():
+def test_the_rank_that_has_a_part():
     s = torch.tensor([3.0, 2.0, 1.0, 0.1], dtype=torch.float64)
     one = spectrum(with_values(s, 7))
-    parts = s.square().cumsum(0) / s.square().sum()
-    for part in (0.1, 0.5, 0.9, 0.95, 0.9999, 1.0):
-        assert rank_with(one, part) == int((parts < part - 1e-7).sum()) + 1
+    for power in (1, 2):
+        parts = (s**power).cumsum(0) / (s**power).sum()
+        for part in (0.1, 0.5, 0.9, 0.95, 0.9999, 1.0):
+            want = int((parts < part - 1e-7).sum()) + 1
+            assert rank_with(one, part, power=power) == want
     large = with_values(torch.arange(1, 201, dtype=torch.float64) ** -1.0, 300)
-    exact = rank_with(spectrum(large, exact=True), 0.9)
-    assert abs(rank_with(spectrum(large), 0.9) - exact) <= 1
+    exact = rank_with(spectrum(large, exact=True), 0.9, power=2)
+    assert abs(rank_with(spectrum(large), 0.9, power=2) - exact) <= 1
 
 
 @pytest.mark.parametrize("condition", [3, 30, 300])
@@ -140,25 +146,25 @@ def test_a_matrix_that_no_polynomial_serves():
     assert polar_needed(spectrum(m)) is None
 
 
-def evidence(nuclear: float, stable: float | None, rank: int, **more: Any) -> Evidence:
+def evidence(nuclear: float, stable: float | None, ranks: tuple[int, int], **more: Any) -> Evidence:
     return Evidence(
-        more.pop("group", "matrix"), 100, [nuclear], [] if stable is None else [stable], [rank],
-        more.pop("agreement", [0.95]), [0.1], [("polar_express", 5)],
+        more.pop("group", "matrix"), 100, [nuclear], [] if stable is None else [stable],
+        [ranks[0]], [ranks[1]], more.pop("agreement", [0.95]), [0.1], [("polar_express", 5)],
     )  # fmt: skip
 
 
 def test_the_advice():
-    spectral = advice({"a": evidence(40, 10, 60), "b": evidence(30, 10, 60)})
+    spectral = advice({"a": evidence(40, 10, (5, 60)), "b": evidence(30, 10, (5, 60))})
     assert spectral == {
         "matrix": {"algorithm": "f_muon", "rank": "full", "alpha": 0.8, "polar": "polar_express",
                    "polar_steps": 5}
     }  # fmt: skip
-    low = advice({"a": evidence(2, 10, 7, agreement=[0.3]), "b": evidence(2, None, 9)})
+    low = advice({"a": evidence(2, 10, (7, 80), agreement=[0.3]), "b": evidence(2, None, (1, 9))})
     assert low["matrix"] == {
         "algorithm": "f_fanion", "rank": 8, "alpha": 0.15, "solver": "subspace",
         "solver_steps": 2,
     }  # fmt: skip
-    unknown = advice({"a": evidence(2, None, 80, group="head")})
+    unknown = advice({"a": evidence(2, None, (80, 90), group="head")})
     assert unknown["overrides"]["head"]["alpha"] == 0.5
     for config in (spectral, low, unknown):
         assert FanionConfig.from_dict(config)

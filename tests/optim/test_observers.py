@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fanions import Fanion, lmo
+from lit_fanions.optim import functional
 from lit_fanions.optim.functional import Observation
 from lit_fanions.optim.matrices import to_matrices
 
@@ -25,7 +26,7 @@ FORMS: list[dict[str, Any]] = [
     {"algorithm": "fanion", "layout": "batch", "stack_entries": 20},
     {"algorithm": "muon", "layout": "transposed"},
     {"algorithm": "neon", "error_feedback": True},
-    {"algorithm": "dion", "rank": "full"},
+    {"algorithm": "dion", "rank": "full", "scale": "match_rms_adamw"},
     {"algorithm": "muon", "momentum_dtype": "bfloat16"},
 ]
 LR = 0.1
@@ -70,6 +71,19 @@ def kept(seen: Observation) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(params=["as on a CPU", "stacked"])
+def stacks(request, monkeypatch):
+    """With all parameters of one shape in one stack too, as accelerators have them."""
+
+    def by_shape(parameters: list[Tensor], group: object) -> list[list[Tensor]]:
+        kinds = dict.fromkeys((p.shape, p.dtype) for p in parameters)
+        return [[p for p in parameters if (p.shape, p.dtype) == kind] for kind in kinds]
+
+    if request.param == "stacked":
+        monkeypatch.setattr(functional, "_stacks", by_shape)
+
+
+@pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_looking_changes_no_bit(options):
     plain, watched = run(options, False)[0], run(options, True)[0]
@@ -81,6 +95,7 @@ def test_looking_changes_no_bit(options):
             assert torch.equal(value, watched.state[q][key])
 
 
+@pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_what_is_shown_is_what_was_done(options):
     optimizer = optimizer_of(parameters(), options)
@@ -137,6 +152,7 @@ def looked_at(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
     return g.lerp(after, mu) if group["nesterov"] else after
 
 
+@pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("scale", ["none", "original", "match_rms_adamw", "spectral_unclamped"])
 def test_without_the_factor_it_is_the_direction(scale):
     options = {"algorithm": "f_fanion", "rank": 2, "solver": "exact", "scale": scale}
