@@ -100,7 +100,8 @@ class NormAdvisor(Watcher):
       lowest tenth of the singular values to .5 (after arXiv 2606.04058).
 
     From their medians over a group it makes a fragment for a FanionConfig. This is a heuristic.
-    With optimizers other than Fanion the gradient stands for the momentum.
+    With optimizers other than Fanion the gradient stands for the momentum. Activations are seen by
+    hooks, with which a compiled network is compiled once more.
 
     Attributes:
         evidence: Matrix -> what was seen of it.

@@ -219,7 +219,8 @@ def measured(
     """
     inside = seen.inside
     k = _rank(rank, inside, seen.before.shape)
-    change = seen.after.float() - seen.before.float()
+    dtype = torch.promote_types(seen.before.dtype, torch.float32)
+    change = seen.after.to(dtype) - seen.before.to(dtype)
     found: dict[str, Tensor] = {}
     spectrum = None
     if seen.gradient is not None:

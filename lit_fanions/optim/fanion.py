@@ -193,8 +193,9 @@ class Fanion(torch.optim.Optimizer):
 
     Attributes:
         observers: Are called in each step with what it does to the matrices of each parameter
-            (``functional.Observation``); not for groups of adamw and sgd. They are no part of
-            copies, pickles and checkpoints.
+            (``functional.Observation``); not for groups of adamw and sgd. Such a step needs memory
+            for a few copies of one parameter more. They are no part of copies, pickles and
+            checkpoints.
 
     Raises:
         TypeError: If a group or a parameter is of a wrong type.
