@@ -235,23 +235,29 @@ class NormAdvisor(Watcher):
 def _inputs_of(module: nn.Module) -> Callable[[tuple[Any, ...]], dict[str, Tensor]] | None:
     """How the arguments of a module's forward become rows that its matrices multiply."""
     if isinstance(module, nn.Linear):
-        return lambda args: {"weight": args[0].detach().flatten(0, -2)}
+        return lambda args: {"weight": _rows(args[0])}
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1:
         return lambda args: {"weight": _patches(module, args[0].detach())}
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        return lambda args: {
-            f"in_proj_weight[{i}]": x.detach().flatten(0, -2) for i, x in enumerate(args[:3])
-        }
+        return lambda args: {f"in_proj_weight[{i}]": _rows(x) for i, x in enumerate(args[:3])}
     return None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1, x.shape[-1])
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """What a convolution's flattened weight multiplies, (patches, inputs * kernel)."""
-    each = x[0].numel() // x.shape[1] + 1
-    x = x[: max(1, 4 * _ROWS // each)].float()  # a few images have patches enough
-    if isinstance(module, nn.Conv1d):
+    dims = len(module.kernel_size)
+    if x.ndim == dims + 1:
+        x = x.unsqueeze(0)
+    places = x[0, 0].numel()
+    x = x[: max(1, 4 * _ROWS // places)].float()  # a few images have patches enough
+    x = F.pad(x, [pad for size in reversed(_paddings(module)) for pad in size])
+    if dims == 1:
         x = x.unsqueeze(-2)
-    ones = (1,) * (2 - len(module.kernel_size))
+    ones = (1,) * (2 - dims)
     unfolded = F.unfold(
         x,
         kernel_size=(*ones, *module.kernel_size),
@@ -259,6 +265,15 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         stride=(*ones, *module.stride),
     )
     return unfolded.mT.flatten(0, 1)
+
+
+def _paddings(module: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
+    """Zeros before and after each dimension; other ways to pad are taken for zeros."""
+    if not isinstance(module.padding, str):
+        return [(size, size) for size in module.padding]
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    same = module.padding == "same"
+    return [(span // 2, span - span // 2) if same else (0, 0) for span in spans]
 
 
 def rank_with(s: Spectrum, part: float, *, power: int) -> int:

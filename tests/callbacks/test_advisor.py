@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from lit_fanions import FanionConfig, configure_optimizers, lmo, split_parameters
 from lit_fanions.callbacks import NormAdvisor
-from lit_fanions.callbacks.advisor import Evidence, advice, polar_needed, rank_with
+from lit_fanions.callbacks.advisor import Evidence, _patches, advice, polar_needed, rank_with
 from lit_fanions.callbacks.quantities import spectrum
 from lit_fanions.optim.factory import configured_group
 from tests.callbacks.nets import MATRICES, Net, assert_bit_equal, everything, fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 
 def with_values(values: Tensor, rows: int, seed: int = 0) -> Tensor:
@@ -97,17 +100,23 @@ def test_activations_of_convolutions_and_attention(tmp_path):
     )
 
 
-@pytest.mark.parametrize("size", [(2, 3, 9, 8), (4, 2, 6, 6)])
-def test_patches_are_what_the_flattened_weight_multiplies(size):
-    from lit_fanions.callbacks.advisor import _patches
-
-    x = torch.randn(size)
-    conv = nn.Conv2d(size[1], 5, 3, stride=2, dilation=2, bias=False)
-    got = _patches(conv, x) @ conv.weight.flatten(1).mT
-    torch.testing.assert_close(got, conv(x).flatten(2).mT.flatten(0, 1), rtol=1e-4, atol=1e-5)
-    line = nn.Conv1d(size[1], 5, 3, stride=2, bias=False)
-    got = _patches(line, x[..., 0]) @ line.weight.flatten(1).mT
-    torch.testing.assert_close(got, line(x[..., 0]).mT.flatten(0, 1), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2, "dilation": 2}, {"padding": 1, "stride": 2}, {"padding": "same"},
+     {"padding": "same", "dilation": 3}, {"padding": "valid"}],
+    ids=str,
+)  # fmt: skip
+def test_patches_are_what_the_flattened_weight_multiplies(options):
+    x = torch.randn(4, 2, 7, 6)
+    for conv, inputs in (
+        (nn.Conv2d(2, 5, (3, 2), bias=False, **options), x),
+        (nn.Conv1d(2, 5, 3, bias=False, **options), x[..., 0]),
+        (nn.Conv2d(2, 5, (3, 2), bias=False, **options), x[0]),
+    ):
+        got = _patches(conv, inputs) @ conv.weight.flatten(1).mT
+        want = conv(inputs)
+        want = (want if want.ndim == inputs.ndim == conv.weight.ndim else want[None]).flatten(2)
+        torch.testing.assert_close(got, want.mT.flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_rank_that_has_a_part():

@@ -121,6 +121,18 @@ def test_a_step_that_the_optimizer_skips_is_counted(tmp_path):
     assert run.global_step == BATCHES
 
 
+def test_other_steps_are_left_alone(tmp_path):
+    class Watched(Callback):
+        steps: list[bool] = []  # noqa: RUF012
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            self.steps.append(bool(optimizer.observers))
+
+    watched = Watched()
+    fit(tmp_path, Net(config()), SpectralMonitor(3), watched)
+    assert watched.steps == [True, False, False, True, False, False]
+
+
 # Right values.
 
 
