@@ -375,33 +375,52 @@ def _step_stack(
     for i, p in enumerate(stack):
         parts = [directions[i] for directions, *_ in solved]
         captured = [taken[i] for _, taken, _ in solved if taken is not None]
-        if not observers:
+        if observers:
+            factors = [_of_parameter(factor, i, len(stack)) for *_, factor in solved]
+            _apply_shown(p, parts, captured, finites[i], states[i], group, factors, observers)
+        else:
             _apply(p, parts, captured, finites[i], states[i], group)
-            continue
-        captured = [taken.clone() for taken in captured]  # they may be the momentum itself
-        tensors = (local_grad(p), _looked_at(p, states[i], finites[i], group), local(p).clone())
-        gradients, momenta, before = (_whole_matrices(x, p, group) for x in tensors)
-        _apply(p, parts, captured, finites[i], states[i], group)
-        first = 0
-        for part, after in enumerate(_whole_matrices(local(p), p, group)):
-            factor = solved[part][2]
-            seen = Observation(
-                parameter=p,
-                group=group,
-                first=first,
-                gradient=gradients[part],
-                momentum=momenta[part],
-                direction=parts[part],
-                factor=factor.split(len(after))[i] if isinstance(factor, Tensor) else factor,
-                captured=captured[part] if captured else None,
-                before=before[part],
-                after=after,
-                finite=finites[i],
-                skipped=states[i]["skipped"],
-            )
-            for observe in observers:
-                observe(seen)
-            first += len(after)
+
+
+def _of_parameter(factor: Tensor | float, i: int, count: int) -> Tensor | float:
+    """The part that the i-th of some parameters of one shape has of a factor per matrix."""
+    return factor.chunk(count)[i] if isinstance(factor, Tensor) else factor
+
+
+def _apply_shown(
+    p: Tensor,
+    directions: list[Tensor],
+    captured: list[Tensor],
+    finite: Tensor,
+    state: State,
+    group: Options,
+    factors: list[Tensor | float],
+    observers: Sequence[Observer],
+) -> None:
+    """``_apply``, shown to the observers."""
+    taken = [part.clone() for part in captured]  # they may be the momentum, which is to change
+    tensors = (local_grad(p), _looked_at(p, state, finite, group), local(p).clone())
+    gradients, momenta, before = (_whole_matrices(x, p, group) for x in tensors)
+    _apply(p, directions, captured, finite, state, group)
+    first = 0
+    for part, after in enumerate(_whole_matrices(local(p), p, group)):
+        seen = Observation(
+            parameter=p,
+            group=group,
+            first=first,
+            gradient=gradients[part],
+            momentum=momenta[part],
+            direction=directions[part],
+            factor=factors[part],
+            captured=taken[part] if taken else None,
+            before=before[part],
+            after=after,
+            finite=finite,
+            skipped=state["skipped"],
+        )
+        for observe in observers:
+            observe(seen)
+        first += len(after)
 
 
 def _whole_matrices(shard: Tensor, p: Tensor, group: Options) -> list[Tensor]:
