@@ -7,7 +7,8 @@ It is Lightning's own command line with these differences:
 * Ctrl-C during fit finishes the step, saves a checkpoint and says how to go on, status 130;
 * a checkpoint restores a run but never overrides the configuration, and where the two differ,
   that is said;
-* `params` shows which parameter is trained by which algorithm, and why.
+* `params` shows which parameter is trained by which algorithm, and why;
+* `report LOGDIR` draws what TensorBoard would show (`lit_fanions.report`).
 
 Models and data come from `class_path`, never from here: this package installs without the zoo.
 """
@@ -65,6 +66,7 @@ examples:
   {PROGRAM} fit --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
   {PROGRAM} test --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
   {PROGRAM} params --config RECIPE.yaml
+  {PROGRAM} report LOGS
   {PROGRAM} fit --model.help models.Airbench
 
 Later files and options win over earlier ones. `fit --print_config` shows the result."""
@@ -408,6 +410,10 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     _find_modules_in_working_directory()
     _quiet_lightning()
+    if given[:1] == ["report"]:  # it needs no model, which Lightning's subcommands do
+        from lit_fanions import report
+
+        return report.main(given[1:], f"{PROGRAM} report")
     try:
         CLI(given)
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -19,8 +19,10 @@ from torch.nn.functional import cross_entropy
 from datamodules.shards import write_shard
 from lit_fanions import Fanion, lmo, norms
 from lit_fanions.bench.__main__ import main as bench
+from lit_fanions.callbacks import SpectralMonitor
 from lit_fanions.cli import main
 from models import gpt
+from tests.callbacks.nets import Net, fit
 from tests.conftest import TESTS
 
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(400)]
@@ -273,3 +275,21 @@ def test_nanogpt(preset, checkout, tmp_path, capfd, record_property):
     (loss,) = re.findall(r"val/loss=([\d.]+)", capfd.readouterr().out)[-1:]
     record_property("measured", f"loss {loss}, {memory:.0f} GiB, {seconds:.0f} s with compiling")
     assert float(loss) < 10
+
+
+@pytest.mark.filterwarnings("ignore:SpectralMonitor has no logger")
+def test_the_monitor_sees_the_same(tmp_path, record_property):
+    """As on a CPU in the first step, and without a trace in the weights."""
+    metrics, weights = [], []
+    for accelerator, callbacks in (("cpu", True), ("gpu", True), ("gpu", False)):
+        monitors = [SpectralMonitor(1)] if callbacks else []
+        options = {"accelerator": accelerator, "devices": 1, "max_steps": 1}
+        run = fit(tmp_path, Net({"matrix": {"polar": "exact"}}), *monitors, **options)
+        metrics.append({k: float(v) for k, v in run.callback_metrics.items() if "/" in k})
+        weights.append([p.detach().cpu() for p in run.lightning_module.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*weights[1:], strict=True))
+    shown = [key for key in metrics[0] if not key.startswith("momentum_quantile")]
+    apart = max(abs(metrics[1][key] - metrics[0][key]) / (abs(metrics[0][key]) + 1e-6)
+                for key in shown)  # fmt: skip
+    record_property("measured", f"{len(shown)} values, CPU and GPU {apart:.2g} apart")
+    assert apart < 0.05

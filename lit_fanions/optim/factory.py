@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -300,6 +301,14 @@ def _suffix(options: dict[str, Any]) -> str:
     form = [layout] if layout != "flatten" else []
     form += [] if splits is None else [f"splits{splits}".replace(" ", "")]
     return "".join(f".{part}" for part in form)
+
+
+def configured_group(name: str) -> str:
+    """The group of the configuration that a group of the optimizer was made from.
+
+    The factory makes several of one where its parameters differ in their matrix form.
+    """
+    return re.sub(r"(\.(transposed|batch|splits[\d\[\],]+))+$", "", name)
 
 
 def _trainer_steps(module: nn.Module) -> Callable[[], int]:

@@ -16,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from lit_fanions import lmo
 from lit_fanions.optim.functional import (
+    Observer,
     Rank,
     Scale,
     is_finite,
@@ -190,10 +191,18 @@ class Fanion(torch.optim.Optimizer):
             as a whole. None: 2**26, and 5 * 2**20 on CPUs.
         seed: Of the random starts of rank-k solvers, which become part of the state.
 
+    Attributes:
+        observers: Are called in each step with what it does to the matrices of each parameter
+            (``functional.Observation``); not for groups of adamw and sgd. Such a step needs memory
+            for a few copies of one parameter more. They are no part of copies, pickles and
+            checkpoints.
+
     Raises:
         TypeError: If a group or a parameter is of a wrong type.
         ValueError: If an option is unknown or impossible, or a parameter has no matrix form.
     """
+
+    observers: tuple[Observer, ...] = ()
 
     def __init__(
         self,
@@ -382,8 +391,10 @@ class Fanion(torch.optim.Optimizer):
         self._initialise_state()
         self._raise_nonfinite()
         for group in self.param_groups:
-            step = step_entrywise if is_entrywise(group["algorithm"]) else step_matrices
-            step(group, self.state)
+            if is_entrywise(group["algorithm"]):
+                step_entrywise(group, self.state)
+            else:
+                step_matrices(group, self.state, self.observers)
         return loss
 
     def _initialise_state(self) -> None:

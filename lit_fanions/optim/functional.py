@@ -7,8 +7,8 @@ groups and the state in order, what a step computes is here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,45 @@ _CPU_STACK_ENTRIES = 5 * 2**20
 
 Options = Mapping[str, Any]
 State = dict[str, Tensor]
+
+
+class Observation(NamedTuple):
+    """What a step did to matrices of one shape of one parameter, for monitors.
+
+    The tensors are to be read, and only during the call: some are the optimizer's own memory.
+    Distributed parameters are shown whole. A tensor of matrices is (count, rows, cols).
+
+    Attributes:
+        parameter: The parameter.
+        group: Its group's options, lr among them.
+        first: Place of the first of these matrices among all of the parameter's.
+        gradient: The gradient, as the step found it.
+        momentum: What the direction is taken of, the Nesterov form if the group has it. Where the
+            gradient is broken and the step skipped, the momentum as it was.
+        direction: The direction times ``factor``; what was subtracted is lr times it.
+        factor: The step-size factor: a number, or (count, 1, 1).
+        captured: The part of the momentum that error feedback takes away; None without it.
+        before: The weights before the step.
+        after: The weights after it: decay and renormalisation have changed them too.
+        finite: Whether the parameter was stepped, a 0-dimensional bool.
+        skipped: How many of its steps have been left out so far, 0-dimensional.
+    """
+
+    parameter: Tensor
+    group: Options
+    first: int
+    gradient: Tensor
+    momentum: Tensor
+    direction: Tensor
+    factor: Tensor | float
+    captured: Tensor | None
+    before: Tensor
+    after: Tensor
+    finite: Tensor
+    skipped: Tensor
+
+
+Observer = Callable[[Observation], None]
 
 
 def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
@@ -237,19 +276,30 @@ def _same_layout(tensors: list[Tensor]) -> list[Tensor]:
     return [t.clone(memory_format=torch.contiguous_format) for t in tensors]
 
 
-def step_matrices(group: Options, states: Mapping[Tensor, State]) -> None:
-    """Steps a group of matrices, those of the same shape together where that is faster."""
+def step_matrices(
+    group: Options, states: Mapping[Tensor, State], observers: Sequence[Observer] = ()
+) -> None:
+    """Steps a group of matrices, those of the same shape together where that is faster.
+
+    Args:
+        group: The group.
+        states: State of each of its parameters.
+        observers: Are shown what the step does; the step is the same with and without them.
+    """
     parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
     for stack in _stacks(parameters, group):
         finites = [_steps(p, states[p], group) for p in stack]
         pieces = _pieces(stack[0], states[stack[0]], group) if len(stack) == 1 else []
         if not pieces:
-            _step_stack(stack, [states[p] for p in stack], finites, group)
+            _step_stack(stack, [states[p] for p in stack], finites, group, observers)
             continue
         # Each is stepped before the next one is looked at, so that memory is needed for one only.
         alone = {**group, "layout": "batch", "splits": None}
+        first = 0
         for piece, state, _ in pieces:
-            _step_stack([piece], [state], finites, alone)
+            shown = [_of_whole(observe, stack[0], group, first) for observe in observers]
+            _step_stack([piece], [state], finites, alone, shown)
+            first += len(piece)
         for part in dict.fromkeys(part for *_, part in pieces):
             own = [state for _, state, place in pieces if place == part]
             bases = [state["basis0"] for state in own if "basis0" in state]
@@ -293,15 +343,24 @@ def _pieces(p: Tensor, state: State, group: Options) -> list[tuple[Tensor, State
         for i in range(0, len(weight), size):
             piece = weight[i : i + size]
             piece.grad = grad[i : i + size]
-            own = {"momentum": momentum[i : i + size]}
+            own = {"momentum": momentum[i : i + size], "skipped": state["skipped"]}
             if basis is not None:
                 own["basis0"] = basis[i : i + size]
             pieces.append((piece, own, part))
     return pieces if len(pieces) > 1 else []
 
 
+def _of_whole(observe: Observer, p: Tensor, group: Options, first: int) -> Observer:
+    """An observer of a piece, which tells of the parameter that the piece is of."""
+    return lambda seen: observe(seen._replace(parameter=p, group=group, first=first + seen.first))
+
+
 def _step_stack(
-    stack: list[Tensor], states: list[State], finites: list[Tensor], group: Options
+    stack: list[Tensor],
+    states: list[State],
+    finites: list[Tensor],
+    group: Options,
+    observers: Sequence[Observer],
 ) -> None:
     batches = _momenta(stack, states, finites, group)
     # The momenta themselves are not to be overwritten.
@@ -314,9 +373,58 @@ def _step_stack(
         solved.append(_directions(m, states, finites, part, group, overwrite or own))
         del m
     for i, p in enumerate(stack):
-        parts = [directions[i] for directions, _ in solved]
-        captured = [taken[i] for _, taken in solved if taken is not None]
-        _apply(p, parts, captured, finites[i], states[i], group)
+        parts = [directions[i] for directions, *_ in solved]
+        captured = [taken[i] for _, taken, _ in solved if taken is not None]
+        if observers:
+            factors = [_of_parameter(factor, i, len(stack)) for *_, factor in solved]
+            _apply_shown(p, parts, captured, finites[i], states[i], group, factors, observers)
+        else:
+            _apply(p, parts, captured, finites[i], states[i], group)
+
+
+def _of_parameter(factor: Tensor | float, i: int, count: int) -> Tensor | float:
+    """The part that the i-th of some parameters of one shape has of a factor per matrix."""
+    return factor.chunk(count)[i] if isinstance(factor, Tensor) else factor
+
+
+def _apply_shown(
+    p: Tensor,
+    directions: list[Tensor],
+    captured: list[Tensor],
+    finite: Tensor,
+    state: State,
+    group: Options,
+    factors: list[Tensor | float],
+    observers: Sequence[Observer],
+) -> None:
+    """``_apply``, shown to the observers."""
+    taken = [part.clone() for part in captured]  # they may be the momentum, which is to change
+    tensors = (local_grad(p), _looked_at(p, state, finite, group), local(p).clone())
+    gradients, momenta, before = (_whole_matrices(x, p, group) for x in tensors)
+    _apply(p, directions, captured, finite, state, group)
+    first = 0
+    for part, after in enumerate(_whole_matrices(local(p), p, group)):
+        seen = Observation(
+            parameter=p,
+            group=group,
+            first=first,
+            gradient=gradients[part],
+            momentum=momenta[part],
+            direction=directions[part],
+            factor=factors[part],
+            captured=taken[part] if taken else None,
+            before=before[part],
+            after=after,
+            finite=finite,
+            skipped=state["skipped"],
+        )
+        for observe in observers:
+            observe(seen)
+        first += len(after)
+
+
+def _whole_matrices(shard: Tensor, p: Tensor, group: Options) -> list[Tensor]:
+    return to_matrices(gather(shard, p), group["layout"], group["splits"])
 
 
 def stack_entries(group: Options, device: torch.device) -> int:
@@ -386,17 +494,35 @@ def _update_momentum(p: Tensor, state: State, finite: Tensor, group: Options) ->
     With ``nonfinite="skip"`` a broken gradient is replaced by what leaves the momentum as it is.
     """
     momentum = local(state["momentum"])
+    grad = _usable_grad(p, momentum, finite, group)
+    if group["error_feedback"]:
+        momentum.add_(grad)
+    else:
+        momentum.lerp_(grad, 1 - group["momentum"])
+    return _combined(grad, momentum, group)
+
+
+def _looked_at(p: Tensor, state: State, finite: Tensor, group: Options) -> Tensor:
+    """What ``_update_momentum`` returned, once more: meanwhile it may have been overwritten."""
+    momentum = local(state["momentum"])
+    seen = _combined(_usable_grad(p, momentum, finite, group), momentum, group)
+    return seen.clone() if seen is momentum else seen
+
+
+def _usable_grad(p: Tensor, momentum: Tensor, finite: Tensor, group: Options) -> Tensor:
+    """The gradient, or in place of a broken one what leaves the momentum as it is."""
     grad = local_grad(p).to(momentum.dtype)
-    mu, feedback = group["momentum"], group["error_feedback"]
     # A CPU need not wait to know.
     if group["nonfinite"] == "skip" and (grad.device.type != "cpu" or not finite):
-        grad = torch.where(finite, grad, 0.0 if feedback else momentum)
-    if feedback:
-        momentum.add_(grad)
+        grad = torch.where(finite, grad, 0.0 if group["error_feedback"] else momentum)
+    return grad
+
+
+def _combined(grad: Tensor, momentum: Tensor, group: Options) -> Tensor:
+    if group["error_feedback"] or not group["nesterov"]:
         return momentum
-    momentum.lerp_(grad, 1 - mu)
     # Never in place on either: both are still needed as they are.
-    return grad.lerp(momentum, mu) if group["nesterov"] else momentum
+    return grad.lerp(momentum, group["momentum"])
 
 
 def _directions(
@@ -406,10 +532,11 @@ def _directions(
     part: int,
     group: Options,
     overwrite: bool,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None, Tensor | float]:
     """Scaled directions of the matrices of several parameters, (count, rows, cols) for each.
 
-    With error feedback also what the directions capture of the matrices.
+    With error feedback also what the directions capture of the matrices. Last what they were
+    scaled by: a number, or (matrices, 1, 1).
     """
     key, count = f"basis{part}", len(m) // len(states)
     basis, width = None, _basis_width(group, m.shape)
@@ -431,7 +558,9 @@ def _directions(
         after = torch.where(stepped, basis_after, basis).split(count)
         for state, new in zip(states, after, strict=True):
             state[key] = new.contiguous()
-    return _scaled(d, group).split(count), None if captured is None else captured.split(count)
+    factor = _factor(d, group)
+    d = d if isinstance(factor, float) and factor == 1 else d.mul_(factor)
+    return d.split(count), None if captured is None else captured.split(count), factor
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -440,16 +569,15 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if len(known) > 1 else known[0] if known else None
 
 
-def _scaled(d: Tensor, group: Options) -> Tensor:
-    """Directions times the step-size factor of their shape, in place."""
+def _factor(d: Tensor, group: Options) -> Tensor | float:
+    """The step-size factor of directions (matrices, rows, cols): a number, or (matrices, 1, 1)."""
     rows, cols = d.shape[-2:]
     scale, known = group["scale"], direction_norm(group, rows, cols)
     if scale == "match_rms_adamw" and known is None:
         norm = lmo.frobenius_norm(d)
         root_mean_square = torch.where(norm == 0, 1.0, norm) / math.sqrt(rows * cols)
-        return d.mul_(MATCHED_RMS / root_mean_square)
-    factor = step_size_factor(scale, rows, cols, known)
-    return d if factor == 1 else d.mul_(factor)
+        return MATCHED_RMS / root_mean_square
+    return step_size_factor(scale, rows, cols, known)
 
 
 def _direction(

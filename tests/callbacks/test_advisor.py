@@ -1,0 +1,206 @@
+"""NormAdvisor: what it measures, and that its fragment is a configuration."""
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lit_fanions import FanionConfig, configure_optimizers, lmo, split_parameters
+from lit_fanions.callbacks import NormAdvisor
+from lit_fanions.callbacks.advisor import Evidence, _patches, advice, polar_needed, rank_with
+from lit_fanions.callbacks.quantities import spectrum
+from lit_fanions.optim.factory import configured_group
+from tests.callbacks.nets import MATRICES, Net, assert_bit_equal, everything, fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
+
+
+def with_values(values: Tensor, rows: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(values)
+    u, v = (
+        torch.linalg.qr(torch.randn(size, n, generator=generator, dtype=torch.float64)).Q
+        for size in (rows, n)
+    )
+    return ((u * values) @ v.mT).float()
+
+
+@pytest.mark.parametrize("algorithm", ["muon", "dion"])
+def test_it_changes_no_bit_and_prints_a_configuration(tmp_path, capsys, algorithm):
+    config = {"matrix": {"algorithm": algorithm, "lr": 0.05}}
+    plain = everything(fit(tmp_path, Net(config)))
+    capsys.readouterr()
+    advisor = NormAdvisor(2)
+    run = fit(tmp_path, Net(config), advisor)
+    assert_bit_equal(everything(run), plain)
+    assert run.optimizers[0].observers == ()
+    assert not any(m._forward_pre_hooks for m in run.lightning_module.modules())
+
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in MATRICES)
+    assert "heuristic" in printed
+    start = printed.index("# A heuristic")
+    pasted = FanionConfig.from_dict(yaml.safe_load(printed[start:]))
+    assert pasted.matrix.alpha is not None
+    assert configure_optimizers(Net(), pasted)["optimizer"].param_groups
+    assert FanionConfig.from_dict(yaml.safe_load(advisor.fragment)) == pasted
+
+
+class OneLayer(Net):
+    """A linear layer whose inputs, and whose gradients' factors, are known."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        super().__init__(config)
+        self.embed = self.conv = self.attention = self.head = None
+        self.experts = None
+        self.down = nn.Linear(10, 12, bias=False)
+        self.inputs: list[Tensor] = []
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        x = torch.randn(32, 10, generator=torch.Generator().manual_seed(index))
+        self.inputs.append(x)
+        return self.down(x).square().mean()
+
+
+def test_ranks_of_gradients_and_activations(tmp_path):
+    net, advisor = OneLayer({"overrides": {"head": {"algorithm": "muon", "lr": 0.1}}}), None
+    advisor = NormAdvisor(1)
+    fit(tmp_path, net, advisor)
+    found = advisor.evidence["down.weight"]
+    assert found.group == "head"
+    assert len(found.nuclear_rank) == len(found.stable_rank) == len(net.inputs)
+    assert len(found.agreement) == len(net.inputs) - 1
+    for x, value in zip(net.inputs, found.stable_rank, strict=True):
+        s = torch.linalg.svdvals(x.double())
+        assert value == pytest.approx(float(s.square().sum() / s[0] ** 2), rel=1e-3)
+    assert all(1 <= value <= 10 for value in found.nuclear_rank)
+    assert all(0 <= value <= 1 + 1e-5 for value in found.agreement)
+    section = yaml.safe_load(advisor.fragment)["overrides"]["head"]
+    assert section["algorithm"] in ("f_muon", "f_fanion")
+
+
+def test_activations_of_convolutions_and_attention(tmp_path):
+    advisor = NormAdvisor(3)
+    fit(tmp_path, Net(), advisor)
+    for name, found in advisor.evidence.items():
+        # In every step that is due: 0, 1, 3 and 4.
+        assert len(found.nuclear_rank) == 4
+        assert len(found.agreement) == 2
+        known = not name.startswith(("experts", "attention.out_proj"))
+        assert len(found.stable_rank) == (4 if known else 0), name
+    names = [name for name, _ in Net().named_parameters()]
+    assert set(advisor.evidence) == set(MATRICES)
+    assert [*advisor.evidence] == sorted(
+        MATRICES, key=lambda name: (names.index(name.partition("[")[0]), name)
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2, "dilation": 2}, {"padding": 1, "stride": 2}, {"padding": "same"},
+     {"padding": "same", "dilation": 3}, {"padding": "valid"}],
+    ids=str,
+)  # fmt: skip
+def test_patches_are_what_the_flattened_weight_multiplies(options):
+    x = torch.randn(4, 2, 7, 6)
+    for conv, inputs in (
+        (nn.Conv2d(2, 5, (3, 2), bias=False, **options), x),
+        (nn.Conv1d(2, 5, 3, bias=False, **options), x[..., 0]),
+        (nn.Conv2d(2, 5, (3, 2), bias=False, **options), x[0]),
+    ):
+        got = _patches(conv, inputs) @ conv.weight.flatten(1).mT
+        want = conv(inputs)
+        want = (want if want.ndim == inputs.ndim == conv.weight.ndim else want[None]).flatten(2)
+        torch.testing.assert_close(got, want.mT.flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_rank_that_has_a_part():
+    s = torch.tensor([3.0, 2.0, 1.0, 0.1], dtype=torch.float64)
+    one = spectrum(with_values(s, 7))
+    for power in (1, 2):
+        parts = (s**power).cumsum(0) / (s**power).sum()
+        for part in (0.1, 0.5, 0.9, 0.95, 0.9999, 1.0):
+            want = int((parts < part - 1e-7).sum()) + 1
+            assert rank_with(one, part, power=power) == want
+    large = with_values(torch.arange(1, 201, dtype=torch.float64) ** -1.0, 300)
+    exact = rank_with(spectrum(large, exact=True), 0.9, power=2)
+    assert abs(rank_with(spectrum(large), 0.9, power=2) - exact) <= 1
+
+
+@pytest.mark.parametrize("condition", [3, 30, 300])
+def test_the_polar_method_needed_is_one_that_suffices(condition):
+    values = torch.logspace(0, -torch.tensor(float(condition)).log10(), 48, dtype=torch.float64)
+    m = with_values(values, 60)
+    method, steps = polar_needed(spectrum(m))
+    d = lmo.polar(m.double(), method=method, steps=steps)
+    assert float((m * d).sum()) / float(values.sum()) >= 0.98 - 2e-3
+    assert torch.linalg.svdvals(d).quantile(0.1) >= 0.5 - 1e-2
+
+
+def test_smaller_values_need_more_steps():
+    steps = [
+        polar_needed(spectrum(with_values(torch.logspace(0, -power, 48).double(), 60)))[1]
+        for power in (0.2, 2, 3.5)
+    ]
+    assert steps[0] < steps[1] < steps[2]
+
+
+def test_a_matrix_that_no_polynomial_serves():
+    m = with_values(torch.tensor([1.0] + [1e-9] * 9, dtype=torch.float64), 20)
+    assert polar_needed(spectrum(m)) is None
+
+
+def evidence(nuclear: float, stable: float | None, ranks: tuple[int, int], **more: Any) -> Evidence:
+    return Evidence(
+        more.pop("group", "matrix"), 100, [nuclear], [] if stable is None else [stable],
+        [ranks[0]], [ranks[1]], more.pop("agreement", [0.95]), [0.1], [("polar_express", 5)],
+    )  # fmt: skip
+
+
+def test_the_advice():
+    spectral = advice({"a": evidence(40, 10, (5, 60)), "b": evidence(30, 10, (5, 60))})
+    assert spectral == {
+        "matrix": {"algorithm": "f_muon", "rank": "full", "alpha": 0.8, "polar": "polar_express",
+                   "polar_steps": 5}
+    }  # fmt: skip
+    low = advice({"a": evidence(2, 10, (7, 80), agreement=[0.3]), "b": evidence(2, None, (1, 9))})
+    assert low["matrix"] == {
+        "algorithm": "f_fanion", "rank": 8, "alpha": 0.15, "solver": "subspace",
+        "solver_steps": 2,
+    }  # fmt: skip
+    unknown = advice({"a": evidence(2, None, (80, 90), group="head")})
+    assert unknown["overrides"]["head"]["alpha"] == 0.5
+    for config in (spectral, low, unknown):
+        assert FanionConfig.from_dict(config)
+
+
+def test_with_any_optimizer(tmp_path, capsys):
+    advisor = NormAdvisor(2)
+    fit(tmp_path, Net(torch_optimizer=True), advisor)
+    assert set(advisor.evidence) == set(MATRICES)
+    assert FanionConfig.from_dict(yaml.safe_load(advisor.fragment)).matrix.algorithm
+    assert "heuristic" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*log_every_n_steps")
+def test_a_trial_run_prints_nothing(tmp_path, capsys):
+    fit(tmp_path, Net(), NormAdvisor(1), fast_dev_run=True)
+    assert "nuclear rank" not in capsys.readouterr().out
+
+
+def test_the_groups_are_those_of_the_configuration():
+    net = nn.ModuleDict({
+        "up": nn.ConvTranspose2d(8, 8, 2), "grouped": nn.Conv2d(8, 8, 2, groups=2),
+        "attention": nn.MultiheadAttention(8, 2), "down": nn.Linear(8, 8),
+        "head": nn.Linear(8, 2),
+    })  # fmt: skip
+    config = {"overrides": {"cut.up": {"parameters": ["down.weight"], "splits": [2, 6]}}}
+    for group in configure_optimizers(net, config)["optimizer"].param_groups:
+        for name in group["param_names"]:
+            (assigned,) = (a.group for a in split_parameters(net, config) if a.name == name)
+            assert configured_group(group["name"]) == assigned

@@ -1,0 +1,221 @@
+"""FanionOptimizer in projects that know nothing of it."""
+
+import copy
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.optim import lr_scheduler
+
+from lit_fanions import Fanion
+from lit_fanions.callbacks import FanionOptimizer
+from lit_fanions.cli import main
+from tests.callbacks.nets import BATCHES, Net, assert_bit_equal, everything, fit
+from tests.conftest import toy_recipe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+
+CONFIG = {"matrix": {"algorithm": "f_muon", "lr": 0.05}, "other": {"lr": 0.01}}
+STEPS = 2 * BATCHES
+
+
+class Theirs(Net):
+    """A project's module with an optimizer and a scheduler of its own.
+
+    Args:
+        schedule: Which one.
+    """
+
+    def __init__(self, schedule: str = "none") -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.004)
+        if self.schedule == "none":
+            return optimizer
+        if self.schedule == "epochs":
+            return [optimizer], [lr_scheduler.ExponentialLR(optimizer, 0.5)]
+        if self.schedule == "plateau":
+            scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
+            return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "constant"}
+        made = {
+            "one cycle": lambda: lr_scheduler.OneCycleLR(optimizer, 0.004, total_steps=STEPS),
+            "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
+            "warmup": lambda: lr_scheduler.SequentialLR(
+                optimizer,
+                [lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 3),
+                 lr_scheduler.ExponentialLR(optimizer, 0.9)],
+                [3],
+            ),
+        }[self.schedule]()  # fmt: skip
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": made, "interval": "step"}}
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        self.log("constant", 1.0)
+        return super().training_step(batch, index)
+
+
+def test_it_trains_as_the_factory_would(tmp_path):
+    theirs = Theirs()
+    got = fit(tmp_path, theirs, FanionOptimizer(CONFIG))
+    want = fit(tmp_path, Net(CONFIG))
+    assert_bit_equal(everything(got), everything(want))
+    assert isinstance(theirs.configure_optimizers(), torch.optim.AdamW)
+    assert "configure_optimizers" not in vars(theirs)
+
+
+def test_the_split_is_printed(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path, Theirs(), FanionOptimizer(CONFIG))
+    assert "in_proj_weight" in caplog.text and "f_muon" in caplog.text
+
+
+def test_a_method_of_the_instance_is_given_back(tmp_path):
+    theirs = Theirs()
+
+    def method() -> None:
+        raise AssertionError("not to be called")
+
+    theirs.configure_optimizers = method
+    run = fit(tmp_path, theirs, FanionOptimizer(CONFIG))
+    assert isinstance(run.optimizers[0], Fanion)
+    assert theirs.configure_optimizers is method
+
+
+def test_after_an_error_too(tmp_path):
+    theirs = Theirs()
+    wrong = {"overrides": {"nothing": {"lr": 1.0}}}
+    with pytest.raises(ValueError, match=r"overrides\.nothing"):
+        fit(tmp_path, theirs, FanionOptimizer(wrong))
+    assert "configure_optimizers" not in vars(theirs)
+
+
+def test_a_module_in_training_can_be_copied(tmp_path):
+    theirs, callback = Theirs(), FanionOptimizer(CONFIG, keep_schedule=True)
+    callback.setup(None, theirs, "fit")
+    for other in (copy.deepcopy(theirs), pickle.loads(pickle.dumps(theirs))):
+        made = other.configure_optimizers()["optimizer"]
+        held = {p for group in made.param_groups for p in group["params"]}
+        assert held <= set(other.parameters())
+
+
+# Schedules.
+
+
+def rates(run: Any, path: Path, group: str = "matrix") -> list[float]:
+    lines = (path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index(f"lr/{group}")
+    return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
+
+
+def alone(schedule: str) -> list[float]:
+    """Multiples of lr at each step that their scheduler makes in a plain loop."""
+    optimizers = Theirs(schedule).configure_optimizers()
+    scheduler = optimizers["lr_scheduler"]["scheduler"]
+    optimizer, found = optimizers["optimizer"], []
+    for _ in range(STEPS):
+        found.append(optimizer.param_groups[0]["lr"] / 0.004)
+        optimizer.step()
+        if len(found) < STEPS:
+            scheduler.step()
+    return found
+
+
+def watched(path: Path, net: Net, *callbacks: Any, **options: Any) -> Any:
+    return fit(
+        path, net, *callbacks, LearningRateMonitor("step"), logger=CSVLogger(path),
+        max_epochs=2, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["one cycle", "cosine", "warmup"])
+def test_the_modules_own_schedule_is_kept_if_asked(tmp_path, schedule, recwarn):
+    callback = FanionOptimizer(CONFIG, keep_schedule=True)
+    run = watched(tmp_path, Theirs(schedule), callback)
+    want = alone(schedule)
+    assert rates(run, tmp_path) == pytest.approx([0.05 * x for x in want], rel=1e-6)
+    assert rates(run, tmp_path, "head") == pytest.approx([0.01 * x for x in want], rel=1e-6)
+    assert not [w for w in recwarn if "lr_scheduler.step()" in str(w.message)]
+
+
+def test_schedules_by_epoch_and_by_metric(tmp_path):
+    run = watched(tmp_path / "a", Theirs("epochs"), FanionOptimizer(CONFIG, keep_schedule=True))
+    want = [0.05] * BATCHES + [0.025] * BATCHES
+    assert rates(run, tmp_path / "a") == pytest.approx(want)
+    run = fit(tmp_path, Theirs("plateau"), FanionOptimizer(CONFIG, keep_schedule=True),
+              max_epochs=3)  # fmt: skip
+    lrs = {group["name"]: group["lr"] for group in run.optimizers[0].param_groups}
+    assert lrs["matrix"] == pytest.approx(0.05 * 0.01)
+
+
+def test_without_being_asked_it_is_left_out(tmp_path):
+    run = watched(tmp_path, Theirs("cosine"), FanionOptimizer(CONFIG))
+    assert set(rates(run, tmp_path)) == {0.05}
+
+
+def test_a_module_without_one_has_none_to_keep(tmp_path):
+    run = fit(tmp_path, Theirs(), FanionOptimizer(CONFIG, keep_schedule=True))
+    assert isinstance(run.optimizers[0], Fanion) and not run.lr_scheduler_configs
+
+
+@pytest.mark.parametrize("schedule", ["warmup", "one cycle"])
+def test_a_kept_schedule_goes_on_after_a_resume(tmp_path, schedule):
+    def run(*callbacks: Any, **options: Any) -> Any:
+        drop_in = FanionOptimizer(CONFIG, keep_schedule=True)
+        return fit(tmp_path, Theirs(schedule), drop_in, *callbacks, max_epochs=2, **options)
+
+    keep = ModelCheckpoint(tmp_path / "saved", "{step}", every_n_train_steps=1, save_top_k=-1)
+    straight = run(keep)
+    (saved,) = (tmp_path / "saved").glob("*step=6.ckpt")
+    assert_bit_equal(everything(run(ckpt_path=saved)), everything(straight))
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match=r"leave out optimizer\.schedule"):
+        FanionOptimizer({"schedule": {"shape": "linear"}}, keep_schedule=True)
+    with pytest.raises(ValueError, match="did you mean 'matrix'"):
+        FanionOptimizer({"matrx": {"lr": 1.0}})
+
+
+# As YAML.
+
+MODULE = """
+import torch
+from toy_zoo import ToyNet
+
+class Theirs(ToyNet):
+    def configure_optimizers(self):
+        raise AssertionError("not to be called")
+"""
+
+
+def test_one_entry_in_a_recipe(project, capfd, caplog):
+    Path("theirs.py").write_text(MODULE)
+    recipe = toy_recipe()
+    recipe["model"] = {"class_path": "theirs.Theirs"}
+    recipe["trainer"]["callbacks"] = [
+        {
+            "class_path": "lit_fanions.callbacks.FanionOptimizer",
+            "init_args": {"optimizer": {"matrix": {"algorithm": "f_muon", "lr": 0.02}}},
+        },
+        {
+            "class_path": "lit_fanions.callbacks.SpectralMonitor",
+            "init_args": {"every_n_steps": 4, "parameters": ["net.0.*"]},
+        },
+    ]
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with caplog.at_level(logging.INFO):
+        status = main(["fit", "--config", "recipe.yaml"])
+    assert status == 0, capfd.readouterr().err
+    assert "f_muon" in caplog.text
+    assert list(project.glob("lightning_logs/version_0/events*"))
