@@ -2,17 +2,22 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_fanions.bench import report
 from lit_fanions.paper import nanogpt
 from lit_fanions.paper.runs import Stopped
 
 COMMANDS = {"nanogpt": nanogpt}
+# These are also given the arguments that they do not know, which are those of fit.
+WITH_RECIPE = ("nanogpt",)
+RESULTS = Path("results")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, or all.
 
     Args:
         args: The arguments; by default those of the process.
@@ -25,23 +30,65 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the commands and their time")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
-        report.add_command(commands, name, module)
+        command = report.add_command(commands, name, module)
+        _add_common(command, RESULTS / name)
+    everything = commands.add_parser("all", help="All of them, one after the other.")
+    _add_common(everything, RESULTS)
     options, recipe = parser.parse_known_args(args)
     if options.list:
         for name, module in COMMANDS.items():
             summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
-            print(f"{name:10} {summary} {module.TIME}")
+            print(f"{name:10} {summary} ({module.TIME})")
         return 0
     if options.command is None:
-        parser.error(f"name a command: {', '.join(COMMANDS)}")
+        parser.error(f"name a command: {', '.join([*COMMANDS, 'all'])}")
+    command = commands.choices[options.command]
+    given = [recipe] if options.command in WITH_RECIPE else []
+    if recipe and not given:
+        command.error(f"unrecognized arguments: {' '.join(recipe)}")
     try:
+        if options.command == "all":
+            return _all(options)
         report.require("matplotlib", options.command)
-        return COMMANDS[options.command].run(options, recipe)
+        return COMMANDS[options.command].run(options, *given)
     except report.Refused as error:
-        commands.choices[options.command].error(str(error))
+        command.error(str(error))
     except (KeyboardInterrupt, Stopped) as error:
         print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
         return error.status if isinstance(error, Stopped) else 130
+
+
+def _add_common(parser: argparse.ArgumentParser, out: Path) -> None:
+    parser.add_argument(
+        "--out", type=_folder, default=out, metavar="DIR", help=f"of the outcome (default: {out})"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be a folder: {error.strerror}") from None
+    return path
+
+
+def _all(options: argparse.Namespace) -> int:
+    """Run every command with its defaults, also after one that failed; 1 if one did."""
+    outcomes = []
+    for name in COMMANDS:
+        print(f"== {name}", flush=True)
+        start, quick = time.monotonic(), ["--quick"] if options.quick else []
+        try:
+            status = main([name, "--out", str(options.out / name), *quick])
+        except SystemExit as stop:  # refused, and said so
+            status = int(stop.code or 0)
+        if status >= 128:  # stopped
+            return status
+        outcomes.append([name, "failed" if status else "done", time.monotonic() - start])
+    print(report.table(["command", "outcome", "seconds"], outcomes))
+    return int(any(outcome == "failed" for _, outcome, _ in outcomes))
 
 
 if __name__ == "__main__":

@@ -4,28 +4,34 @@ Every recipe is trained at several learning rates of its matrices, multiples of 
 states, with seed 0; while the best is the smallest or the largest one, the next beyond is tried
 too, up to three times: a best that is still the last one is marked. At the best, it is trained with
 more seeds. Seed 0 is one of them, so that it both chooses and counts: a small bias in favour of
-every recipe. The outcome: final validation losses in a table and as CSV, curves and the losses over
+every recipe. The outcome: final validation losses in a table, curves as CSV, with the losses over
 the learning rates as a picture, everything as JSON.
 
-  python -m lit_fanions.paper nanogpt --config configs/nanogpt/*_cpu.yaml --out results/nanogpt \
-      --data.data_dir data/fineweb_bytes
+  python -m lit_fanions.paper nanogpt --jobs 2 --data.data_dir data/fineweb_bytes
 
 Other arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
+from __future__ import annotations
+
 import argparse
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from lit_fanions.bench.report import Refused, machine, table
-from lit_fanions.paper.runs import Curve, Run, execute, finite, mean_curve, refuse, spread
+from lit_fanions.bench.report import Refused, Table
+from lit_fanions.paper import runs
+from lit_fanions.paper.outcome import Outcome, drawable
+from lit_fanions.paper.runs import Curve, Run, execute, mean_curve, spread
 
-TIME = "(about an hour on 2 cores for eight recipes)"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TIME = "an hour for eight recipes; quick: half a minute"
+RECIPES, QUICK = "configs/nanogpt/*_cpu.yaml", "configs/nanogpt/quickstart.yaml"
 METRIC = "val/loss"
 LR = "--model.init_args.optimizer.matrix.lr"
 BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
@@ -43,28 +49,13 @@ RESERVED = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command; all others are those of fit."""
-    parser.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="FILE",
-        help="recipes to compare",
-    )
+    runs.add_arguments(parser, RECIPES, seeds=3)
     parser.add_argument(
         "--factors",
         type=float,
         nargs="+",
         default=[0.5, 1.0, 2.0],
         help="learning rates to try, as multiples of the recipe's; two or more different ones",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="number of runs at the best learning rate"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the outcome"
     )
 
 
@@ -78,65 +69,53 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    paths, grid = _check(options, recipe)
+    paths, recipe = runs.plan(options, recipe, RESERVED, QUICK)
+    grid = _grid(paths, options.factors)
     done: Results = {}
     failed: set[Key] = set()
 
     def train(keys: Set[Key]) -> None:
-        runs = {key: _run(key, paths, recipe) for key in sorted(keys - done.keys() - failed)}
-        curves = execute(runs.values(), options.out / "runs", METRIC, options.jobs)
-        done.update({key: curves[run.name] for key, run in runs.items() if run.name in curves})
-        failed.update(runs.keys() - done.keys())
+        asked = {key: _run(key, paths, recipe) for key in sorted(keys - done.keys() - failed)}
+        curves = execute(asked.values(), options.out / "runs", [METRIC], options.jobs)
+        done.update(
+            {key: curves[run.name][METRIC] for key, run in asked.items() if run.name in curves}
+        )
+        failed.update(asked.keys() - done.keys())
 
-    for _ in range(EXTENSIONS + 1):
+    for _ in range(1 if options.quick else EXTENSIONS + 1):
         train({(name, lr, 0) for name, lrs in grid.items() for lr in lrs})
         grid = {name: _extended(lrs, _best_lr(name, done)) for name, lrs in grid.items()}
     best = {name: lr for name in grid if (lr := _best_lr(name, done)) is not None}
     train({(name, lr, seed) for name, lr in best.items() for seed in range(options.seeds)})
     if not best:
         raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
-    _report(options.out, done, best, list(recipe))
+    outcome = _outcome(done, best, list(recipe))
+    print(outcome)
+    outcome.save(options.out, "nanogpt")
     if failed:
         print(f"failed runs: {len(failed)}; see {options.out}/runs/*/output.txt")
     return int(bool(failed))
 
 
-def _check(
-    options: argparse.Namespace, recipe: Sequence[str]
-) -> tuple[dict[str, Path], dict[str, list[float]]]:
-    """The recipes and the learning rates to begin with, by name.
+def _grid(paths: Mapping[str, Path], factors: Sequence[float]) -> dict[str, list[float]]:
+    """The learning rates to begin with, by name.
 
     Raises:
-        Refused: If an option cannot be meant.
+        Refused: If a recipe states none, or the factors make fewer than two.
     """
-    if not all(math.isfinite(factor) and factor > 0 for factor in options.factors):
-        raise Refused(f"--factors: give positive numbers, not {_listed(options.factors)}")
-    if options.seeds < 1 or options.jobs < 1:
-        raise Refused("--seeds and --jobs must be at least 1")
-    refuse(recipe, RESERVED)
-    paths = {path.stem: path for path in options.config}
-    if len(paths) < len(options.config):
-        raise Refused(
-            f"--config: {_listed(options.config)} have a file name in common: rename one, or leave "
-            "it out"
-        )
+    if not all(math.isfinite(factor) and factor > 0 for factor in factors):
+        raise Refused(f"--factors: give positive numbers, not {_listed(factors)}")
     grid = {}
     for name, path in paths.items():
         stated = _stated_lr(path)
-        grid[name] = sorted({_rounded(stated * factor) for factor in options.factors})
+        grid[name] = sorted({_rounded(stated * factor) for factor in factors})
         if len(grid[name]) < 2:
-            raise Refused(
-                f"--factors: give two or more different ones, not {_listed(options.factors)}"
-            )
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"--out: {options.out} cannot be a folder: {error.strerror}") from None
-    return paths, grid
+            raise Refused(f"--factors: give two or more different ones, not {_listed(factors)}")
+    return grid
 
 
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _stated_lr(path: Path) -> float:
@@ -190,7 +169,7 @@ def _at_edge(lr: float, tried: Mapping[float, float]) -> bool:
     return lr in (min(tried), max(tried))
 
 
-def _report(folder: Path, done: Results, best: Mapping[str, float], recipe: list[str]) -> None:
+def _outcome(done: Results, best: Mapping[str, float], recipe: Sequence[str]) -> Outcome:
     chosen = {
         name: [curve for (n, lr, _), curve in sorted(done.items()) if (n, lr) == (name, best[name])]
         for name in best
@@ -199,7 +178,7 @@ def _report(folder: Path, done: Results, best: Mapping[str, float], recipe: list
     order = sorted(best, key=lambda name: finals[name])
     tried = {name: _tried(name, done) for name in order}
     edge = [name for name in order if _at_edge(best[name], tried[name])]
-    rows = [
+    cells = [
         [
             name,
             f"{best[name]:g}" + " (at the edge)" * (name in edge),
@@ -209,31 +188,20 @@ def _report(folder: Path, done: Results, best: Mapping[str, float], recipe: list
         ]
         for name in order
     ]
-    print(table(["recipe", "lr", METRIC, "seeds", "by lr, seed 0"], rows))
-    print(f"\n{METRIC}: mean ± standard deviation over the seeds. {BIAS}")
-    if edge:
-        print("at the edge: no lr beyond it was tried with success; a better one may lie there")
-    with (folder / "nanogpt.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["recipe", "lr", "seed", "step", METRIC])
-        for (name, lr, seed), curve in sorted(done.items()):
-            writer.writerows([name, f"{lr:g}", seed, step, value] for step, value in curve)
-    runs = [
-        {"recipe": name, "lr": lr, "seed": seed, "curve": finite(curve)}
-        for (name, lr, seed), curve in sorted(done.items())
-    ]
-    contents = {
-        "machine": machine(),
-        "arguments": recipe,
-        "best_lr": dict(best),
-        "best_lr_at_the_edge": edge,
-        "note": BIAS,
-        "runs": runs,
-    }
-    text = json.dumps(contents, indent=2, allow_nan=False)
-    (folder / "nanogpt.json").write_text(f"{text}\n")
-    _plot(folder / "nanogpt.png", {name: chosen[name] for name in order}, finals, tried)
-    print(f"saved: {folder}/nanogpt.png, .csv, .json")
+    title = f"{METRIC}: mean ± standard deviation over the seeds. {BIAS}"
+    notes = ["at the edge: no lr beyond it was tried with success; a better one may lie there"]
+    return Outcome(
+        tables=[Table(title, ["recipe", "lr", METRIC, "seeds", "by lr, seed 0"], cells)],
+        columns=["recipe", "lr", "seed", "step", METRIC],
+        rows=[
+            [name, lr, seed, step, value]
+            for (name, lr, seed), curve in sorted(done.items())
+            for step, value in curve
+        ],
+        settings={"arguments": recipe, "best_lr": best, "best_lr_at_the_edge": edge},
+        draw=lambda figure: _draw(figure, {name: chosen[name] for name in order}, finals, tried),
+        notes=notes if edge else [],
+    )
 
 
 def _final(curves: Sequence[Curve], form: str) -> str:
@@ -243,31 +211,23 @@ def _final(curves: Sequence[Curve], form: str) -> str:
     return f"diverged: {diverged} of {len(last)}" if diverged else form.format(*spread(last))
 
 
-def _plot(
-    path: Path,
+def _draw(
+    figure: Figure,
     chosen: Mapping[str, Sequence[Curve]],
     finals: Mapping[str, tuple[float, float]],
     tried: Mapping[str, Mapping[float, float]],
 ) -> None:
-    """Curves at the best learning rates, and the last losses at all of them.
-
-    What diverged leaves a gap.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Curves at the best learning rates, and the last losses at all of them."""
     left, right = figure.subplots(1, 2, sharey=True)
     suffix = "_cpu" if all(name.endswith("_cpu") for name in chosen) else ""
     for name, curves in chosen.items():
         steps, means, deviations = mean_curve(curves)
         label = f"{name.removesuffix(suffix)}  {_final(curves, '{:.3f}')}"
-        (line,) = left.plot(steps, _drawable(means), label=label)
-        low = _drawable([m - d for m, d in zip(means, deviations, strict=True)])
-        high = _drawable([m + d for m, d in zip(means, deviations, strict=True)])
+        (line,) = left.plot(steps, drawable(means), label=label)
+        low = drawable([m - d for m, d in zip(means, deviations, strict=True)])
+        high = drawable([m + d for m, d in zip(means, deviations, strict=True)])
         left.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        losses = _drawable(list(tried[name].values()))
+        losses = drawable(list(tried[name].values()))
         right.plot(list(tried[name]), losses, marker="o", color=line.get_color())
     seeds = max(map(len, chosen.values()))
     title = f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "seed 0"
@@ -278,8 +238,3 @@ def _plot(
         margin = 0.1 * (max(means) - min(means)) + 0.01
         left.set_ylim(min(means) - margin, max(means) + 4 * margin)
     figure.legend(title=f"recipe, last {METRIC}", loc="outside right upper")
-    figure.savefig(path, dpi=150)
-
-
-def _drawable(values: Sequence[float]) -> list[float]:
-    return [value if math.isfinite(value) else math.nan for value in values]

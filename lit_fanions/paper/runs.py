@@ -1,5 +1,6 @@
 """Train recipes in processes of their own, and remember those that are finished."""
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -18,8 +19,10 @@ from pathlib import Path
 from lit_fanions.bench.report import Refused, machine
 
 Curve = list[tuple[int, float]]  # (optimizer step, value)
+Curves = dict[str, Curve]  # by the name of the scalar
 
 FINISHED = "result.json"
+_FEW_STEPS = Path("configs/debug.yaml")
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 10.0  # seconds that a process has to end by itself
 
@@ -68,6 +71,63 @@ class _Training:
     start: float
 
 
+def add_arguments(parser: argparse.ArgumentParser, recipes: str, seeds: int) -> None:
+    """Add the options of commands that train.
+
+    Args:
+        parser: Of the command.
+        recipes: Pattern of the files that are trained if none is given.
+        seeds: Their default number.
+    """
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help=f"recipes to train (default: {recipes})",
+    )
+    parser.add_argument(
+        "--seeds", type=int, help=f"number of repetitions (default: {seeds}, with --quick 1)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.set_defaults(recipes=recipes, default_seeds=seeds)
+
+
+def plan(
+    options: argparse.Namespace, recipe: Sequence[str], reserved: Mapping[str, str], quick: str
+) -> tuple[dict[str, Path], list[str]]:
+    """Settle what ``add_arguments`` left open, and check what was given.
+
+    Args:
+        options: Of the command; ``seeds`` is set.
+        recipe: The arguments of fit.
+        reserved: See ``refuse``.
+        quick: The recipe that is trained with --quick, a few steps of it, if none is given.
+
+    Returns:
+        Recipes by name, and all arguments of fit.
+
+    Raises:
+        Refused: If something is not possible.
+    """
+    refuse(recipe, reserved)
+    if options.seeds is None:
+        options.seeds = 1 if options.quick else options.default_seeds
+    if options.seeds < 1 or options.jobs < 1:
+        raise Refused("--seeds and --jobs must be at least 1")
+    pattern = quick if options.quick else options.recipes
+    paths = options.config or sorted(Path().glob(pattern))
+    if not paths:
+        raise Refused(f"{pattern} is not here: start the command in a checkout of lit_fanions")
+    named = {path.stem: path for path in paths}
+    if len(named) < len(paths):
+        listed = ", ".join(map(str, paths))
+        raise Refused(f"--config: {listed} have a file name in common: rename one, or leave it out")
+    # A few steps of a recipe are what this overlay is for; later arguments win over it.
+    return named, [*([f"--config={_FEW_STEPS}"] if options.quick else []), *recipe]
+
+
 def refuse(args: Iterable[str], reserved: Mapping[str, str]) -> None:
     """Refuse options of fit that a command sets itself.
 
@@ -87,7 +147,9 @@ def refuse(args: Iterable[str], reserved: Mapping[str, str]) -> None:
                 raise Refused(f"{given} is set for every run by this command: {instead}")
 
 
-def execute(runs: Iterable[Run], folder: Path, metric: str, jobs: int) -> dict[str, Curve]:
+def execute(
+    runs: Iterable[Run], folder: Path, metrics: Sequence[str], jobs: int
+) -> dict[str, Curves]:
     """Train what is not finished yet.
 
     No process is left behind, whatever ends the call: SIGINT (Ctrl-C) and SIGTERM stop them too.
@@ -95,17 +157,18 @@ def execute(runs: Iterable[Run], folder: Path, metric: str, jobs: int) -> dict[s
     Args:
         runs: The trainings.
         folder: Where their logs and outcomes are kept.
-        metric: The scalar that is read from TensorBoard's logs.
+        metrics: The scalars that are read from TensorBoard's logs; the last value of the first is
+            shown.
         jobs: Processes at a time; they share the processor's cores evenly.
 
     Returns:
-        The metric's curve for each run that succeeded; one that diverged ends with infinity.
+        The curves of each run that succeeded; one that diverged ends with infinity.
 
     Raises:
-        Refused: If a finished run in the folder had other arguments or recipes.
+        Refused: If a finished run in the folder had other arguments or recipes, or read others.
         Stopped: By a signal.
     """
-    found = {run: _finished(run, folder) for run in runs}
+    found = {run: _finished(run, folder, metrics) for run in runs}
     curves = {run.name: curve for run, curve in found.items() if curve is not None}
     waiting = deque(run for run, curve in found.items() if curve is None)
     total, count = len(waiting), 0
@@ -125,11 +188,12 @@ def execute(runs: Iterable[Run], folder: Path, metric: str, jobs: int) -> dict[s
                         break
                     running.remove(training)
                     count += 1
-                    curve = _outcome(training, metric)
-                    text = "failed" if curve is None else f"{metric} {curve[-1][1]:.4f}"
+                    outcome = _outcome(training, metrics)
+                    first = metrics[0]
+                    text = "failed" if outcome is None else f"{first} {outcome[first][-1][1]:.4g}"
                     print(f"[{count}/{total}] {training.run.name}: {text}", flush=True)
-                    if curve is not None:
-                        curves[training.run.name] = curve
+                    if outcome is not None:
+                        curves[training.run.name] = outcome
         finally:
             _end([training.process for training in running], received)
         if received:  # during the last outcome
@@ -171,16 +235,20 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) 
         time.sleep(POLL)
 
 
-def _finished(run: Run, folder: Path) -> Curve | None:
+def _finished(run: Run, folder: Path, metrics: Sequence[str]) -> Curves | None:
     path = folder / run.name / FINISHED
     if not path.is_file():
         return None
     saved = json.loads(path.read_text())
-    if (saved["args"], saved.get("recipes")) != (list(run.args), _digests(run.args)):
+    settings = (saved["args"], saved["recipes"], list(saved.get("curves", ())))
+    if settings != (list(run.args), _digests(run.args), list(metrics)):
         raise Refused(
             f"{path.parent} holds a run with other settings: choose another --out, or delete it"
         )
-    return [(step, math.inf if value is None else value) for step, value in saved["curve"]]
+    return {
+        metric: [(step, math.inf if value is None else value) for step, value in curve]
+        for metric, curve in saved["curves"].items()
+    }
 
 
 def _digests(args: Iterable[str]) -> dict[str, str]:
@@ -194,8 +262,8 @@ def _digests(args: Iterable[str]) -> dict[str, str]:
 
 
 @functools.cache
-def _commit() -> str | None:
-    """The git commit of this program, "-dirty" if files were changed; None outside of git."""
+def commit() -> str | None:
+    """Return this program's git commit, "-dirty" if files were changed; None outside of git."""
     git = functools.partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
     here = ["git", "-C", str(Path(__file__).parent)]
     try:
@@ -232,27 +300,26 @@ def _start(run: Run, folder: Path, threads: int) -> _Training:
     return _Training(run, logs, process, recipes, start)
 
 
-def _outcome(training: _Training, metric: str) -> Curve | None:
-    """Save and return the curve of a training that has ended; None if it failed."""
+def _outcome(training: _Training, metrics: Sequence[str]) -> Curves | None:
+    """Save and return the curves of a training that has ended; None if it failed."""
     run, logs, status = training.run, training.logs, training.process.returncode
     if status:
         reason = _reason((logs / "output.txt").read_text())
         print(f"{run.name}: exit status {status}: {reason}", file=sys.stderr, flush=True)
         return None
-    curve = read_curve(logs, metric)
+    curves = read_curves(logs, metrics)
     outcome = {
         "args": run.args,
         "recipes": training.recipes,
-        "commit": _commit(),
-        "metric": metric,
-        "curve": finite(curve),
+        "commit": commit(),
+        "curves": {metric: finite(curve) for metric, curve in curves.items()},
         "seconds": time.time() - training.start,
         "machine": machine(),
     }
     partial = logs / f"{FINISHED}.partial"
     partial.write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     partial.replace(logs / FINISHED)
-    return curve
+    return curves
 
 
 def _reason(output: str) -> str:
@@ -261,19 +328,22 @@ def _reason(output: str) -> str:
     return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
 
-def read_curve(logs: Path, metric: str) -> Curve:
-    """A scalar from TensorBoard's logs; what is not a number counts as infinity.
+def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
+    """Scalars from TensorBoard's logs; what is not a number counts as infinity.
 
     Raises:
-        Refused: If the logs do not have it.
+        Refused: If the logs do not have one of them.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()
-    if metric not in events.Tags()["scalars"]:
-        raise Refused(f"{logs} has no {metric}: does the model validate, and log it?")
-    scalars = [(event.step, event.value) for event in events.Scalars(metric)]
-    return [(step, value if math.isfinite(value) else math.inf) for step, value in scalars]
+    curves = {}
+    for metric in metrics:
+        if metric not in events.Tags()["scalars"]:
+            raise Refused(f"{logs} has no {metric}: does the model validate, and log it?")
+        scalars = [(event.step, event.value) for event in events.Scalars(metric)]
+        curves[metric] = [(s, value if math.isfinite(value) else math.inf) for s, value in scalars]
+    return curves
 
 
 def finite(curve: Curve) -> list[tuple[int, float | None]]:

@@ -1,10 +1,15 @@
 """The command line around the paper's commands."""
 
+import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from lit_fanions.bench.report import Refused
+from lit_fanions.paper import __main__ as paper
 from lit_fanions.paper.__main__ import COMMANDS, main
+from lit_fanions.paper.runs import Stopped
 
 
 def test_list_names_every_command(capfd):
@@ -26,7 +31,7 @@ def test_help_shows_an_example(command, capfd):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"  python -m lit_fanions.paper {command} --config" in capfd.readouterr().out
+    assert f"  python -m lit_fanions.paper {command}" in capfd.readouterr().out
 
 
 def test_missing_matplotlib_is_named(monkeypatch, capfd):
@@ -35,3 +40,38 @@ def test_missing_matplotlib_is_named(monkeypatch, capfd):
         main(["nanogpt", "--config", "a.yaml", "--out", "out"])
     assert stop.value.code == 2
     assert "nanogpt needs matplotlib: pip install matplotlib" in capfd.readouterr().err
+
+
+def test_all_goes_on_after_a_failure(monkeypatch, tmp_path, capfd):
+    asked = []
+
+    def command(name, status):
+        def run(options):
+            asked.append((name, options.out, options.quick))
+            if status == 2:
+                raise Refused("no data")
+            return status
+
+        return SimpleNamespace(__doc__=name, TIME="", add_arguments=lambda parser: None, run=run)
+
+    commands = {f"c{status}": command(f"c{status}", status) for status in (2, 1, 0)}
+    monkeypatch.setattr(paper, "COMMANDS", commands)
+    assert main(["all", "--quick", "--out", str(tmp_path)]) == 1
+    assert asked == [(name, tmp_path / name, True) for name in commands]
+    printed = capfd.readouterr()
+    assert printed.err.endswith("c2: error: no data\n")
+    outcomes = [line.split()[:2] for line in printed.out.splitlines()[-3:]]
+    assert outcomes == [["c2", "failed"], ["c1", "failed"], ["c0", "done"]]
+
+
+def test_all_stops_when_stopped(monkeypatch, tmp_path):
+    asked = []
+
+    def run(options):
+        asked.append(options.out.name)
+        raise Stopped(signal.SIGTERM)
+
+    command = SimpleNamespace(__doc__="", TIME="", add_arguments=lambda parser: None, run=run)
+    monkeypatch.setattr(paper, "COMMANDS", {"first": command, "second": command})
+    assert main(["all", "--out", str(tmp_path)]) == 143
+    assert asked == ["first"]

@@ -38,14 +38,14 @@ def trained(monkeypatch, tmp_path):
     asked = []
 
     def replace(loss):
-        def execute(given, folder, metric, jobs):
+        def execute(given, folder, metrics, jobs):
             curves = {}
             for run in given:
                 asked.append(run)
                 name, lr, seed = re.fullmatch(r"(\w+)-lr(.+)-seed(\d)", run.name).groups()
                 last = loss(name, float(lr), int(seed))
                 if last is not None:
-                    curves[run.name] = [(0, 5.0), (4, last)]
+                    curves[run.name] = {metrics[0]: [(0, 5.0), (4, last)]}
             return curves
 
         monkeypatch.setattr(nanogpt, "execute", execute)
@@ -99,7 +99,7 @@ def test_range_is_extended(center, last, trained, capfd):
     assert len(asked) == 6
     assert names(asked)[-1] == f"a-lr{last}-seed0"
     assert "edge" not in capfd.readouterr().out
-    assert json.loads(Path("out/nanogpt.json").read_text())["best_lr"] == {"a": center}
+    assert json.loads(Path("out/nanogpt.json").read_text())["settings"]["best_lr"] == {"a": center}
 
 
 def test_best_at_the_edge_is_marked(trained, capfd):
@@ -109,7 +109,9 @@ def test_best_at_the_edge_is_marked(trained, capfd):
     printed = capfd.readouterr().out
     assert "1.6 (at the edge)" in printed
     assert "at the edge: no lr beyond it was tried with success" in printed
-    assert json.loads(Path("out/nanogpt.json").read_text())["best_lr_at_the_edge"] == ["a"]
+    assert json.loads(Path("out/nanogpt.json").read_text())["settings"]["best_lr_at_the_edge"] == [
+        "a"
+    ]
 
 
 def test_failed_runs_are_tried_and_counted_once(trained, capfd):
@@ -160,7 +162,7 @@ def test_diverged_runs_break_nothing(trained, capfd):
     assert re.search(r"^a +0\.1 +10\.0000 ± 0\.0000", printed, re.M)
     assert re.search(r"^b +0\.1 +diverged: 1 of 3 +3", printed, re.M)
     assert re.search(r"^c +0\.625 \(at the edge\) +diverged: 3 of 3 +3 .* 20: inf$", printed, re.M)
-    assert printed.splitlines()[2].startswith("a ")  # the lowest loss
+    assert printed.splitlines()[4].startswith("a ")  # the lowest loss
     contents = Path("out/nanogpt.json").read_text()
     json.loads(contents, parse_constant=pytest.fail)
     assert "null" in contents
@@ -194,7 +196,7 @@ def test_diverged_runs_break_nothing(trained, capfd):
             "--config: a.yaml, other/a.yaml have a file name in common: rename one, or leave it "
             "out",
         ),
-        (["--out", "text.yaml"], "--out: text.yaml cannot be a folder: File exists"),
+        (["--out", "text.yaml"], "argument --out: text.yaml cannot be a folder: File exists"),
         (
             ["--seed_everything", "3"],
             "--seed_everything is set for every run by this command: choose how many with --seeds",
@@ -247,10 +249,10 @@ def test_real_trainings(project, monkeypatch, capfd):
     printed = capfd.readouterr()
     assert "[2/2] toy-lr0." in printed.out
     assert not printed.err
-    (run, other) = json.loads(Path("out/nanogpt.json").read_text())["runs"]
-    assert (run["lr"], other["lr"], run["seed"]) == (0.02, 0.04, 0)
-    assert [step for step, _ in run["curve"]] == [7, 15, 23]
-    assert run["curve"] != other["curve"]
+    rows = json.loads(Path("out/nanogpt.json").read_text())["rows"]
+    keys = [("toy", lr, 0, step) for lr in (0.02, 0.04) for step in (7, 15, 23)]
+    assert [tuple(row[:-1]) for row in rows] == keys
+    assert [row[-1] for row in rows[:3]] != [row[-1] for row in rows[3:]]
     used = yaml.safe_load(Path("out/runs/toy-lr0.04-seed0/config.yaml").read_text())
     assert used["seed_everything"] == 0
     assert used["model"]["init_args"]["optimizer"]["matrix"]["lr"] == 0.04

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions.bench.report import Refused
 from lit_fanions.paper import runs
-from lit_fanions.paper.runs import Run, Stopped, execute, finite, mean_curve, read_curve, spread
+from lit_fanions.paper.runs import Run, Stopped, execute, finite, mean_curve, read_curves, spread
 
 INF, NAN = math.inf, math.nan
 CURVE = [(0, 2.0), (4, 1.5)]
@@ -28,7 +28,7 @@ def fake(hears_signals, monkeypatch, tmp_path):
 
     def replace(code):
         monkeypatch.setattr(runs, "_command", lambda run, folder: [sys.executable, "-c", code])
-        monkeypatch.setattr(runs, "read_curve", lambda logs, metric: CURVE)
+        monkeypatch.setattr(runs, "read_curves", lambda logs, metrics: {"val/loss": CURVE})
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "POLL", 0.01)
@@ -50,7 +50,9 @@ def some(count=1, args=()):
 
 
 def go(given, jobs=1):
-    return execute(given, Path("out"), "val/loss", jobs)
+    found = execute(given, Path("out"), ["val/loss"], jobs)
+    assert all(list(curves) == ["val/loss"] for curves in found.values())
+    return {name: curves["val/loss"] for name, curves in found.items()}
 
 
 # What is finished is not run again, unless it was another run.
@@ -66,7 +68,7 @@ def test_finished_runs_are_kept(fake):
 def test_diverged_run_is_kept(fake, monkeypatch):
     fake(HERE)
     diverged = [(0, 2.0), (4, INF)]
-    monkeypatch.setattr(runs, "read_curve", lambda logs, metric: diverged)
+    monkeypatch.setattr(runs, "read_curves", lambda logs, metrics: {"val/loss": diverged})
     assert go(some()) == go(some()) == {"run0": diverged}
     assert len(pids()) == 1
 
@@ -107,19 +109,26 @@ def test_recipe_counts_as_it_was_at_the_start(fake):
         go(some(args=["--config=recipe.yaml"]))
 
 
+def test_other_metrics_are_refused(fake):
+    fake(HERE)
+    go(some())
+    with pytest.raises(Refused, match="other settings"):
+        execute(some(), Path("out"), ["val/loss", "val/acc"], 1)
+
+
 def test_result_says_how_it_was_made(fake):
     fake(HERE)
     go(some(args=["--a=1"]))
     saved = json.loads(Path("out/run0", runs.FINISHED).read_text())
     assert saved["args"] == ["--a=1"]
-    assert saved["commit"] == runs._commit()
+    assert saved["commit"] == runs.commit()
     assert saved["machine"]["torch"]
     assert saved["seconds"] > 0
 
 
 def test_no_commit_outside_of_git(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
-    assert runs._commit.__wrapped__() is None
+    assert runs.commit.__wrapped__() is None
 
 
 # Nothing is left behind.
@@ -174,11 +183,11 @@ def test_process_that_ends_by_itself_after_ctrl_c_is_no_failure(fake, capfd):
 def test_signal_during_the_last_outcome_counts(fake, monkeypatch):
     fake(HERE)
 
-    def read(logs, metric):
+    def read(logs, metrics):
         signal.raise_signal(signal.SIGTERM)
-        return CURVE
+        return {"val/loss": CURVE}
 
-    monkeypatch.setattr(runs, "read_curve", read)
+    monkeypatch.setattr(runs, "read_curves", read)
     with pytest.raises(Stopped):
         go(some())
     assert go(some()) == {"run0": CURVE}  # it was finished all the same
@@ -197,10 +206,10 @@ def test_error_ends_the_other_processes(fake, monkeypatch):
     code = HERE + "time.sleep(0 if len(open('pid').readlines()) == 2 else 60)"
     fake(code)
 
-    def read(logs, metric):
+    def read(logs, metrics):
         raise Refused("no metric")
 
-    monkeypatch.setattr(runs, "read_curve", read)
+    monkeypatch.setattr(runs, "read_curves", read)
     with pytest.raises(Refused, match="no metric"):
         go(some(3), jobs=2)
     assert len(pids()) == 2
@@ -243,9 +252,11 @@ def test_curve_is_read_from_the_logs(tmp_path):
         for step, value in values.items():
             writer.add_scalar("val/loss", value, step)
             writer.add_scalar("train/loss", -1.0, step)
-    assert read_curve(tmp_path, "val/loss") == [(0, 2.5), (3, INF), (7, INF), (9, INF), (12, 0.5)]
+    curves = read_curves(tmp_path, ["train/loss", "val/loss"])
+    assert list(curves) == ["train/loss", "val/loss"]
+    assert curves["val/loss"] == [(0, 2.5), (3, INF), (7, INF), (9, INF), (12, 0.5)]
     with pytest.raises(Refused, match=r"has no val/acc"):
-        read_curve(tmp_path, "val/acc")
+        read_curves(tmp_path, ["val/loss", "val/acc"])
 
 
 def test_finite_is_valid_json():

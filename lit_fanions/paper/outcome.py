@@ -1,0 +1,123 @@
+"""What a command leaves: a table, a picture, and all numbers with what they depend on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_fanions.bench.report import Table, machine
+from lit_fanions.paper.runs import commit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Verdict = Literal["confirmed", "refuted", "not testable here"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper and what was found about it.
+
+    Args:
+        statement: What the paper says.
+        place: Where it says so.
+        verdict: Whether it holds here.
+        found: The result, with its spread.
+        data: What it was tried on.
+        n: Independent repetitions: problems, seeds, turns; 0 for a proof or a count.
+        why: Why it cannot be tested, or under which reading it holds; may be empty.
+    """
+
+    statement: str
+    place: str
+    verdict: Verdict
+    found: str
+    data: str
+    n: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found.
+
+    Args:
+        tables: For people: printed, and kept in the JSON.
+        columns: Headings of the CSV.
+        rows: All numbers, one observation a row.
+        settings: What they depend on: options, seeds, recipes.
+        draw: Draws the picture; None if there is none.
+        size: Of the picture, inches.
+        claims: What it says about the paper's claims; none with --quick, which proves nothing.
+        notes: Lines below the tables.
+    """
+
+    tables: Sequence[Table]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    settings: Mapping[str, Any]
+    draw: Callable[[Figure], None] | None = None
+    size: tuple[float, float] = (13, 5)
+    claims: Sequence[Claim] = ()
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.tables), *self.notes])
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write NAME.csv, NAME.json and NAME.png, and say so.
+
+        Args:
+            folder: Where; made if it is not there.
+            name: Of the command.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([self.columns, *self.rows])
+        contents = {
+            "command": shlex.join(["python", "-m", "lit_fanions.paper", *sys.argv[1:]]),
+            "commit": commit(),
+            "machine": machine(),
+            "settings": _plain(self.settings),
+            "claims": [vars(claim) for claim in self.claims],
+            "notes": self.notes,
+            "tables": [_plain(vars(table)) for table in self.tables],
+            "columns": self.columns,
+            "rows": _plain(self.rows),
+        }
+        text = json.dumps(contents, indent=1, allow_nan=False)
+        (folder / f"{name}.json").write_text(f"{text}\n")
+        if self.draw is not None:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+
+            # Not pyplot: that would look for a screen.
+            figure = Figure(figsize=self.size, layout="constrained")
+            FigureCanvasAgg(figure)
+            self.draw(figure)
+            figure.savefig(folder / f"{name}.png", dpi=150)
+        endings = ".csv, .json" if self.draw is None else ".png, .csv, .json"
+        print(f"saved: {folder}/{name}{endings}")
+
+
+def drawable(values: Sequence[float]) -> list[float]:
+    """Values for a plot, in which what is not finite leaves a gap."""
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def _plain(cell: Any) -> Any:
+    """A value for JSON, which has no infinity and no NaN: None stands for them."""
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else None
+    if isinstance(cell, Mapping):
+        return {key: _plain(value) for key, value in cell.items()}
+    if isinstance(cell, (list, tuple)):
+        return [_plain(value) for value in cell]
+    return cell
