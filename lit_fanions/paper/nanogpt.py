@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIME = "an hour for eight recipes; quick: half a minute"
-RECIPES, QUICK = "configs/nanogpt/*_cpu.yaml", "configs/nanogpt/quickstart.yaml"
+RECIPES = "configs/nanogpt/*_cpu.yaml"
+QUICK = (
+    *("configs/nanogpt/quickstart.yaml", "--trainer.max_steps=4", "--trainer.limit_val_batches=2"),
+    *("--data.val_every_n_steps=2", "--test_after_fit=false"),
+)
 METRIC = "val/loss"
 LR = "--model.init_args.optimizer.matrix.lr"
 BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."

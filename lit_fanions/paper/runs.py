@@ -22,7 +22,6 @@ Curve = list[tuple[int, float]]  # (optimizer step, value)
 Curves = dict[str, Curve]  # by the name of the scalar
 
 FINISHED = "result.json"
-_FEW_STEPS = Path("configs/debug.yaml")
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 10.0  # seconds that a process has to end by itself
 
@@ -95,7 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser, recipes: str, seeds: int) -> 
 
 
 def plan(
-    options: argparse.Namespace, recipe: Sequence[str], reserved: Mapping[str, str], quick: str
+    options: argparse.Namespace,
+    recipe: Sequence[str],
+    reserved: Mapping[str, str],
+    quick: Sequence[str],
 ) -> tuple[dict[str, Path], list[str]]:
     """Settle what ``add_arguments`` left open, and check what was given.
 
@@ -103,7 +105,8 @@ def plan(
         options: Of the command; ``seeds`` is set.
         recipe: The arguments of fit.
         reserved: See ``refuse``.
-        quick: The recipe that is trained with --quick, a few steps of it, if none is given.
+        quick: With --quick, the recipe that is trained if none is given, and arguments of fit that
+            leave a few steps of it.
 
     Returns:
         Recipes by name, and all arguments of fit.
@@ -116,7 +119,7 @@ def plan(
         options.seeds = 1 if options.quick else options.default_seeds
     if options.seeds < 1 or options.jobs < 1:
         raise Refused("--seeds and --jobs must be at least 1")
-    pattern = quick if options.quick else options.recipes
+    pattern, *few_steps = quick if options.quick else [options.recipes]
     paths = options.config or sorted(Path().glob(pattern))
     if not paths:
         raise Refused(f"{pattern} is not here: start the command in a checkout of lit_fanions")
@@ -124,8 +127,7 @@ def plan(
     if len(named) < len(paths):
         listed = ", ".join(map(str, paths))
         raise Refused(f"--config: {listed} have a file name in common: rename one, or leave it out")
-    # A few steps of a recipe are what this overlay is for; later arguments win over it.
-    return named, [*([f"--config={_FEW_STEPS}"] if options.quick else []), *recipe]
+    return named, [*few_steps, *recipe]
 
 
 def refuse(args: Iterable[str], reserved: Mapping[str, str]) -> None:
