@@ -130,6 +130,40 @@ def plan(
     return named, [*few_steps, *recipe]
 
 
+def repeated(
+    variants: Mapping[str, Sequence[str]], options: argparse.Namespace, metric: str
+) -> dict[str, dict[int, Curve]]:
+    """Train variants with seeds 0, 1, ...
+
+    Args:
+        variants: Arguments of fit by name.
+        options: Of the command, settled by ``plan``.
+        metric: The scalar that is read.
+
+    Returns:
+        By variant the curves by seed, of the trainings that succeeded.
+
+    Raises:
+        Refused: If none did.
+    """
+    runs = {
+        # All variants with one seed, then with the next: what is stopped has seen all.
+        (name, seed): Run(f"{name}-seed{seed}", (*args, f"--seed_everything={seed}"))
+        for seed in range(options.seeds)
+        for name, args in variants.items()
+    }
+    curves = execute(runs.values(), options.out / "runs", [metric], options.jobs)
+    if not curves:
+        raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
+    if len(curves) < len(runs):
+        print(f"failed runs: {len(runs) - len(curves)}; see {options.out}/runs/*/output.txt")
+    found: dict[str, dict[int, Curve]] = {name: {} for name in variants}
+    for (name, seed), run in runs.items():
+        if run.name in curves:
+            found[name][seed] = curves[run.name][metric]
+    return found
+
+
 def refuse(args: Iterable[str], reserved: Mapping[str, str]) -> None:
     """Refuse options of fit that a command sets itself.
 
