@@ -1,7 +1,8 @@
 """`python -m lit_fanions report LOGDIR`: TensorBoard's logs as figures, for people without it.
 
 One figure for each family of quantities of ``SpectralMonitor``, one of everything else that was
-logged, and one of the spectra; of every run below the folder. It reads event files alone.
+logged, and two of the stable ranks over time and of the spectra; of every run below the folder.
+It reads event files alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Curve = list[tuple[int, float]]  # (step, value)
 
 USAGE_ERROR = 2
-TRAINING, SPECTRA = "training", "spectra"
+TRAINING, STABLE_RANKS, SPECTRA = "training", "stable ranks", "spectra"
 _COLUMNS = 3
 _GROUP = "group/"
 
@@ -133,7 +134,9 @@ def draw(run: Run) -> dict[str, Figure]:
             for step, value in curve:
                 history.setdefault(step, {})[matrix] = value
     if history:
-        drawn[SPECTRA] = figures.overview(history, run.spectra)
+        drawn[STABLE_RANKS] = figures.stable_ranks(history)
+    if run.spectra:
+        drawn[SPECTRA] = figures.spectra(run.spectra)
     return drawn
 
 
@@ -221,7 +224,7 @@ def write(runs: Sequence[Run], output: Path) -> list[Path]:
     for run in runs:
         for family, figure in draw(run).items():
             prefix = "" if len(runs) == 1 else re.sub(r"[^\w.-]+", "_", run.name) + "_"
-            path = output / f"{prefix}{family}.png"
+            path = output / f"{prefix}{family.replace(' ', '_')}.png"
             path.write_bytes(png(figure))
             written.append(path)
     return written

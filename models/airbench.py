@@ -135,6 +135,11 @@ def _top1(num_classes: int) -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes, average="micro", validate_args=False)  # as above
 
 
+def images(batch: tuple[Tensor, Tensor]) -> int:
+    """Number of images in a batch: batch_size_fn of Lightning's ThroughputMonitor."""
+    return len(batch[0])
+
+
 class Airbench(LightningModule):
     """The airbench CNN for 32 x 32 images: whitening, three groups of convolutions, a linear head.
 

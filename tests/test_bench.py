@@ -18,7 +18,17 @@ import pytest
 import torch
 
 from lit_fanions import Fanion, lmo
-from lit_fanions.bench import gpu_peers, overhead, polar, race, recorded, report, step, topk
+from lit_fanions.bench import (
+    gpu_peers,
+    monitor,
+    overhead,
+    polar,
+    race,
+    recorded,
+    report,
+    step,
+    topk,
+)
 from lit_fanions.bench.__main__ import main
 
 RECIPE = ["--config", "recipe.yaml", "--epochs", "2"]
@@ -62,6 +72,22 @@ def test_overhead_names_a_mistake(project, capfd):
         main(["overhead", *RECIPE, "--trainer.max_epoch", "3"])
     assert stop.value.code == 2
     assert "did you mean --trainer.max_epochs?" in capfd.readouterr().err
+
+
+def test_monitor_tells_steps_with_a_look_from_others(project, monkeypatch, capfd):
+    look, seconds = monitor.SpectralMonitor._look, 0.05
+    monkeypatch.setattr(
+        monitor.SpectralMonitor, "_look", lambda self, seen: (time.sleep(seconds), look(self, seen))
+    )
+    options = ["--steps", "10", "--every", "20", "--json", "out.json"]
+    assert main(["monitor", "--config", "recipe.yaml", *options]) == 0
+    result = json.loads((project / "out.json").read_text())
+    assert result["matrices"] == 1
+    assert len(result["plain_seconds"]) == len(result["looking_seconds"]) == 5
+    assert statistics.median(result["looking_seconds"]) > seconds
+    assert result["overhead"] > seconds / (20 * statistics.median(result["plain_seconds"])) / 2
+    assert "20 steps: " in capfd.readouterr().out
+    assert not (project / "lightning_logs").exists()
 
 
 def test_table_aligns_columns():

@@ -3,16 +3,17 @@
 import argparse
 from collections.abc import Sequence
 
-from lit_fanions.bench import overhead, polar, report, step, topk
+from lit_fanions.bench import monitor, overhead, polar, report, step, topk
 
 COMMANDS = {
+    "monitor": monitor,
     "overhead": overhead,
     "polar": polar,
     "step": step,
     "topk": topk,
 }
 # These are also given the arguments that they do not know, which are those of fit.
-WITH_RECIPE = ("overhead",)
+WITH_RECIPE = ("monitor", "overhead")
 
 
 def main(args: Sequence[str] | None = None) -> int:

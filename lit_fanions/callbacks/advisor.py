@@ -22,8 +22,9 @@ from lit_fanions.callbacks.watching import Seen, Watcher, stepped
 from lit_fanions.lmo.polar import coefficients
 from lit_fanions.optim.factory import configured_group
 
-# Part of the momentum's energy, or of its nuclear norm, that a rank must have to be advised.
-PART = 0.9
+# Parts of the momentum's energy and of its nuclear norm that a rank must have to be advised. What a
+# low rank leaves out of the nuclear norm is lost to a spectral step, so that little may be.
+ENERGY, NORM = 0.9, 0.99
 # What a polar method must reach: of the dual norm, and at the lowest tenth of the singular values.
 QUALITY, LOWEST = 0.98, 0.5
 _METHODS = ("polar_express", "cans", "jordan")
@@ -53,7 +54,7 @@ class Evidence:
         nuclear_rank: Of the gradient.
         stable_rank: Of the activations that enter it.
         energy_rank: The smallest rank with 90 % of the momentum's energy.
-        norm_rank: The smallest rank with 90 % of the momentum's nuclear norm.
+        norm_rank: The smallest rank with 99 % of the momentum's nuclear norm.
         agreement: Of the leading right singular subspaces of successive momenta, from 0 to 1.
         low: The lowest tenth of the momentum's singular values, relative to the largest.
         polar: Method and steps that its singular values need, None if none suffices.
@@ -92,7 +93,7 @@ class NormAdvisor(Watcher):
       else a Euclidean one (Davis & Drusvyatskiy, arXiv 2512.04299). Known for linear layers,
       convolutions and attention's input projections;
     - the smallest rank that has 90 % of the momentum's energy, which is what a Euclidean step asks
-      for, and that with 90 % of its nuclear norm, with which a rank-k step reaches 90 % of the
+      for, and that with 99 % of its nuclear norm, with which a rank-k step reaches 99 % of the
       decrease that a spectral one promises;
     - how far the leading singular vectors of successive momenta agree, which is what a warm-started
       rank-k solver lives on;
@@ -196,8 +197,8 @@ class NormAdvisor(Watcher):
             if activation is not None and math.isfinite(activation):
                 found.stable_rank.append(activation)
             one = Spectrum(momenta.values[i], momenta.weights[i], momenta.frobenius[i])
-            found.energy_rank.append(rank_with(one, PART, power=2))
-            found.norm_rank.append(rank_with(one, PART, power=1))
+            found.energy_rank.append(rank_with(one, ENERGY, power=2))
+            found.norm_rank.append(rank_with(one, NORM, power=1))
             found.low.append(float(lows[i]))
             found.polar.append(polar_needed(one))
             self._compare(name, found, momentum[i])
@@ -374,7 +375,7 @@ def table(evidence: Mapping[str, Evidence]) -> str:
     """What was seen of each matrix, one a line."""
     header = (
         "matrix", "group", "nuclear rank of G", "stable rank of A", "favours",
-        f"{PART:.0%} of energy in", f"{PART:.0%} of norm in", "agreement", "lowest σ/σ₁", "polar",
+        f"{ENERGY:.0%} of energy in", f"{NORM:.0%} of norm in", "agreement", "lowest σ/σ₁", "polar",
     )  # fmt: skip
     rows = [header, *(_row(name, found) for name, found in evidence.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]

@@ -52,23 +52,31 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def overview(
-    stable_ranks: Mapping[int, Mapping[str, float]], spectra: Mapping[str, Sample]
-) -> Figure:
-    """Stable ranks of the weights over time, and the latest spectra beside them.
+def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
+    """A heat map, matrices x time.
 
     Args:
-        stable_ranks: Step -> matrix -> stable rank.
-        spectra: Matrix -> singular values.
+        history: Step -> matrix -> stable rank.
     """
-    names = list(dict.fromkeys(name for values in stable_ranks.values() for name in values))
-    figure = new_figure(14, max(4.0, 1.5 + 0.16 * len(names)))
-    left, right = figure.subplots(1, 2)
-    heat_map(left, stable_ranks)
-    left.set_title("stable rank of the weights")
-    draw_spectra(right, spectra)
-    kinds = " and ".join(sorted({sample.of for sample in spectra.values()}))
-    right.set_title(f"singular values of the {kinds} over the largest")
+    names = list(dict.fromkeys(name for values in history.values() for name in values))
+    figure = new_figure(7, max(4.0, 1.5 + 0.16 * len(names)))
+    axes = figure.subplots()
+    heat_map(axes, history)
+    axes.set_title("stable rank of the weights")
+    return figure
+
+
+def spectra(samples: Mapping[str, Sample]) -> Figure:
+    """The latest spectra, on log axes.
+
+    Args:
+        samples: Matrix -> singular values.
+    """
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
+    draw_spectra(axes, samples)
+    kinds = " and ".join(sorted({sample.of for sample in samples.values()}))
+    axes.set_title(f"singular values of the {kinds} over the largest")
     return figure
 
 
@@ -90,20 +98,20 @@ def heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
-def draw_spectra(axes: Any, spectra: Mapping[str, Sample]) -> None:
+def draw_spectra(axes: Any, samples: Mapping[str, Sample]) -> None:
     """Draws each spectrum over its largest value against the place in it, on log axes.
 
     Args:
         axes: Where to draw.
-        spectra: Matrix -> singular values.
+        samples: Matrix -> singular values.
     """
-    for i, sample in enumerate(spectra.values()):
+    for i, sample in enumerate(samples.values()):
         places = np.cumsum(sample.weights) - (np.asarray(sample.weights) - 1) / 2
         relative = np.maximum(np.asarray(sample.values) / sample.values[0], 1e-8)
-        axes.plot(np.maximum(places, 1), relative, color=color(i, len(spectra)), linewidth=0.9)
+        axes.plot(np.maximum(places, 1), relative, color=color(i, len(samples)), linewidth=0.9)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("number of the singular value (first matrices dark, last ones bright)")
+    axes.set_xlabel("number of the singular value (first matrices dark)")
     axes.grid(alpha=0.3)
 
 

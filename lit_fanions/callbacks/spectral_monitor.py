@@ -194,13 +194,16 @@ class SpectralMonitor(Watcher):
         if not figures.available():
             self._warn("SpectralMonitor draws no figures: pip install matplotlib")
             return
-        spectra = {name: self._spectra[name] for name in self._in_order(self._spectra)}
-        figure = figures.overview(self._history, spectra)
-        for logger in loggers:
-            # Drawn by hand: add_figure would start matplotlib's state machine in the process.
-            logger.experiment.add_image(
-                "spectra/overview", figures.pixels(figure), stepped(trainer), dataformats="HWC"
-            )
+        samples = {name: self._spectra[name] for name in self._in_order(self._spectra)}
+        drawn = {"stable_rank": figures.stable_ranks(self._history)}
+        if samples:
+            drawn["singular_values"] = figures.spectra(samples)
+        for name, figure in drawn.items():
+            for logger in loggers:
+                # Drawn by hand: add_figure would start matplotlib's state machine in the process.
+                logger.experiment.add_image(
+                    f"spectra/{name}", figures.pixels(figure), stepped(trainer), dataformats="HWC"
+                )
 
 
 def measured(
