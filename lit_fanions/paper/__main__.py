@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fanions.bench import report
-from lit_fanions.paper import airbench, nanogpt
+from lit_fanions.paper import airbench, nanogpt, nanogpt_alpha
 from lit_fanions.paper.runs import Stopped
 
 COMMANDS = {
     "airbench": airbench,
     "nanogpt": nanogpt,
+    "nanogpt_alpha": nanogpt_alpha,
 }
 # These are also given the arguments that they do not know, which are those of fit.
-WITH_RECIPE = ("airbench", "nanogpt")
+WITH_RECIPE = ("airbench", "nanogpt", "nanogpt_alpha")
 RESULTS = Path("results")
 
 
@@ -41,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.list:
         for name, module in COMMANDS.items():
             summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
-            print(f"{name:10} {summary} ({module.TIME})")
+            print(f"{name:14} {summary} ({module.TIME})")
         return 0
     if options.command is None:
         parser.error(f"name a command: {', '.join([*COMMANDS, 'all'])}")

@@ -19,7 +19,7 @@ from lit_fanions.paper.outcome import Claim
 
 TIME = "90 minutes; quick: half a minute"
 MUONS, TUNED = "f_muon_untuned", "f_muon"  # recipes: at Muon's settings, and with its own
-RECIPES = "configs/airbench/f_muon*.yaml"
+RECIPES = (f"configs/airbench/{MUONS}.yaml", f"configs/airbench/{TUNED}.yaml")
 SMALL = "configs/airbench/small.yaml"
 QUICK = ("configs/quickstart.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=4")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1, 1.1), (0, 1)
@@ -29,9 +29,8 @@ FORM = "{:.4f} ± {:.4f}"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command; all others are those of fit."""
-    runs.add_arguments(parser, RECIPES, seeds=3)
+    runs.add_arguments(parser, RECIPES, seeds=3, full=RECIPES)
     alphas.add_arguments(parser, ALPHAS, QUICK_ALPHAS)
-    parser.add_argument("--full", action="store_true", help="the whole recipes, for a GPU")
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:

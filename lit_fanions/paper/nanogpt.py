@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIME = "an hour for eight recipes; quick: half a minute"
-RECIPES = "configs/nanogpt/*_cpu.yaml"
+RECIPES = ("configs/nanogpt/*_cpu.yaml",)
 QUICK = (
     *("configs/nanogpt/quickstart.yaml", "--trainer.max_steps=4", "--trainer.limit_val_batches=2"),
     *("--data.val_every_n_steps=2", "--test_after_fit=false"),

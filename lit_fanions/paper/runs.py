@@ -70,13 +70,19 @@ class _Training:
     start: float
 
 
-def add_arguments(parser: argparse.ArgumentParser, recipes: str, seeds: int) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    recipes: Sequence[str],
+    seeds: int,
+    full: Sequence[str] = (),
+) -> None:
     """Add the options of commands that train.
 
     Args:
         parser: Of the command.
-        recipes: Pattern of the files that are trained if none is given.
+        recipes: Patterns of the files that are trained if none is given.
         seeds: Their default number.
+        full: Likewise with --full; an option only if there are any.
     """
     parser.add_argument(
         "--config",
@@ -84,13 +90,17 @@ def add_arguments(parser: argparse.ArgumentParser, recipes: str, seeds: int) -> 
         nargs="+",
         action="extend",
         metavar="FILE",
-        help=f"recipes to train (default: {recipes})",
+        help=f"recipes to train (default: {' '.join(recipes)})",
     )
     parser.add_argument(
         "--seeds", type=int, help=f"number of repetitions (default: {seeds}, with --quick 1)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.set_defaults(recipes=recipes, default_seeds=seeds)
+    if full:
+        parser.add_argument(
+            "--full", action="store_true", help=f"for GPUs: {' '.join(full)}, as they are"
+        )
+    parser.set_defaults(recipes=(recipes, full), default_seeds=seeds)
 
 
 def plan(
@@ -119,10 +129,13 @@ def plan(
         options.seeds = 1 if options.quick else options.default_seeds
     if options.seeds < 1 or options.jobs < 1:
         raise Refused("--seeds and --jobs must be at least 1")
-    pattern, *few_steps = quick if options.quick else [options.recipes]
-    paths = options.config or sorted(Path().glob(pattern))
+    patterns: Sequence[str] = options.recipes["full" in options and options.full]
+    few_steps: Sequence[str] = ()
+    if options.quick:
+        patterns, few_steps = quick[:1], quick[1:]
+    paths = options.config or [p for each in patterns for p in sorted(Path().glob(each))]
     if not paths:
-        raise Refused(f"{pattern} is not here: start the command in a checkout of lit_fanions")
+        raise Refused(f"{patterns[0]} is not here: start the command in a checkout of lit_fanions")
     named = {path.stem: path for path in paths}
     if len(named) < len(paths):
         listed = ", ".join(map(str, paths))

@@ -35,6 +35,11 @@ def equal(a: Sample, b: Sample) -> Verdict:
     return _verdict([a, b], lambda: not _beyond(a, b) and not _beyond(b, a))
 
 
+def at_most(a: Sample, b: Sample) -> Verdict:
+    """Whether a's mean is not larger by more than two standard errors of the difference."""
+    return _verdict([a, b], lambda: not _beyond(a, b))
+
+
 def nearly(a: Sample, good: Sample, bad: Sample) -> Verdict:
     """Whether a is nearly as good: at most a quarter of the way to the bad one, or equal."""
 

@@ -1,0 +1,86 @@
+"""Section 5.3: F-Muon's alpha on NanoGPT, at Muon's settings and at its own.
+
+Trains the recipes of Muon and of F-Muon with every alpha and several seeds, and draws the last
+validation loss over alpha: 1 is Muon, and below 0 there is no norm. By default with the sizes for
+2 cores; --full takes the paper's, of the speedrun.
+
+  python -m lit_fanions.paper nanogpt_alpha --jobs 2 --data.data_dir data/fineweb_bytes
+  python -m lit_fanions.paper nanogpt_alpha --full --seeds 2    # on GPUs
+
+Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from lit_fanions.paper import alphas, runs, verdicts
+from lit_fanions.paper.nanogpt import METRIC, QUICK
+from lit_fanions.paper.outcome import Claim
+
+TIME = "45 minutes; quick: half a minute"
+RECIPES = ("configs/nanogpt/muon_cpu.yaml", "configs/nanogpt/f_muon_cpu.yaml")
+FULL = ("configs/nanogpt/speedrun_muon.yaml", "configs/nanogpt/speedrun_f_muon.yaml")
+ALPHAS, QUICK_ALPHAS = (-0.1, 0.3, 0.5, 1), (0.5, 1)
+FORM = "{:.4f} ± {:.4f}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command; all others are those of fit."""
+    runs.add_arguments(parser, RECIPES, seeds=3, full=FULL)
+    alphas.add_arguments(parser, ALPHAS, QUICK_ALPHAS)
+
+
+def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
+    """Train, tabulate and plot.
+
+    Args:
+        options: See ``add_arguments``.
+        recipe: Further arguments of fit.
+
+    Returns:
+        The exit status: 0, or 1 if a run failed.
+    """
+    paths, recipe = runs.plan(options, recipe, alphas.RESERVED, QUICK)
+    values = alphas.train(options, paths, recipe, METRIC)
+    outcome = alphas.outcome(
+        values,
+        recipe,
+        metric=METRIC,
+        form=FORM,
+        claims=[] if options.quick or len(values) != 2 else _claims(values, options.full),
+        notes=[
+            "paper, speedrun of 1750 steps: Muon (lr .05) 3.279, F-Muon (alpha .5, lr .07) 3.281, "
+            "alpha -.1 3.2818, no better than .3"
+        ],
+    )
+    print(outcome)
+    outcome.save(options.out, "nanogpt_alpha")
+    return int(alphas.incomplete(values, options))
+
+
+def _claims(values: Mapping[str, alphas.Values], full: bool) -> list[Claim]:
+    muons, own = (
+        {alpha: [*losses.values()] for alpha, losses in each.items()} for each in values.values()
+    )
+    if 1 not in muons or not {-0.1, 0.3, 0.5} <= own.keys():
+        return []
+    muon, n = muons[1], len(muons[1])
+    data = "FineWeb, 276 M parameters" if full else "bytes of web text, 4 layers of width 128"
+    return [
+        Claim(
+            "F-Muon (alpha = .5) is only marginally worse than Muon: 3.281 against 3.279",
+            "section 5.3",
+            verdicts.equal(own[0.5], muon),
+            f"F-Muon minus Muon, each at its own lr: {verdicts.told(own[0.5], muon)}",
+            data,
+            n,
+        ),
+        Claim(
+            "alpha = -.1, which is no norm, does not lose more than alpha = .3",
+            "section 5.3",
+            verdicts.at_most(own[-0.1], own[0.3]),
+            f"alpha -.1 minus .3: {verdicts.told(own[-0.1], own[0.3])}",
+            data,
+            n,
+        ),
+    ]
