@@ -58,8 +58,8 @@ def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
     Args:
         history: Step -> matrix -> stable rank.
     """
-    names = list(dict.fromkeys(name for values in history.values() for name in values))
-    figure = new_figure(7, max(4.0, 1.5 + 0.16 * len(names)))
+    rows = max(map(len, history.values()))
+    figure = new_figure(7, max(4.0, 1.5 + 0.16 * rows))
     axes = figure.subplots()
     heat_map(axes, history)
     axes.set_title("stable rank of the weights")
@@ -88,7 +88,8 @@ def heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
         history: Step -> matrix -> value.
     """
     steps = sorted(history)
-    names = list(dict.fromkeys(name for step in steps for name in history[step]))
+    # The order of the last step, in which weights that begin as zero have a value too.
+    names = list(dict.fromkeys(name for step in reversed(steps) for name in history[step]))
     table = np.array([[history[step].get(name, np.nan) for step in steps] for name in names])
     image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis")
     shown = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(8, len(steps)))})
