@@ -132,7 +132,7 @@ def explain(message: str, args: Sequence[str] = ()) -> list[str]:
     if option := unknown_option(message):
         return _explain_option(option, message, args)
     if match := _INVALID_CHOICE.search(message):
-        names = re.findall(r"[\w-]+", match[2])
+        names = [*re.findall(r"[\w-]+", match[2]), "report"]
         return [f"unknown subcommand {match[1]!r}", _choices(match[1], names)]
     if 'expected "subcommand"' in message:
         names = re.findall(r"\{(.+?)\}", message)[0].split(",")

@@ -147,9 +147,13 @@ class Trainer(pl.Trainer):
             datamodule: Not used: a recipe of fit is accepted as it is.
         """
         from lit_fanions import split_parameters
+        from lit_fanions.callbacks import FanionOptimizer
 
         model.configure_model()
-        print(split_parameters(model, getattr(model, "fanion_config", None)))
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        dropped_in = [own.config for own in callbacks if isinstance(own, FanionOptimizer)]
+        config = dropped_in[-1] if dropped_in else getattr(model, "fanion_config", None)
+        print(split_parameters(model, config))
         print(f"Total parameters: {sum(p.numel() for p in model.parameters()):,}")
 
 
@@ -264,7 +268,8 @@ class CLI(LightningCLI):
             },
             parser_kwargs={
                 "prog": PROGRAM,
-                "description": "Train networks in the norm of your choice.",
+                "description": "Train networks in the norm of your choice. Beside the subcommands "
+                "below there is `report LOGDIR`, which draws what TensorBoard would show.",
                 "epilog": EXAMPLES,
                 "version": _versions(),
                 "formatter_class": HelpFormatter,
@@ -340,9 +345,18 @@ class CLI(LightningCLI):
             self._refuse(error)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer; `params` needs none of its devices, loggers and callbacks."""
+        """Build the trainer; `params` needs none of its devices and loggers, and one callback."""
         if self.subcommand == "params":
-            return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+            from lit_fanions.callbacks import FanionOptimizer
+
+            given = self._get(self.config_init, "trainer")["callbacks"] or []
+            callbacks = given if isinstance(given, list) else [given]
+            return Trainer(
+                accelerator="cpu",
+                logger=False,
+                enable_progress_bar=False,
+                callbacks=[own for own in callbacks if isinstance(own, FanionOptimizer)],
+            )
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -31,6 +31,8 @@ USAGE_ERROR = 2
 TRAINING, STABLE_RANKS, SPECTRA = "training", "stable ranks", "spectra"
 _COLUMNS = 3
 _GROUP = "group/"
+_OTHER_FILES = (".png", ".htm", ".pdf", ".svg")
+_HISTOGRAMS = {"momentum_spectrum": "momentum", "gradient_spectrum": "gradient"}
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,8 @@ def _read(place: Path, name: str) -> Run:
     spectra = {}
     for tag in events.Tags()["histograms"]:
         kind, _, matrix = tag.partition("/")
-        of = kind.removesuffix("_spectrum")
-        if of != kind:
-            spectra[matrix] = _sample(events.Histograms(tag)[-1].histogram_value, of)
+        if kind in _HISTOGRAMS and (values := events.Histograms(tag)[-1].histogram_value).num:
+            spectra[matrix] = _sample(values, _HISTOGRAMS[kind])
     return Run(name, curves, spectra)
 
 
@@ -157,8 +158,8 @@ def _grid(panels: Mapping[str, Mapping[str, Curve]], *, single: bool) -> Figure:
             if line.startswith(_GROUP):
                 label = line.removeprefix(_GROUP)
                 axes.plot(*_points(curve), "--", color="tab:red", linewidth=1.8, label=label)
-                axes.annotate(label, curve[-1], fontsize=7, color="tab:red")
-        axes.set_title(QUANTITIES.get(name, name), fontsize=9)
+                axes.annotate(label, curve[-1], fontsize=7, color="tab:red", parse_math=False)
+        axes.set_title(QUANTITIES.get(name, name), fontsize=9, parse_math=False)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
@@ -210,20 +211,29 @@ def write(runs: Sequence[Run], output: Path) -> list[Path]:
 
     Args:
         runs: The runs.
-        output: A file of suffix .html for one page, else a folder for PNG files.
+        output: A file of suffix .html for one page, or a folder for PNG files.
 
     Returns:
         What was written.
+
+    Raises:
+        Refused: If it is a file of another kind.
     """
-    if output.suffix == ".html":
+    is_page = output.suffix.lower() == ".html"
+    if not is_page and (output.is_file() or output.suffix.lower() in _OTHER_FILES):
+        raise Refused(f"--output {output}: give a .html file, or a folder for PNGs")
+    if is_page:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(runs), encoding="utf-8")
         return [output]
     output.mkdir(parents=True, exist_ok=True)
     written = []
-    for run in runs:
+    places = [re.sub(r"[^\w.-]+", "_", run.name) + "_" for run in runs]
+    for i, run in enumerate(runs):
+        prefix = "" if len(runs) == 1 else places[i]
+        if prefix in places[:i]:  # a/b and a_b
+            prefix = f"{prefix}{i}_"
         for family, figure in draw(run).items():
-            prefix = "" if len(runs) == 1 else re.sub(r"[^\w.-]+", "_", run.name) + "_"
             path = output / f"{prefix}{family.replace(' ', '_')}.png"
             path.write_bytes(png(figure))
             written.append(path)

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions import report
 from lit_fanions.callbacks import SpectralMonitor, figures
@@ -58,6 +60,26 @@ def test_a_folder_of_figures(logs, tmp_path):
     files = report.write(runs, tmp_path / "out")
     assert [path.name for path in files] == ["a_b_oracle.png", "c_d_oracle.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+def test_logs_of_others_are_read_too(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for name in ("a/b", "a_b"):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            writer.add_scalar("a$_{b$", 1.0, 0)
+            writer.add_histogram("power_spectrum/x", torch.tensor([1.0, 500.0]), 0)
+            writer.add_histogram_raw("momentum_spectrum/y", 0, 0, 0, 0, 0, [0.0], [0], 0)
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    written = capsys.readouterr().out.split()
+    assert len(set(written)) == len(written) == 2
+
+
+def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["report", str(logs), "--output", str(tmp_path / "x.png")]) == 2
+    assert "give a .html file, or a folder for PNGs" in capsys.readouterr().err
+    assert main(["report", str(logs), "--output", str(tmp_path / "x.HTML")]) == 0
+    assert (tmp_path / "x.HTML").is_file()
 
 
 @pytest.mark.parametrize("case", ["no folder", "no events", "no argument", "unknown option"])

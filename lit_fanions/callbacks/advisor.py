@@ -19,17 +19,20 @@ from lit_fanions import lmo
 from lit_fanions.callbacks import quantities
 from lit_fanions.callbacks.quantities import Spectrum
 from lit_fanions.callbacks.watching import Seen, Watcher, stepped
-from lit_fanions.lmo.polar import coefficients
+from lit_fanions.lmo.polar import polynomials
 from lit_fanions.optim.factory import configured_group
+from lit_fanions.optim.parameters import STANDARD_GROUPS
 
 # Parts of the momentum's energy and of its nuclear norm that a rank must have to be advised. What a
 # low rank leaves out of the nuclear norm is lost to a spectral step, so that little may be.
 ENERGY, NORM = 0.9, 0.99
 # What a polar method must reach: of the dual norm, and at the lowest tenth of the singular values.
 QUALITY, LOWEST = 0.98, 0.5
+_Rows = Callable[[Sequence[Any]], dict[str, Tensor]]
+# Names of inputs, of linear layers and of attention, in their order.
+_INPUTS = ("input", "query", "key", "value")
 _METHODS = ("polar_express", "cans", "jordan")
 _STEPS = range(3, 10)
-_MARGIN = 1.01  # by which lmo.polar divides more than by the Frobenius norm
 # Up to which part of the smaller side a low rank is advised, and from which agreement on one
 # iteration of a warm start is enough.
 _LOW_RANK, _AGREEING = 0.25, 0.8
@@ -51,6 +54,9 @@ class Evidence:
     Attributes:
         group: Its group in the configuration.
         limit: Its smaller side.
+        parameter: What it is of.
+        splits: How that is split into matrices.
+        feedback: Whether it was trained with error feedback.
         nuclear_rank: Of the gradient.
         stable_rank: Of the activations that enter it.
         energy_rank: The smallest rank with 90 % of the momentum's energy.
@@ -62,6 +68,9 @@ class Evidence:
 
     group: str
     limit: int
+    parameter: str = ""
+    splits: Any = None
+    feedback: bool = False
     nuclear_rank: list[float] = field(default_factory=list)
     stable_rank: list[float] = field(default_factory=list)
     energy_rank: list[int] = field(default_factory=list)
@@ -102,7 +111,8 @@ class NormAdvisor(Watcher):
 
     From their medians over a group it makes a fragment for a FanionConfig. This is a heuristic.
     With optimizers other than Fanion the gradient stands for the momentum. Activations are seen by
-    hooks, with which a compiled network is compiled once more.
+    hooks on the modules, and so neither in compiled ones nor where a weight is used without calling
+    its module. Matrices are decomposed as a whole, which takes a while for large ones.
 
     Attributes:
         evidence: Matrix -> what was seen of it.
@@ -139,20 +149,25 @@ class NormAdvisor(Watcher):
     ) -> None:
         """Looks at activations on their way, in the batches of a step that is due."""
         self._step = stepped(trainer)
-        if trainer.barebones or not self._is_due(self._step):
+        if trainer.barebones or self._step % self.every_n_steps:
             return
-        for path, module in pl_module.named_modules():
-            name = path.replace("_orig_mod.", "")
+        modules = dict(pl_module.named_modules())
+        # A hook would have a compiled network compiled once more, and rounded otherwise.
+        compiled = [path for path, module in modules.items() if _is_compiled(module)]
+        for path, module in modules.items():
             rows = _inputs_of(module)
-            if rows is not None:
-                self._handles.append(module.register_forward_pre_hook(self._hook(name, rows)))
+            inside = any(f"{path}.".startswith(f"{outer}.") or not outer for outer in compiled)
+            if rows is not None and not inside:
+                look = self._hook(path, rows)
+                self._handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
 
-    def _hook(self, path: str, rows: Callable[[tuple[Any, ...]], dict[str, Tensor]]) -> Any:
-        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if not module.training or not args or not isinstance(args[0], Tensor):
+    def _hook(self, path: str, rows: _Rows) -> Any:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = [*args, *(kwargs[name] for name in _INPUTS if name in kwargs)]
+            if not module.training or not inputs or not isinstance(inputs[0], Tensor):
                 return
             with torch.no_grad():
-                for leaf, x in rows(args).items():
+                for leaf, x in rows(inputs).items():
                     x = x[:: max(1, len(x) // _ROWS)][:_ROWS]
                     spectrum = quantities.spectrum(x, leading=True)
                     value = float(quantities.stable_rank(spectrum))
@@ -182,16 +197,31 @@ class NormAdvisor(Watcher):
     def _look(self, seen: Seen) -> None:
         if seen.gradient is None or not bool(seen.gradient.isfinite().all()):
             return
-        group = "matrix" if seen.inside is None else configured_group(seen.group)
         momentum = seen.gradient if seen.inside is None else seen.inside.momentum
-        gradients = quantities.spectrum(seen.gradient)
-        momenta = quantities.spectrum(momentum)
-        lows = quantities.quantiles(momenta, [0.1])[..., 0]
         limit = min(momentum.shape[-2:])
+        if self._step % self.every_n_steps:  # the second of two steps is looked at for this alone
+            for i, name in enumerate(seen.names):
+                if name in self.evidence:
+                    self._compare(name, self.evidence[name], momentum[i])
+            return
+        # As a whole: ranks and polar methods hang on the small singular values.
+        gradients = quantities.spectrum(seen.gradient, small=limit)
+        momenta = quantities.spectrum(momentum, small=limit)
+        lows = quantities.quantiles(momenta, [0.1])[..., 0]
+        options = {} if seen.inside is None else seen.inside.group
         for i, name in enumerate(seen.names):
             if not float(momenta.frobenius[i]) > 0 or not float(gradients.frobenius[i]) > 0:
                 continue
-            found = self.evidence.setdefault(name, Evidence(group, limit))
+            found = self.evidence.setdefault(
+                name,
+                Evidence(
+                    configured_group(seen.group),
+                    limit,
+                    seen.parameter,
+                    options.get("splits"),
+                    bool(options.get("error_feedback")),
+                ),
+            )
             found.nuclear_rank.append(float(quantities.nuclear_rank(gradients)[i]))
             activation = self._activations.get(name, self._activations.get(seen.parameter))
             if activation is not None and math.isfinite(activation):
@@ -233,7 +263,11 @@ class NormAdvisor(Watcher):
                 print(self.fragment)
 
 
-def _inputs_of(module: nn.Module) -> Callable[[tuple[Any, ...]], dict[str, Tensor]] | None:
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
+def _inputs_of(module: nn.Module) -> _Rows | None:
     """How the arguments of a module's forward become rows that its matrices multiply."""
     if isinstance(module, nn.Linear):
         return lambda args: {"weight": _rows(args[0])}
@@ -310,8 +344,8 @@ def polar_needed(s: Spectrum) -> tuple[str, int] | None:
     start = s.values / s.frobenius
     for steps in _STEPS:
         for method in _METHODS:
-            x = start / _MARGIN
-            for a, b, c in coefficients(method, steps):
+            x = start
+            for a, b, c in polynomials(method, steps):
                 x = x * (a + b * x.square() + c * x.square().square())
             quality = (s.weights * s.values * x).sum() / quantities.nuclear(s)
             images, order = x.sort(descending=True)
@@ -334,13 +368,23 @@ def advice(evidence: Mapping[str, Evidence]) -> dict[str, Any]:
     groups: dict[str, list[Evidence]] = {}
     for found in evidence.values():
         groups.setdefault(found.group, []).append(found)
-    sections = {name: _options(members) for name, members in groups.items()}
+    sections = {name: _section(name, members) for name, members in groups.items()}
     config: dict[str, Any] = {}
     if "matrix" in sections:
         config["matrix"] = sections.pop("matrix")
     if sections:
         config["overrides"] = sections
     return config
+
+
+def _section(name: str, members: Sequence[Evidence]) -> dict[str, Any]:
+    """What a group favours; one of the user's own says whose it is, as its configuration does."""
+    if name in STANDARD_GROUPS:
+        return _options(members)
+    parameters = list(dict.fromkeys(found.parameter for found in members))
+    splits = members[0].splits
+    split = {} if splits is None else {"splits": splits}
+    return {"parameters": parameters, **split, **_options(members)}
 
 
 def _options(members: Sequence[Evidence]) -> dict[str, Any]:
@@ -363,6 +407,8 @@ def _options(members: Sequence[Evidence]) -> dict[str, Any]:
     wanted = math.ceil(median(steps))
     methods = [choice[0] for choice in needed if choice and choice[1] == wanted]
     method = max(_METHODS, key=methods.count)
+    if any(found.feedback for found in members):  # there is none of full rank
+        options["error_feedback"] = False
     return {**options, "polar": method, "polar_steps": wanted}
 
 

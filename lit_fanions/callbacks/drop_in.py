@@ -31,7 +31,9 @@ class FanionOptimizer(Callback):
                   matrix: {algorithm: f_muon, lr: 0.02}
                   other: {lr: 3.0e-3}
 
-    The split of the parameters is printed when training starts.
+    The split of the parameters is printed when training starts, and by `params`. Lightning asks for
+    a ``configure_optimizers`` before it sets callbacks up: a module that has none needs one that
+    returns None.
 
     Args:
         optimizer: The configuration, a mapping or a FanionConfig; None for the defaults.
@@ -57,6 +59,11 @@ class FanionOptimizer(Callback):
         """Puts the factory in the place of the module's ``configure_optimizers``."""
         if stage != "fit":
             return
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"FanionOptimizer cannot train {type(pl_module).__name__}, which steps its "
+                "optimizers by hand: call lit_fanions.configure_optimizers in its own method"
+            )
         original = pl_module.configure_optimizers
         attributes = vars(pl_module)  # of the instance: they come before the class's methods
         self._hidden = attributes.get(_METHOD)
@@ -128,9 +135,9 @@ class FollowedSchedule(LRScheduler):
 
     Args:
         optimizer: Whose groups are scheduled.
-        followed: A scheduler of an optimizer that is never stepped. The lr of its first group,
-            over the highest lr that the scheduler knows of (one cycle), or else the initial one,
-            is the multiplier.
+        followed: A scheduler of an optimizer that is never stepped. The lr of its first group that
+            has one, over the highest lr that the scheduler knows of (cycles), or else the initial
+            one, is the multiplier.
     """
 
     def __init__(self, optimizer: Optimizer, followed: Any) -> None:
@@ -138,11 +145,16 @@ class FollowedSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def _multiplier(self) -> float:
-        group = self.followed.optimizer.param_groups[0]
-        reference = group.get("max_lr", group.get("initial_lr"))
-        if reference is None:  # of ReduceLROnPlateau, before its first step
-            reference = group["initial_lr"] = group["lr"]
-        return float(group["lr"]) / float(reference) if reference else 1.0
+        highest = getattr(self.followed, "max_lrs", None)  # of CyclicLR
+        for i, group in enumerate(self.followed.optimizer.param_groups):
+            reference = highest[i] if highest else group.get("max_lr", group.get("initial_lr"))
+            if reference is None:  # of ReduceLROnPlateau, before its first step
+                reference = group["initial_lr"] = group["lr"]
+            if reference:  # a frozen group has no schedule to see
+                return float(group["lr"]) / float(reference)
+        raise MisconfigurationException(
+            "keep_schedule: every lr of the module's own optimizer is 0, which no schedule changes"
+        )
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The lr of each group."""

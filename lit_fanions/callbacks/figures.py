@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 100
+# Rows of a heat map; of more matrices, evenly chosen ones.
+_ROWS = 160
 
 
 class Sample(NamedTuple):
@@ -58,7 +60,7 @@ def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
     Args:
         history: Step -> matrix -> stable rank.
     """
-    rows = max(map(len, history.values()))
+    rows = min(_ROWS, max(map(len, history.values())))
     figure = new_figure(7, max(4.0, 1.5 + 0.16 * rows))
     axes = figure.subplots()
     heat_map(axes, history)
@@ -90,6 +92,7 @@ def heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
     steps = sorted(history)
     # The order of the last step, in which weights that begin as zero have a value too.
     names = list(dict.fromkeys(name for step in reversed(steps) for name in history[step]))
+    names = names[:: -(-len(names) // _ROWS)]
     table = np.array([[history[step].get(name, np.nan) for step in steps] for name in names])
     image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis")
     shown = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(8, len(steps)))})

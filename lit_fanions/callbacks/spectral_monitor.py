@@ -15,9 +15,12 @@ from torch import Tensor
 from lit_fanions import lmo
 from lit_fanions.callbacks import figures, quantities
 from lit_fanions.callbacks.quantities import QUANTILES, Spectrum
-from lit_fanions.callbacks.watching import Seen, Watcher, stepped
+from lit_fanions.callbacks.watching import Seen, Watcher, positive_int, stepped
+from lit_fanions.optim.factory import configured_group
 from lit_fanions.optim.functional import Observation, resolve_rank
 
+# So many looks are remembered for the figures; beyond that every other one is forgotten.
+_REMEMBERED = 512
 # A histogram's buckets, in powers of ten of the largest singular value.
 _LOWEST, _BUCKET = -6.0, 0.1
 
@@ -85,10 +88,8 @@ class SpectralMonitor(Watcher):
         parameters: Sequence[str] | None = None,
     ) -> None:
         super().__init__(every_n_steps, parameters)
-        if rank is not None and rank < 1:
-            raise ValueError(f"rank must be a whole number >= 1 or None, got {rank!r}")
         self.exact = exact
-        self.rank = rank
+        self.rank = None if rank is None else positive_int(rank, "rank")
         self._values: dict[str, dict[str, float]] = {}  # quantity -> matrix -> value
         self._groups: dict[str, str] = {}  # matrix -> group
         self._spectra: dict[str, figures.Sample] = {}
@@ -108,12 +109,16 @@ class SpectralMonitor(Watcher):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the figures show of the run so far."""
-        return {"history": {step: dict(values) for step, values in self._history.items()}}
+        """What the figures show of the run so far, and where in the interval it is."""
+        return {
+            "history": {step: dict(values) for step, values in self._history.items()},
+            "taken": dict(self._taken),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes that back."""
         self._history = {int(step): dict(v) for step, v in state_dict["history"].items()}
+        self._taken = dict(state_dict["taken"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says so if nothing will be logged."""
@@ -123,6 +128,12 @@ class SpectralMonitor(Watcher):
             self._warn(
                 "SpectralMonitor has no logger to log to; its values can only be monitored by "
                 "EarlyStopping and ModelCheckpoint"
+            )
+        monitors = [own for own in trainer.callbacks if isinstance(own, SpectralMonitor)]  # type: ignore[attr-defined]
+        if monitors[0] is not self and monitors[0].parameters == self.parameters:
+            self._warn(
+                "two SpectralMonitors log the same matrices under the same names: leave one out, "
+                "or give them different parameters"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,21 +150,21 @@ class SpectralMonitor(Watcher):
 
     def _look(self, seen: Seen) -> None:
         found, spectrum = measured(seen, exact=self.exact, rank=self.rank)
-        for name in seen.names:
-            self._groups[name] = seen.group
-        for quantity, values in found.items():
+        # One read from the device for all numbers, and one for the spectra.
+        table = torch.stack([values.double() for values in found.values()]).tolist()
+        for quantity, values in zip(found, table, strict=True):
             by_matrix = self._values.setdefault(quantity, {})
-            for name, value in zip(seen.names, values.tolist(), strict=True):
+            for name, value in zip(seen.names, values, strict=True):
+                self._groups[name] = configured_group(seen.group)
                 if math.isfinite(value):
                     by_matrix[name] = value
+        if spectrum is None:
+            return
         of = "gradient" if seen.inside is None else "momentum"
-        if spectrum is not None:
-            for i, name in enumerate(seen.names):
-                sample = figures.Sample(
-                    spectrum.values[i].tolist(), spectrum.weights[i].tolist(), of
-                )
-                if 0 < sample.values[0] < math.inf:
-                    self._spectra[name] = sample
+        samples = torch.stack([spectrum.values, spectrum.weights], 1).tolist()
+        for name, (sigmas, weights) in zip(seen.names, samples, strict=True):
+            if 0 < sigmas[0] < math.inf:
+                self._spectra[name] = figures.Sample(sigmas, weights, of)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values, groups, spectra = self._values, self._groups, self._spectra
@@ -171,7 +182,10 @@ class SpectralMonitor(Watcher):
                 tagged[f"{quantity}/group/{group}"] = sum(members) / len(members)
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
         ranks = values.get("weight_stable_rank", {})
-        self._history[step] = {name: ranks[name] for name in self._in_order(ranks)}
+        if ranks:
+            self._history[step] = {name: ranks[name] for name in self._in_order(ranks)}
+        if len(self._history) > _REMEMBERED:
+            self._history = dict(list(self._history.items())[::2])
         for logger in trainer.loggers:
             logger.log_metrics(tagged, step=step)
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -183,19 +197,29 @@ class SpectralMonitor(Watcher):
         self._laid_out = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the stable ranks so far and the latest spectra."""
-        loggers = [log for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+        """Draws what has been seen since the last figures."""
         last = max(self._history, default=-1)
-        if not loggers or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        if last <= self._drawn:
+        if trainer.sanity_checking or last <= self._drawn:
             return
         self._drawn = last
+        self.draw(trainer)
+
+    def draw(self, trainer: Trainer) -> bool:
+        """Draws the stable ranks so far and the latest spectra for TensorBoard.
+
+        Returns:
+            Whether there was something to draw, and somebody to draw for.
+        """
+        loggers = [log for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+        if not loggers or not trainer.is_global_zero:
+            return False
         if not figures.available():
             self._warn("SpectralMonitor draws no figures: pip install matplotlib")
-            return
+            return False
         samples = {name: self._spectra[name] for name in self._in_order(self._spectra)}
-        drawn = {"stable_rank": figures.stable_ranks(self._history)}
+        drawn = {}
+        if self._history:
+            drawn["stable_rank"] = figures.stable_ranks(self._history)
         if samples:
             drawn["singular_values"] = figures.spectra(samples)
         for name, figure in drawn.items():
@@ -204,6 +228,7 @@ class SpectralMonitor(Watcher):
                 logger.experiment.add_image(
                     f"spectra/{name}", figures.pixels(figure), stepped(trainer), dataformats="HWC"
                 )
+        return bool(drawn)
 
 
 def measured(

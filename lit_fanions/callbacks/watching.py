@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lit_fanions.optim.fanion import Fanion, is_entrywise
 from lit_fanions.optim.functional import Observation
@@ -67,13 +68,13 @@ class Watcher(Callback):
     """
 
     def __init__(self, every_n_steps: int, parameters: Sequence[str] | None) -> None:
-        if not isinstance(every_n_steps, int) or every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be a whole number >= 1, got {every_n_steps!r}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = positive_int(every_n_steps, "every_n_steps")
         self.parameters = None if parameters is None else list(parameters)
         self._names: dict[Tensor, str] = {}
         self._copies: dict[Tensor, _Copied] = {}
         self._forms: dict[Tensor, dict[str, Any]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._taken: dict[int, int] = {}  # optimizer -> its steps so far
         self._looking = False
 
     @abstractmethod
@@ -88,10 +89,12 @@ class Watcher(Callback):
         return step % self.every_n_steps == 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses patterns that no parameter matches."""
-        names = [name for name, _ in pl_module.named_parameters()]
+        """Refuses patterns that no parameter matches; a fresh run's steps are counted anew."""
+        if trainer.ckpt_path is None and stepped(trainer) == 0:
+            self._taken = {}
+        names = _names(pl_module)
         for pattern in self.parameters or ():
-            if not fnmatch.filter(names, pattern):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names.values()):
                 raise ValueError(
                     f"parameters of {type(self).__name__}: no parameter's name matches {pattern!r}"
                 )
@@ -100,12 +103,15 @@ class Watcher(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Sees to it that this step is shown, if it is one to look at."""
-        if getattr(trainer, "barebones", False) or not self._is_due(stepped(trainer)):
+        # Each optimizer's own steps: in manual optimization not every batch is one.
+        index = next(i for i, own in enumerate(trainer.optimizers) if own is optimizer)
+        self._taken[index] = self._taken.get(index, 0) + 1
+        if trainer.barebones or not self._is_due(self._taken[index] - 1):
             return
         self._looking = True
         self._names = {
-            p: name.replace("_orig_mod.", "")
-            for name, p in pl_module.named_parameters()
+            p: name
+            for p, name in _names(pl_module).items()
             if self.parameters is None
             or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.parameters)
         }
@@ -117,6 +123,16 @@ class Watcher(Callback):
             else:
                 others.append(group)
         self._copy(pl_module, others)
+        if self._copies:
+            # Not at the end of the batch, until when gradients and weights may change once more;
+            # and not at all where a scaler skips the step.
+            self._hooks.append(optimizer.register_step_post_hook(self._show_copies))
+
+    def _show_copies(self, *args: Any) -> None:
+        with torch.no_grad():
+            for p in list(self._copies):
+                for seen in _compared(p, self._names[p], self._copies.pop(p), self._forms[p]):
+                    self._look(seen)
 
     def _copy(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
         if not any(p.ndim > 1 and p in self._names for g in groups for p in g["params"]):
@@ -135,13 +151,9 @@ class Watcher(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Shows what was copied, and ends the look."""
+        """Ends the look."""
         if not self._looking:
             return
-        with torch.no_grad():
-            for p in list(self._copies):
-                for seen in _compared(p, self._names[p], self._copies.pop(p), self._forms[p]):
-                    self._look(seen)
         self._release(trainer)
         self._finish(trainer, pl_module)
 
@@ -151,7 +163,14 @@ class Watcher(Callback):
         """Leaves the optimizer alone."""
         self._release(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of the module."""
+        self._names = {}
+
     def _release(self, trainer: Trainer) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         self._looking = False
         self._copies, self._forms = {}, {}
         for optimizer in trainer.optimizers:
@@ -181,6 +200,22 @@ class Watcher(Callback):
                 float(seen.group["lr"]), seen.gradient, seen.before, seen.after, seen,
             )
         )  # fmt: skip
+
+
+def positive_int(value: Any, name: str) -> int:
+    """The value, if it is a whole number of at least 1.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    return value
+
+
+def _names(module: nn.Module) -> dict[Tensor, str]:
+    """Parameters by name, that of the module without its compiled wrappers."""
+    return {p: name.replace("_orig_mod.", "") for name, p in module.named_parameters()}
 
 
 def stepped(trainer: Trainer) -> int:

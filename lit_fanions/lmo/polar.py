@@ -143,6 +143,13 @@ def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:
     return (preset.rows + preset.rows[-1:] * steps)[:steps]
 
 
+def polynomials(method: str, steps: int | None = None) -> tuple[_Row, ...]:
+    """``coefficients`` as they are applied to a matrix of Frobenius norm 1, safe from rounding."""
+    rows = coefficients(method, steps)
+    margin = _PRESETS[AUTO if method == "auto" else method].margin
+    return (*_safe(rows[:1], margin), *rows[1:])
+
+
 def check_polar(method: str, steps: int | None) -> None:
     """Reject a method that does not exist and a number of steps that it cannot take.
 
@@ -230,9 +237,7 @@ def unit_polar(
     if method == "exact":
         d, factor = _exact(x), None
     else:
-        rows = coefficients(method, steps)
-        margin = _PRESETS[AUTO if method == "auto" else method].margin
-        rows = (*_safe(rows[:1], margin), *rows[1:])
+        rows = polynomials(method, steps)
         if x.dtype == torch.bfloat16:
             rows = _representable(rows)
         short, long = sorted(shape[-2:])

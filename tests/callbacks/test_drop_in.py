@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import lr_scheduler
 
 from lit_fanions import Fanion
@@ -48,7 +49,14 @@ class Theirs(Net):
         if self.schedule == "plateau":
             scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
             return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "constant"}
+        if self.schedule == "frozen first":
+            groups = [{"params": [self.conv.weight], "lr": 0.0}, {"params": [self.down.weight]}]
+            optimizer = torch.optim.AdamW(groups, lr=0.004)
         made = {
+            "cyclic": lambda: lr_scheduler.CyclicLR(
+                optimizer, 0.001, 0.004, step_size_up=3, cycle_momentum=False
+            ),
+            "frozen first": lambda: lr_scheduler.ExponentialLR(optimizer, 0.5),
             "one cycle": lambda: lr_scheduler.OneCycleLR(optimizer, 0.004, total_steps=STEPS),
             "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
             "warmup": lambda: lr_scheduler.SequentialLR(
@@ -124,7 +132,7 @@ def alone(schedule: str) -> list[float]:
     scheduler = optimizers["lr_scheduler"]["scheduler"]
     optimizer, found = optimizers["optimizer"], []
     for _ in range(STEPS):
-        found.append(optimizer.param_groups[0]["lr"] / 0.004)
+        found.append(optimizer.param_groups[-1]["lr"] / 0.004)
         optimizer.step()
         if len(found) < STEPS:
             scheduler.step()
@@ -138,7 +146,7 @@ def watched(path: Path, net: Net, *callbacks: Any, **options: Any) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["one cycle", "cosine", "warmup"])
+@pytest.mark.parametrize("schedule", ["one cycle", "cosine", "warmup", "cyclic", "frozen first"])
 def test_the_modules_own_schedule_is_kept_if_asked(tmp_path, schedule, recwarn):
     callback = FanionOptimizer(CONFIG, keep_schedule=True)
     run = watched(tmp_path, Theirs(schedule), callback)
@@ -180,6 +188,13 @@ def test_a_kept_schedule_goes_on_after_a_resume(tmp_path, schedule):
     assert_bit_equal(everything(run(ckpt_path=saved)), everything(straight))
 
 
+def test_a_module_that_steps_by_hand_is_refused(tmp_path):
+    net = Net()
+    net.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="steps its optimizers by hand"):
+        fit(tmp_path, net, FanionOptimizer(CONFIG))
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match=r"leave out optimizer\.schedule"):
         FanionOptimizer({"schedule": {"shape": "linear"}}, keep_schedule=True)
@@ -218,4 +233,7 @@ def test_one_entry_in_a_recipe(project, capfd, caplog):
         status = main(["fit", "--config", "recipe.yaml"])
     assert status == 0, capfd.readouterr().err
     assert "f_muon" in caplog.text
+    capfd.readouterr()
+    assert main(["params", "--config", "recipe.yaml"]) == 0
+    assert "f_muon" in capfd.readouterr().out
     assert list(project.glob("lightning_logs/version_0/events*"))

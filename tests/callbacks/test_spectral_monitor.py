@@ -1,5 +1,6 @@
 """SpectralMonitor: right values, the same weights, every kind of run."""
 
+import math
 import multiprocessing
 import os
 import socket
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from lit_fanions import Fanion, norms
-from lit_fanions.callbacks import NormAdvisor, SpectralMonitor, figures
+from lit_fanions.callbacks import NormAdvisor, SpectralMonitor, figures, spectral_monitor
 from lit_fanions.callbacks.quantities import QUANTILES, QUANTITIES
 from lit_fanions.optim.matrices import to_matrices
 from tests.callbacks.nets import (
@@ -247,9 +248,10 @@ def test_the_residual_of_error_feedback(tmp_path):
 
 def test_group_values_are_means(tmp_path):
     run = fit(tmp_path, Net(config()), SpectralMonitor(1))
-    members = [run.callback_metrics[f"momentum_nuclear/{name}"] for name in MATRICES[:3]]
-    mean = run.callback_metrics["momentum_nuclear/group/matrix.splits3"]
-    assert mean == pytest.approx(float(sum(members)) / 3, rel=1e-5)
+    # Groups of the configuration: the optimizer has three of this one, of different matrix forms.
+    members = [run.callback_metrics[f"momentum_nuclear/{name}"] for name in MATRICES]
+    mean = run.callback_metrics["momentum_nuclear/group/matrix"]
+    assert mean == pytest.approx(float(sum(members)) / len(MATRICES), rel=1e-5)
 
 
 @pytest.mark.parametrize("net", [Net(torch_optimizer=True), Net(config("adamw"))],
@@ -314,7 +316,79 @@ def test_manual_optimization_of_several_optimizers(tmp_path):
     assert len(set(counters)) == BATCHES // 2
 
 
-@pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"rank": 0}])
+class ByTurns(Manual):
+    """Two optimizers that take turns, and change what their steps have used."""
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        optimizer = self.optimizers()[index % 2]
+        self.manual_backward(Net.training_step(self, batch, index))
+        if index % 2:
+            self.used = self.conv.weight.grad.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        if index % 2:
+            self.conv.weight.grad = torch.full_like(self.conv.weight, 100.0)
+            with torch.no_grad():
+                self.conv.weight.mul_(2)
+            self.conv.weight.grad = None
+
+
+def test_each_optimizers_own_steps_as_they_were(tmp_path):
+    values, net = Values(), ByTurns()
+    fit(tmp_path, net, SpectralMonitor(2), values, max_epochs=2)
+    steps = [step for step in values.steps if step]
+    assert len({step["weight_spectral/down.weight"] for step in steps}) == 3
+    seen = [step.get("gradient_frobenius/conv.weight") for step in values.steps]
+    assert seen[0] is None and len(set(seen[1:])) == 3  # batches 1, 5 and 9 of 12
+    assert seen[-1] < 50  # that of the step, not what came after it
+    lr = values.steps[-1]["update_lr/conv.weight"]
+    rms = values.steps[-1]["update_rms/conv.weight"] * net.conv.weight.numel() ** 0.5
+    assert rms == pytest.approx(lr * seen[-1], rel=1e-4)
+
+
+def test_a_scaler_skips_the_steps_of_other_optimizers_too(tmp_path):
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0))
+    values = Values()
+    fit(tmp_path, Net(torch_optimizer=True), BreakOneGradient(), SpectralMonitor(1), values,
+        plugins=[plugin])  # fmt: skip
+    assert values.steps[2] == values.steps[1]
+    assert values.steps[3]["update_rms/down.weight"] > 0
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_weights_without_a_rank_break_no_figure(tmp_path, value):
+    net = Net(config(weight_decay=0.0))
+    torch.nn.init.constant_(net.down.weight, value)
+    board = TensorBoardLogger(tmp_path, name="", version="")
+    monitor = SpectralMonitor(50, parameters=["down.weight"])
+    fit(tmp_path, net, monitor, logger=board, validate=True)
+
+
+def test_long_runs_forget_every_other_look(tmp_path, monkeypatch):
+    monkeypatch.setattr(spectral_monitor, "_REMEMBERED", 4)
+    monitor = SpectralMonitor(1)
+    fit(tmp_path, Net(config()), monitor, max_epochs=2)
+    steps = sorted(monitor._history)
+    assert len(steps) <= 4 and steps[0] == 0 and steps[-1] >= 2 * BATCHES - 4
+
+
+def test_two_monitors_of_the_same_matrices_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="two SpectralMonitors log the same matrices"):
+        fit(tmp_path, Net(config()), SpectralMonitor(2), SpectralMonitor(3))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="two SpectralMonitors")
+        fit(tmp_path, Net(config()), SpectralMonitor(2), SpectralMonitor(3, parameters=["down.*"]))
+
+
+def test_names_are_those_without_compiled_wrappers(tmp_path):
+    net = Net(config())
+    net.down = torch.compile(net.down, backend="eager")
+    run = fit(tmp_path, net, SpectralMonitor(1, parameters=["down.weight"]))
+    assert "weight_spectral/down.weight" in run.callback_metrics
+
+
+@pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"every_n_steps": True}, {"rank": 0},
+                                   {"rank": 2.5}])  # fmt: skip
 def test_options_are_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SpectralMonitor(**wrong)
@@ -411,14 +485,23 @@ def test_another_run_starts_anew(tmp_path):
 
 
 def test_early_stopping_and_checkpoints_follow_its_values(tmp_path):
-    tag = "weight_stable_rank/group/matrix"
-    stop = EarlyStopping(tag, patience=1, mode="min", min_delta=1e9)
-    keep = ModelCheckpoint(tmp_path, "{epoch}", monitor=tag, mode="max")
+    tag = "weight_spectral/down.weight"
+    values = Values()
+    fit(tmp_path, Net(config()), SpectralMonitor(1), values, max_epochs=6, validate=True)
+    ends = [step[tag] for step in values.steps][BATCHES - 1 :: BATCHES]
+    threshold = (ends[2] + ends[3]) / 2
+    grows = ends[3] > ends[2]
+    assert all((end > threshold) == grows for end in ends[3:])
+    assert not any((end > threshold) == grows for end in ends[:3])
+    stop = EarlyStopping(
+        tag, patience=99, **{"stopping_threshold": threshold, "mode": "max" if grows else "min"}
+    )
+    keep = ModelCheckpoint(tmp_path, "{epoch}", monitor=tag, mode="max", save_top_k=1)
     run = fit(
-        tmp_path, Net(config()), SpectralMonitor(2), stop, keep, max_epochs=10, validate=True
+        tmp_path, Net(config()), SpectralMonitor(1), stop, keep, max_epochs=6, validate=True
     )  # fmt: skip
-    assert run.current_epoch < 9
-    assert float(keep.best_model_score) > 0
+    assert run.current_epoch == 4
+    assert float(keep.best_model_score) == pytest.approx(max(ends[:4]), rel=1e-6)
 
 
 def test_accumulation_counts_optimizer_steps(tmp_path):
