@@ -57,6 +57,7 @@ class Outcome:
         size: Of the picture, inches.
         claims: What it says about the paper's claims; none with --quick, which proves nothing.
         notes: Lines below the tables.
+        program: The module that was run.
     """
 
     tables: Sequence[Table]
@@ -67,6 +68,7 @@ class Outcome:
     size: tuple[float, float] = (13, 5)
     claims: Sequence[Claim] = ()
     notes: Sequence[str] = ()
+    program: str = "lit_fanions.paper"
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.tables), *self.notes])
@@ -82,7 +84,7 @@ class Outcome:
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
         contents = {
-            "command": shlex.join(["python", "-m", "lit_fanions.paper", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
             "machine": machine(),
             "settings": _plain(self.settings),
