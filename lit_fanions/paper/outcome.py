@@ -33,6 +33,7 @@ class Claim:
         data: What it was tried on.
         n: Independent repetitions: problems, seeds, turns; 0 for a proof or a count.
         why: Why it cannot be tested, or under which reading it holds; may be empty.
+        id: Which of ``claims.STATEMENTS`` it is about; without one the same text is.
     """
 
     statement: str
@@ -42,6 +43,7 @@ class Claim:
     data: str
     n: int
     why: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Sweep:
         self.plan = plan
         self.study = _study(plan)
         self._names = {short(name): name for name in plan.space}
+        self._recipes = runs.digests(plan.recipe)
         self._keys: set[str] = set()
         self._refusal: Refused | None = None
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -216,6 +217,8 @@ class Sweep:
         slot = self._slots.get()
         training = self._start(trial, slot)
         try:
+            if runs.digests(self.plan.recipe) != self._recipes:
+                raise Refused("the recipe was changed during the sweep: choose another --out")
             self._watch(training, trial, received)
             return self._value(training, trial, received)
         except Refused as error:
