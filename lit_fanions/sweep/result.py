@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 10  # settings of a search in the table
+LINEAR = 30  # a grid whose largest value is more times its smallest is drawn logarithmically
 PROGRAM = "lit_fanions.sweep"
 Point = tuple[float | str, ...]  # values of the swept options, in their order
 
@@ -187,10 +188,10 @@ def _draw_grid(axes: Axes, labels: Sequence[str], values: Mapping[Point, Sequenc
         lines.setdefault(rest, {})["" if along is None else point[along]] = found
     for label, line in lines.items():
         numeric = all(isinstance(value, float) for value in line)
-        places = sorted(line) if numeric else list(line)
-        spreads = [spread(line[place]) for place in places]
+        order = sorted(line) if numeric else list(line)
+        spreads = [spread(line[place]) for place in order]
         axes.errorbar(
-            places if numeric else list(map(_cell, places)),
+            order if numeric else list(map(_cell, order)),
             drawable([mean for mean, _ in spreads]),
             yerr=[deviation for _, deviation in spreads],
             marker="o",
@@ -198,8 +199,13 @@ def _draw_grid(axes: Axes, labels: Sequence[str], values: Mapping[Point, Sequenc
             capsize=3,
             label=label,
         )
+    axes.margins(x=0.1)
     if along is not None:
         axes.set_xlabel(labels[along])
+        places = [point[along] for point in values]
+        numbers = [place for place in places if isinstance(place, float) and place > 0]
+        if len(numbers) == len(places) and max(numbers) > LINEAR * min(numbers):
+            _logarithmic(axes)
     seeds = max(map(len, values.values()))
     axes.set_title(f"mean ± standard deviation, {seeds} seeds", fontsize="medium")
     if len(lines) > 1:

@@ -7,6 +7,7 @@ workers would train the same point, and a grid that grows would be trained all o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -117,7 +118,8 @@ class Sweep:
         self._names = {short(name): name for name in plan.space}
         self._recipes = runs.digests(plan.recipe)
         self._keys: set[str] = set()
-        self._refusal: Refused | None = None
+        self._error: Exception | None = None  # that ends all
+        self._seen: dict[int, float] = {}
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(plan.jobs):
             self._slots.put(slot)
@@ -140,6 +142,7 @@ class Sweep:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 optuna.storages.fail_stale_trials(self.study)
+            self._give_up()
             self._enqueue(wanted, resume)
             resume = False
             states = [trial.state for trial in self._latest().values()]
@@ -153,8 +156,8 @@ class Sweep:
                 )
             if received:
                 raise Stopped(received[0])
-            if self._refusal is not None:
-                raise self._refusal
+            if self._error is not None:
+                raise self._error
             if not (waiting or running):
                 return
             if not (waiting or patient):
@@ -189,7 +192,7 @@ class Sweep:
         latest = self._latest()
         for request in wanted:
             trial = latest.get(request.key)
-            if trial is not None and not (resume and self._tries_again(trial)):
+            if trial is not None and not self._tries_again(trial, resume):
                 continue
             attributes = {
                 "key": request.key,
@@ -199,15 +202,28 @@ class Sweep:
             }
             self.study.enqueue_trial(trial.params if trial else {}, user_attrs=attributes)
 
-    def _tries_again(self, trial: FrozenTrial) -> bool:
-        asked = self.plan.retry_failed or "stopped" in trial.user_attrs
-        return trial.state == TrialState.FAIL and asked
+    def _tries_again(self, trial: FrozenTrial, resume: bool) -> bool:
+        """Whether a failure is tried again: what was stopped in an earlier call always is."""
+        known = trial.user_attrs
+        stopped = "stopped" in known or "reason" not in known
+        began = "folder" in known
+        again = not began or (resume and (stopped or self.plan.retry_failed))
+        return trial.state == TrialState.FAIL and again
+
+    def _give_up(self) -> None:
+        """Fail what a worker took and never began: it was killed before the first heartbeat."""
+        for trial in self._latest().values():
+            if trial.state == TrialState.RUNNING and "folder" not in trial.user_attrs:
+                first = self._seen.setdefault(trial.number, time.monotonic())
+                if time.monotonic() > first + PATIENCE:
+                    with contextlib.suppress(ValueError):  # it ended meanwhile
+                        self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _objective(self, trial: Trial, received: Sequence[int]) -> float:
         """Train, and return the last value of the metric."""
         attributes = trial.user_attrs
         key = attributes.get("key")  # None: another process took the last of the queue
-        stopped = received or self._refusal is not None
+        stopped = received or self._error is not None
         if stopped or key not in self._keys or self._has_older(trial.number, key):
             trial.set_user_attr("skipped", True)
             raise _Failed
@@ -221,13 +237,15 @@ class Sweep:
                 raise Refused("the recipe was changed during the sweep: choose another --out")
             self._watch(training, trial, received)
             return self._value(training, trial, received)
-        except Refused as error:
-            self._refusal = error
+        except (_Failed, optuna.TrialPruned):
+            raise
+        except Exception as error:
+            self._error = error
             raise _Failed from None
         finally:
             runs.end([training.process], received)
             self._slots.put(slot)
-            if received or self._refusal is not None:
+            if received or self._error is not None:
                 self.study.stop()
 
     def _has_older(self, trial: int, key: str) -> bool:
@@ -258,7 +276,7 @@ class Sweep:
         prunes = self.plan.prune and trial.user_attrs["searched"]
         events = runs.events(training.logs)
         look = time.monotonic() + LOOK
-        while training.process.poll() is None and not received and self._refusal is None:
+        while training.process.poll() is None and not received and self._error is None:
             time.sleep(runs.POLL)
             if prunes and time.monotonic() > look:
                 self._report(runs.curve(events, self.plan.metric), trial)
@@ -270,8 +288,7 @@ class Sweep:
     def _value(self, training: Training, trial: Trial, received: Sequence[int]) -> float:
         status = training.process.poll()
         if status is None or (status and received):
-            trial.set_user_attr("stopped", True)
-            raise _Failed
+            raise _Failed  # without a reason: it was stopped
         if (reason := runs.failure(training)) is not None:
             trial.set_user_attr("reason", reason)
             if status in runs.KILLED:

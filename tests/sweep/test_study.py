@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -286,6 +287,31 @@ def test_killed_sweep_is_resumed(fake, monkeypatch):
     fake()
     assert go() == {(1, 0): 1.0, (2, 0): 2.0}
     assert points() == [(1, 0), (2, 0), (2, 0)]
+
+
+def test_sweep_that_was_killed_before_a_training_began_is_resumed(fake, monkeypatch):
+    monkeypatch.setattr(study, "PATIENCE", 1)
+    sweep = Sweep(PLAN)
+    wanted = grid(PLAN.space, 1)
+    sweep._keys = {request.key for request in wanted}
+    sweep._enqueue(wanted, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has no heartbeat
+        sweep.study.ask()
+    assert go() == {(1, 0): 1.0, (2, 0): 2.0}
+    assert points() == [(1, 0), (2, 0)]
+
+
+def test_storage_that_fails_ends_the_sweep(fake, monkeypatch):
+    fake("time.sleep(0 if x == 1 else 60); log(x)")
+
+    def report(*args):
+        raise optuna.exceptions.StorageInternalError("gone")
+
+    monkeypatch.setattr(Sweep, "_report", report)
+    with pytest.raises(optuna.exceptions.StorageInternalError, match="gone"):
+        go()
+    assert_gone(pid for _, _, pid, *_ in trained())
 
 
 def test_two_commands_share_the_work(fake):
