@@ -16,6 +16,7 @@ from lit_fanions.bench.report import Table, machine
 from lit_fanions.paper.runs import commit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Verdict = Literal["confirmed", "refuted", "not testable here"]
@@ -114,6 +115,16 @@ class Outcome:
 def drawable(values: Sequence[float]) -> list[float]:
     """Values for a plot, in which what is not finite leaves a gap."""
     return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def logarithmic(axes: Axes) -> None:
+    """Let the horizontal axis be logarithmic, with plain numbers within decades too."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
 
 
 def _plain(cell: Any) -> Any:

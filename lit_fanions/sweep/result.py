@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_fanions.bench.report import Refused, Table
-from lit_fanions.paper.outcome import Outcome, drawable
+from lit_fanions.paper.outcome import Outcome, drawable, logarithmic
 from lit_fanions.paper.runs import spread
 from lit_fanions.sweep.space import number, short
 from lit_fanions.sweep.study import Settings, Sweep, Wanted, hidden
@@ -167,7 +167,7 @@ def _draw(
         for index, (panel, label) in enumerate(zip(panels, labels, strict=True)):
             _draw_search(panel, index, label, values)
             if getattr(list(sweep.plan.space.values())[index], "log", False):
-                _logarithmic(panel)
+                logarithmic(panel)
     figure.axes[0].set_ylabel(sweep.plan.metric)
     most = max(map(len, values.values()))
     star = f", star: of {most} seeds ± standard deviation" if searches and most > 1 else ""
@@ -205,7 +205,7 @@ def _draw_grid(axes: Axes, labels: Sequence[str], values: Mapping[Point, Sequenc
         places = [point[along] for point in values]
         numbers = [place for place in places if isinstance(place, float) and place > 0]
         if len(numbers) == len(places) and max(numbers) > LINEAR * min(numbers):
-            _logarithmic(axes)
+            logarithmic(axes)
     seeds = max(map(len, values.values()))
     axes.set_title(f"mean ± standard deviation, {seeds} seeds", fontsize="medium")
     if len(lines) > 1:
@@ -223,13 +223,3 @@ def _draw_search(
         mean, deviation = spread(values[most])
         axes.errorbar([most[index]], [mean], [deviation], marker="*", markersize=12, capsize=3)
     axes.set_xlabel(label)
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers, also within a decade."""
-    from matplotlib.ticker import LogLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
