@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import re
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,9 @@ class Sweep:
         self._recipes = runs.digests(plan.recipe)
         self._keys: set[str] = set()
         self._error: Exception | None = None  # that ends all
-        self._seen: dict[int, float] = {}
+        self._seen: dict[int, float] = {}  # when a trial that has not begun was first seen
+        self._told: set[str] = set()  # whose end was told, which the study may not know yet
+        self._telling = threading.Lock()
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(plan.jobs):
             self._slots.put(slot)
@@ -281,7 +284,7 @@ class Sweep:
             if prunes and time.monotonic() > look:
                 self._report(runs.curve(events, self.plan.metric), trial)
                 if trial.should_prune():
-                    self._tell(training, "pruned")
+                    self._tell(training, trial, "pruned")
                     raise optuna.TrialPruned
                 look = time.monotonic() + LOOK
 
@@ -293,11 +296,11 @@ class Sweep:
             trial.set_user_attr("reason", reason)
             if status in runs.KILLED:
                 trial.set_user_attr("stopped", True)
-            self._tell(training, f"failed: {reason}")
+            self._tell(training, trial, f"failed: {reason}")
             raise _Failed
         curve = runs.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
         self._report(curve, trial)
-        self._tell(training, f"{self.plan.metric} {curve[-1][1]:.4g}")
+        self._tell(training, trial, f"{self.plan.metric} {curve[-1][1]:.4g}")
         return self._comparable(curve[-1][1])
 
     def _report(self, curve: runs.Curve, trial: Trial) -> None:
@@ -312,9 +315,12 @@ class Sweep:
         worst = math.inf if self.plan.direction == "minimize" else -math.inf
         return value if math.isfinite(value) else worst
 
-    def _tell(self, training: Training, what: str) -> None:
-        done = sum(trial.state.is_finished() for trial in self._latest().values())
-        print(f"[{done + 1}/{len(self._keys)}] {training.run.name}: {what}", flush=True)
+    def _tell(self, training: Training, trial: Trial, what: str) -> None:
+        with self._telling:
+            self._told.add(trial.user_attrs["key"])
+            ended = {key for key, known in self._latest().items() if known.state.is_finished()}
+            done = len(ended | self._told & self._keys)
+            print(f"[{done}/{len(self._keys)}] {training.run.name}: {what}", flush=True)
 
 
 def _study(plan: Plan) -> optuna.Study:
