@@ -89,7 +89,7 @@ class _TopSum(_VectorNorm):
         # Moreau's decomposition: s minus its projection onto the dual ball, whose size is such
         # that the rest has norm `radius`.
         dual = _TopSumDual(self.k)
-        size = _bisect(
+        size = bisect(
             lambda size: self.value(s - dual.project(s, size)) > radius,
             torch.zeros_like(radius),
             self.dual(s),
@@ -344,7 +344,7 @@ class Blend(Norm):
             return other.value(rest) > self._weight * t
 
         upper = torch.minimum(ball.value(fixed) / self.alpha, other.value(fixed) / self._weight)
-        t = _bisect(too_small, torch.zeros_like(upper), upper)
+        t = bisect(too_small, torch.zeros_like(upper), upper)
         # At the answer the rest is normal to both balls, so the norm is linear along it: one
         # product makes the value accurate to second order, and differentiable.
         rest = fixed - ball.project(fixed, self.alpha * t)
@@ -378,7 +378,7 @@ def _largest(s: Tensor, k: int) -> Tensor:
     return torch.zeros_like(s).scatter(-1, top.indices, (top.values > 0).to(s))
 
 
-def _bisect(too_small: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+def bisect(too_small: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """The point where `too_small` turns from true to false, to float64 accuracy."""
     for _ in range(60):
         middle = (low + high) / 2
