@@ -3,6 +3,13 @@
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fineweb import FineWebDataModule
+from datamodules.least_squares import LeastSquaresDataModule
 from datamodules.pydoc_text import PydocDataModule
 
-__all__ = ["CIFAR10DataModule", "DigitsDataModule", "FineWebDataModule", "PydocDataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "FineWebDataModule",
+    "LeastSquaresDataModule",
+    "PydocDataModule",
+]
