@@ -2,6 +2,7 @@
 
 from models.airbench import Airbench
 from models.gpt import GPTConfig
+from models.least_squares import LeastSquares
 from models.nanogpt import NanoGPT
 
-__all__ = ["Airbench", "GPTConfig", "NanoGPT"]
+__all__ = ["Airbench", "GPTConfig", "LeastSquares", "NanoGPT"]

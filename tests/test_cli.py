@@ -22,7 +22,7 @@ ROOT = TESTS.parent
 RECIPES = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / "configs").rglob("*.yaml")
-    if "model" in (yaml.safe_load(path.read_text()) or {})
+    if "class_path" in (yaml.safe_load(path.read_text()) or {}).get("model", {})
 )
 
 
