@@ -1,6 +1,7 @@
 """Data for the zoo's models, as LightningDataModules."""
 
 from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.digit_features import DigitFeaturesDataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fineweb import FineWebDataModule
 from datamodules.least_squares import LeastSquaresDataModule
@@ -8,6 +9,7 @@ from datamodules.pydoc_text import PydocDataModule
 
 __all__ = [
     "CIFAR10DataModule",
+    "DigitFeaturesDataModule",
     "DigitsDataModule",
     "FineWebDataModule",
     "LeastSquaresDataModule",

@@ -1,8 +1,6 @@
 """Random least-squares problems with known smoothness: section 5.1 of the paper on the Fanions."""
 
 import math
-from collections.abc import Iterator
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.loader import EpochLoader, fit_progress, resolve_seed
+from datamodules.loader import EpochLoader, repeated, resolve_seed
 
 
 class Problems(NamedTuple):
@@ -112,8 +110,4 @@ class LeastSquaresDataModule(LightningDataModule):
         if self.trainer is not None:  # now, not at every step
             device = self.trainer.strategy.root_device
             problems = Problems(*(tensor.to(device) for tensor in problems))
-
-        def batches(epoch: int, first: int) -> Iterator[Problems]:
-            return repeat(problems, self.steps_per_epoch - first)
-
-        return EpochLoader(batches, self.steps_per_epoch, lambda: fit_progress(self.trainer))
+        return repeated(problems, self.steps_per_epoch, self.trainer)

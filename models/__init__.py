@@ -3,6 +3,7 @@
 from models.airbench import Airbench
 from models.gpt import GPTConfig
 from models.least_squares import LeastSquares
+from models.logistic_regression import LogisticRegression
 from models.nanogpt import NanoGPT
 
-__all__ = ["Airbench", "GPTConfig", "LeastSquares", "NanoGPT"]
+__all__ = ["Airbench", "GPTConfig", "LeastSquares", "LogisticRegression", "NanoGPT"]

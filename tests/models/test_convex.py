@@ -1,4 +1,4 @@
-"""Norms of gradients, and when they are logged."""
+"""Convex problems: norms of gradients, and when they are logged."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_fanions import Fanion, norms
-from models.gradients import NORMS, gradient_norms, is_logged, own_norm
+from models.convex import NORMS, gradient_norms, is_logged, own_norm
 
 OWN = {
     ("nsgd", ()): norms.Frobenius(),
