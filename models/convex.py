@@ -86,10 +86,10 @@ class ConvexProblem(LightningModule):
     is compared is algorithms, not rounding; let the trainer have precision 64-true.
 
     Logged are train/loss, gradient/{spectral,frobenius,nuclear,dual} (``NORMS``) and best/..., the
-    smallest of these norms so far, looked at in every step: means over the problems, and of each
-    of several problemI/{loss,spectral,best_spectral,...}. A value logged at step k is that of the
-    matrices after k steps. Logged are the multiples of the trainer's log_every_n_steps, steps
-    evenly spread over a logarithmic axis, and the last.
+    smallest of these norms so far, looked at in every step: means over the problems, and where
+    ``apart`` says so of each problem as problemI/{loss,spectral,best_spectral,...}. A value logged
+    at step k is that of the matrices after k steps. Logged are the multiples of the trainer's
+    log_every_n_steps, steps evenly spread over a logarithmic axis, and the last.
 
     Args:
         optimizer: Algorithm and step size, in the group ``matrix``.
@@ -99,6 +99,7 @@ class ConvexProblem(LightningModule):
         points_per_decade: Steps that are logged from each power of ten to the next.
     """
 
+    apart = False
     best: Tensor
 
     def __init__(
@@ -190,7 +191,7 @@ class ConvexProblem(LightningModule):
         for kind, found in (("gradient", self._look()), ("best", self.best)):
             values |= {f"{kind}/{name}": found[i].tolist() for i, name in enumerate(NORMS)}
         metrics = {name: sum(each) / len(each) for name, each in values.items()}
-        for name, each in values.items() if self.shape[0] > 1 else ():
+        for name, each in values.items() if self.apart else ():
             short = name.removeprefix("train/").removeprefix("gradient/").replace("/", "_")
             metrics |= {f"problem{i}/{short}": value for i, value in enumerate(each)}
         self.write(metrics)

@@ -21,6 +21,8 @@ class LeastSquares(ConvexProblem):
         points_per_decade: Steps that are logged from each power of ten to the next.
     """
 
+    apart = True
+
     def __init__(
         self,
         optimizer: FanionConfig = FanionConfig(),

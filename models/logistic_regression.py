@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from datamodules.digit_features import Examples
 from lit_fanions import FanionConfig
-from models.convex import ConvexProblem
+from models.convex import ConvexProblem, check_positive
 
 
 class LogisticRegression(ConvexProblem):
@@ -34,6 +34,7 @@ class LogisticRegression(ConvexProblem):
         l2: float = 1e-3,
         points_per_decade: int = 20,
     ) -> None:
+        check_positive(classes=classes, features=features)
         super().__init__(optimizer, 1, classes, features, points_per_decade)
         if not 0 <= l2 < math.inf:
             raise ValueError(f"l2={l2}: it must be a number of at least 0")

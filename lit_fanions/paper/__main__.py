@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fanions.bench import report
-from lit_fanions.paper import nanogpt
+from lit_fanions.paper import least_squares, logistic_regression, nanogpt
 from lit_fanions.paper.runs import Stopped
 
-COMMANDS = {"nanogpt": nanogpt}
+COMMANDS = {
+    "least_squares": least_squares,
+    "logistic_regression": logistic_regression,
+    "nanogpt": nanogpt,
+}
 # These are also given the arguments that they do not know, which are those of fit.
-WITH_RECIPE = ("nanogpt",)
+WITH_RECIPE = ("least_squares", "logistic_regression", "nanogpt")
 RESULTS = Path("results")
 
 
@@ -38,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.list:
         for name, module in COMMANDS.items():
             summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
-            print(f"{name:10} {summary} ({module.TIME})")
+            print(f"{name:20} {summary} ({module.TIME})")
         return 0
     if options.command is None:
         parser.error(f"name a command: {', '.join([*COMMANDS, 'all'])}")
