@@ -68,7 +68,7 @@ class LeastSquaresDataModule(LightningDataModule):
     """Random problems, all of them in every batch: steps are those of gradient descent.
 
     The paper does not say how S and the first X are drawn. Here the entries of S are independent
-    and Gaussian, and ``models.LeastSquares`` starts at 0.
+    and Gaussian, and ``models.LeastSquares`` starts at 0: only their difference matters.
 
     Args:
         problems: How many.

@@ -104,8 +104,8 @@ class Trace:
         """Of each problem, after the last step."""
         return np.asarray(self.values[quantity][-1])
 
-    def reached(self, quantity: str, target: float) -> np.ndarray:
-        """The first logged step at which each problem is down to a value, infinity if none."""
+    def reached(self, quantity: str, target: float | np.ndarray) -> np.ndarray:
+        """The first logged step at which each problem is down to its target, infinity if none."""
         below = self.values[quantity] <= target
         first = np.asarray(self.steps, float)[below.argmax(0)]
         return np.where(below.any(0), first, np.inf)
@@ -521,8 +521,9 @@ def _robust(setting: Setting, f_muon: Trace, muon: Trace) -> Claim:
     counts = {q: int((f_muon.last(q) < muon.last(q)).sum()) for q in QUANTITIES[:4]}
     verdict, why = _verdict(all(_majority(count, n) for count in counts.values()), n)
     ratio = f_muon.last("loss") / muon.last("loss")
-    target = 0.01 * muon.values["loss"][0].max()
-    slower = _range(f_muon.reached("loss", target) / muon.reached("loss", target))
+    ours, theirs = (t.reached("loss", 0.01 * t.values["loss"][0]) for t in (f_muon, muon))
+    both = bool(np.isfinite([ours, theirs]).all())
+    slower = _range(ours / theirs) if both else "not reached"
     return Claim(
         "F-Muon may be more robust under general conditions than Muon",
         _place(setting),
