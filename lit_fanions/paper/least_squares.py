@@ -8,8 +8,9 @@ settings: the article's (50 x 50, lr 1e-2, 5,000 steps), its earlier draft's (10
 
   python -m lit_fanions.paper least_squares --jobs 2
 
-Other arguments are those of fit and hold for every run, except those that tell the runs apart:
---data.target_scale 0.1 brings the solution ten times nearer to the start.
+Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+The article does not say how S is drawn: --data.target uniform draws it in another way, and
+--data.target_scale 0.1 brings it ten times nearer to the start.
 """
 
 from __future__ import annotations

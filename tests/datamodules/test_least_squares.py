@@ -24,16 +24,21 @@ def test_spectra_are_uniform_and_eigenvectors_are_haar():
 
 
 def test_problems_have_seeds_of_their_own():
-    few, many = random_problems(2, 4, 3, 0.5, 7), random_problems(5, 4, 3, 0.5, 7)
+    few, many = (random_problems(count, 4, 3, target_scale=0.5, seed=7) for count in (2, 5))
     for a, b in zip(few, many, strict=True):
         assert a.dtype == torch.float64
         assert torch.equal(a, b[:2])
     assert [t.shape for t in many] == [(5, 4, 4), (5, 3, 3), (5, 4, 3)]
-    other = random_problems(2, 4, 3, 0.5, 8)
+    other = random_problems(2, 4, 3, target_scale=0.5, seed=8)
     assert not torch.equal(few.target, other.target)
-    assert torch.equal(random_problems(2, 4, 3, 1.0, 7).target, 2 * few.target)
-    target = random_problems(50, 10, 10, 3.0).target
-    assert stats.kstest(target.flatten() / 3, "norm").pvalue > 0.01
+    assert torch.equal(random_problems(2, 4, 3, seed=7).target, 2 * few.target)
+
+
+@pytest.mark.parametrize(("target", "law"), [("gaussian", "norm"), ("uniform", "uniform")])
+def test_targets(target, law):
+    data = LeastSquaresDataModule(50, 10, 10, target, 3.0, seed=0)
+    entries = next(iter(data.train_dataloader())).target.flatten()
+    assert stats.kstest(entries / 3, law).pvalue > 0.01
 
 
 def test_every_batch_is_all_problems():
@@ -60,6 +65,7 @@ def test_seed_of_the_run():
         ({"steps_per_epoch": 0}, "steps_per_epoch=0: it must be at least 1"),
         ({"target_scale": 0.0}, "target_scale=0.0: it must be a positive number"),
         ({"target_scale": float("nan")}, "target_scale=nan: it must be a positive number"),
+        ({"target": "cauchy"}, "target='cauchy': choose one of gaussian, uniform"),
         ({"seed": -1}, "seed=-1: it must not be negative"),
     ],
 )
