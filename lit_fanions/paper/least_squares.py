@@ -600,10 +600,12 @@ def _draw(figure: Figure, traces: Traces, problems: int) -> None:
     styles |= {name: {**styles[name], "linestyle": "--"} for name in others}
     for row, setting in zip(axes, settings, strict=True):
         found = _of(traces, setting)
+        last = max(trace.steps[-1] for trace in found.values())
         for axis, (quantity, label) in zip(row, LABELS.items(), strict=True):
             for name in sorted(found, key=list(styles).index):
                 _curve(axis, found[name], quantity, {**styles[name], "label": name})
             axis.set(xscale="log", yscale="log", xlabel="iterations", title=label)
+            axis.set_xlim(left=max(1, last / 1000))  # before that, hardly anything happens
         row[0].set_ylabel(_title(setting, found))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     band = f"median of {problems} problems\nband: all of them" if problems > 1 else "one problem"
