@@ -47,9 +47,13 @@ class _VectorNorm(ABC):
     def value(self, s: Tensor) -> Tensor:
         """The norm: (..., n) -> (...)."""
 
+    @property
     @abstractmethod
+    def dual_norm(self) -> _VectorNorm: ...
+
     def dual(self, s: Tensor) -> Tensor:
         """The dual norm: (..., n) -> (...)."""
+        return self.dual_norm.value(s)
 
     @abstractmethod
     def vertex(self, s: Tensor) -> Tensor:
@@ -64,7 +68,9 @@ class _Euclidean(_VectorNorm):
     def value(self, s: Tensor) -> Tensor:
         return torch.linalg.vector_norm(s, dim=-1)
 
-    dual = value
+    @property
+    def dual_norm(self) -> _VectorNorm:
+        return self
 
     def vertex(self, s: Tensor) -> Tensor:
         # Scaled first: the square of 1e-200 is no number.
@@ -84,8 +90,9 @@ class _TopSum(_VectorNorm):
     def value(self, s: Tensor) -> Tensor:
         return s.topk(min(self.k, s.shape[-1]), dim=-1).values.sum(-1)
 
-    def dual(self, s: Tensor) -> Tensor:
-        return torch.maximum(s.amax(-1), s.sum(-1) / self.k)
+    @property
+    def dual_norm(self) -> _VectorNorm:
+        return _TopSumDual(self.k)
 
     def vertex(self, s: Tensor) -> Tensor:
         concentrated = s.amax(-1) >= s.sum(-1) / self.k
@@ -95,7 +102,7 @@ class _TopSum(_VectorNorm):
     def project(self, s: Tensor, radius: Tensor) -> Tensor:
         # Moreau's decomposition: s minus its projection onto the dual ball, whose size is such
         # that the rest has norm `radius`.
-        dual = _TopSumDual(self.k)
+        dual = self.dual_norm
         size = root(
             lambda size: self.value(s - dual.project(s, size)) - radius,
             torch.zeros_like(radius),
@@ -112,29 +119,41 @@ class _TopSumDual(_VectorNorm):
         self.k = k
 
     def value(self, s: Tensor) -> Tensor:
-        return _TopSum(self.k).dual(s)
+        return torch.maximum(s.amax(-1), s.sum(-1) / self.k)
 
-    def dual(self, s: Tensor) -> Tensor:
-        return _TopSum(self.k).value(s)
+    @property
+    def dual_norm(self) -> _VectorNorm:
+        return _TopSum(self.k)
 
     def vertex(self, s: Tensor) -> Tensor:
         return _largest(s, self.k)
 
     def project(self, s: Tensor, radius: Tensor) -> Tensor:
         # clamp(s - t, 0, radius) with the smallest t >= 0 whose sum is at most k * radius. The
-        # sum is piecewise linear in t, so t is interpolated between two breakpoints.
+        # sum is piecewise linear in t: a binary search for the two breakpoints around it, then
+        # interpolation.
         radius = radius.unsqueeze(-1)
         budget = min(self.k, s.shape[-1]) * radius
         breaks = torch.cat([torch.zeros_like(s[..., :1]), s - radius, s], -1).clamp(min=0)
         breaks = breaks.sort(-1).values
-        sums = (s.unsqueeze(-2) - breaks.unsqueeze(-1)).clamp(min=0)
-        sums = torch.minimum(sums, radius.unsqueeze(-1)).sum(-1)
-        after = (sums > budget).sum(-1, keepdim=True).clamp(1, breaks.shape[-1] - 1)
-        t0, t1 = breaks.gather(-1, after - 1), breaks.gather(-1, after)
-        f0, f1 = sums.gather(-1, after - 1), sums.gather(-1, after)
+
+        def cut(t: Tensor) -> Tensor:
+            return torch.minimum((s - t).clamp(min=0), radius)
+
+        def total(index: Tensor) -> Tensor:
+            return cut(breaks.gather(-1, index)).sum(-1, keepdim=True)
+
+        low = torch.zeros_like(budget, dtype=torch.long)
+        high = torch.full_like(low, breaks.shape[-1] - 1)
+        too_much = total(low) > budget
+        for _ in range(breaks.shape[-1].bit_length()):
+            middle = (low + high) // 2
+            over = total(middle) > budget
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        f0, f1 = total(low), total(high)
+        t0, t1 = breaks.gather(-1, low), breaks.gather(-1, high)
         t = t0 + (t1 - t0) * _divide(f0 - budget, f0 - f1)
-        t = torch.where(sums[..., :1] > budget, t, 0.0)
-        return torch.minimum((s - t).clamp(min=0), radius)
+        return cut(torch.where(too_much, t, 0.0))
 
 
 # Coordinates: a matrix -> (s, rebuild), where rebuild turns coordinates d of the same shape into
@@ -325,12 +344,12 @@ class Blend(Norm):
     def value(self, x: Tensor) -> Tensor:
         """The smallest t with x in t * (alpha * ball + (1 - alpha) * other ball).
 
-        Exact for a Frobenius blend, by a search in one dimension. For a sign blend within a
-        relative ``TOLERANCE``, by many decompositions: for matrices of some tens of rows.
+        Exact by a search in one dimension, but for sign blends of norms of singular values: those
+        within a relative ``TOLERANCE``, by many decompositions, for matrices of some tens of rows.
 
         Raises:
             ValueError: If alpha is outside [0, 1], where there is no norm.
-            RuntimeError: If the tolerance of a sign blend is not reached.
+            RuntimeError: If the tolerance is not reached.
         """
         self._check_alpha()
         if self.alpha in (0, 1):
@@ -345,7 +364,7 @@ class Blend(Norm):
         """The Z of equations 22 and 23: what the first ball gives to x, the other gives x - Z.
 
         With t the value of x, Z is in t * alpha * ball and x - Z in t * (1 - alpha) * other ball
-        (up to ``TOLERANCE`` for a sign blend): the norm's certificate from above.
+        (up to ``TOLERANCE``, see ``value``): the norm's certificate from above.
 
         Args:
             x: (..., rows, cols).
@@ -367,18 +386,25 @@ class Blend(Norm):
     def _solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z, and a y with <x, y> = |x| |y|_dual, for 0 < alpha < 1; without derivatives."""
         x = _float64(x).detach()
-        if self.blend == "sign":
-            return _split_by_sign(x, self.norm, self.alpha, self._weight)
-        # The Euclidean distance from s to t * alpha * ball falls to t * (1 - alpha) at the t
-        # wanted; the rest is normal to both balls there.
+        alpha, weight, ball = self.alpha, self._weight, self.norm._vector
+        entrywise = self.norm._coordinates is _entries
+        if self.blend == "sign" and not entrywise:
+            return _split_by_sign(x, self.norm, alpha, weight)
         s, rebuild = self.norm._coordinates(x)
-        ball, length = self.norm._vector, _Euclidean().value
-        t = root(
-            lambda t: length(s - ball.project(s, self.alpha * t)) - self._weight * t,
-            torch.zeros_like(s[..., 0]),
-            torch.minimum(ball.value(s) / self.alpha, length(s) / self._weight),
-        )
-        z = ball.project(s, self.alpha * t)
+        other = self._other._vector
+        high = torch.minimum(ball.value(s) / alpha, other.value(s) / weight)
+        low = torch.zeros_like(high)
+        if self.blend == "sign":
+            # What is above t * weight has norm t * alpha at the t wanted.
+            def above(t: Tensor) -> Tensor:
+                return (s - weight * t.unsqueeze(-1)).clamp(min=0)
+
+            z = above(root(lambda t: ball.value(above(t)) - alpha * t, low, high))
+            return rebuild(z), rebuild(ball.dual_norm.vertex(z))
+        # The distance from s to t * alpha * ball is t * weight at the t wanted; the rest is normal
+        # to both balls there.
+        t = root(lambda t: other.value(s - ball.project(s, alpha * t)) - weight * t, low, high)
+        z = ball.project(s, alpha * t)
         return rebuild(z), rebuild(s - z)
 
 
