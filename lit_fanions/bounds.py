@@ -30,7 +30,7 @@ from lit_fanions.norms import (
     Nuclear,
     Spectral,
     SumEntry,
-    bisect,
+    root,
 )
 
 __all__ = [
@@ -191,8 +191,8 @@ def _blended(products: Tensor, extremes: Tensor, alpha: float, weight: float) ->
         gap = t.unsqueeze(-1) - weight * c
         return pull / torch.where(pull > 0, gap, 1.0)
 
-    t = bisect(
-        lambda t: inverse(t).square().sum(-1) > 1,
+    t = root(
+        lambda t: inverse(t).square().sum(-1) - 1,
         pole + pull[..., 0],
         pole + torch.linalg.vector_norm(pull, dim=-1),
     )
