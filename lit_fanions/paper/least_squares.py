@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TIME = "half an hour; quick: half a minute"
+TIME = "a quarter of an hour; quick: half a minute"
 RECIPES = "configs/least_squares/*.yaml"
 SMALL = "configs/least_squares_small.yaml"
 QUICK = ("configs/least_squares/muon.yaml", "--trainer.max_steps=20")
@@ -231,9 +231,10 @@ def _outcome(traces: Traces, problems: int, recipe: Sequence[str], quick: bool) 
     both: tuple[Setting, ...] = ("article", "draft")
     compared = {setting: _of(traces, setting) for setting in both if _of(traces, setting)}
     tables = [_last_table(setting, found) for setting, found in compared.items()]
-    leads = {s: _leads(_five(found)) for s, found in compared.items() if len(_five(found)) == 5}
+    ranked = {setting: found for setting in SIZES if (found := _ranked(traces, setting))}
+    leads = {setting: _leads(found) for setting, found in ranked.items()}
     if not quick:
-        tables += [_leads_table(s, found, problems) for s, found in leads.items()]
+        tables += [_leads_table(_title(s, ranked[s]), leads[s], problems) for s in leads]
     theory = [*_theory_rows(traces, "printed"), *_theory_rows(traces, "lemma 7")]
     if theory:
         tables.append(_theory_table(theory))
@@ -250,7 +251,7 @@ def _outcome(traces: Traces, problems: int, recipe: Sequence[str], quick: bool) 
         settings={"problems": problems, "seed": 0, "arguments": list(recipe)},
         draw=lambda figure: _draw(figure, traces, problems),
         size=(17, 3.6 * len({setting for setting, _ in traces} - {"printed"}) + 0.6),
-        claims=[] if quick else _claims(compared, leads, theory, problems),
+        claims=[] if quick else _claims(compared, ranked, leads, theory, problems),
         notes=NOTES,
     )
 
@@ -259,16 +260,19 @@ def _of(traces: Traces, setting: Setting) -> dict[str, Trace]:
     return {name: trace for (s, name), trace in traces.items() if s == setting}
 
 
-def _five(found: Mapping[str, Trace]) -> dict[str, Trace]:
-    """Those of the article's figure."""
-    return {name: found[name] for name in FIVE if name in found}
+def _ranked(traces: Traces, setting: Setting) -> dict[str, Trace]:
+    """Those that the article compares, or none if one is missing."""
+    found = _of(traces, setting)
+    names = tuple(THEORY) if setting in ("printed", "lemma 7") else FIVE
+    return {name: found[name] for name in names} if found.keys() >= {*names} else {}
 
 
 def _title(setting: Setting, found: Mapping[str, Trace]) -> str:
     size = f"{SIZES[setting]} × {SIZES[setting]}"
     lrs = {trace.lr for trace in found.values()}
     if len(lrs) > 1:
-        return f"{size}, each with its lr of {setting.capitalize()}"
+        source = {"lemma 7": "of Lemma 7", "printed": "as printed"}.get(setting, "of its own")
+        return f"{size}, each with its lr {source}"
     return f"{size}, lr {lrs.pop():g}"
 
 
@@ -339,11 +343,11 @@ def _firsts(values: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: int((order == i).sum()) for i, name in enumerate(values)}
 
 
-def _leads_table(setting: Setting, leads: Mapping[str, Mapping[str, int]], problems: int) -> Table:
-    size = SIZES[setting]
-    title = f"{size} × {size}: in how many of {problems} problems each has the smallest gradient"
-    cells = [[reading, *(counts[name] for name in FIVE)] for reading, counts in leads.items()]
-    return Table(title, ["of the five", *FIVE], cells)
+def _leads_table(title: str, leads: Mapping[str, Mapping[str, int]], problems: int) -> Table:
+    names = list(next(iter(leads.values())))
+    cells = [[reading, *counts.values()] for reading, counts in leads.items()]
+    title = f"{title}: in how many of {problems} problems each has the smallest gradient"
+    return Table(title, ["reading", *names], cells)
 
 
 def _majority(count: int, n: int) -> bool:
@@ -440,14 +444,14 @@ def _steps(needed: np.ndarray, last: int) -> str:
 
 def _claims(
     compared: Mapping[Setting, Mapping[str, Trace]],
+    ranked: Mapping[Setting, Mapping[str, Trace]],
     leads: Mapping[Setting, Mapping[str, Mapping[str, int]]],
     promises: Sequence[Promise],
     problems: int,
 ) -> list[Claim]:
     claims = []
-    for setting in leads:
-        five = _five(compared[setting])
-        claims += [_worst_in_loss(setting, five), _leader(setting, leads, problems)]
+    for setting, found in ranked.items():
+        claims += [_worst_in_loss(setting, found), _leader(setting, found, leads[setting])]
     claims += [
         _robust(setting, found["f_muon"], found["muon"])
         for setting, found in compared.items()
@@ -459,12 +463,21 @@ def _claims(
 
 
 def _place(setting: Setting) -> str:
-    return "section 5.1, Figure 1" if setting == "article" else "draft, section 6.1"
+    return {
+        "article": "section 5.1, Figure 1",
+        "draft": "draft, section 6.1",
+        "printed": "section 5.1, at the step sizes printed as theoretical",
+        "lemma 7": "section 5.1, at the step sizes of Lemma 7",
+    }[setting]
 
 
 def _data(setting: Setting, found: Mapping[str, Trace]) -> str:
-    steps = max(trace.steps[-1] for trace in found.values())
-    return f"random least squares, {_title(setting, found)}, {steps:,} steps"
+    steps = sorted({trace.steps[-1] for trace in found.values()})
+    return f"random least squares, {_title(setting, found)}, {_listed(steps)} steps"
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(f"{step:,}" for step in steps)
 
 
 def _verdict(holds: bool, problems: int) -> tuple[Verdict, str]:
@@ -473,8 +486,8 @@ def _verdict(holds: bool, problems: int) -> tuple[Verdict, str]:
     return ("confirmed" if holds else "refuted"), ""
 
 
-def _worst_in_loss(setting: Setting, five: Mapping[str, Trace]) -> Claim:
-    losses = {name: -trace.last("loss") for name, trace in five.items()}
+def _worst_in_loss(setting: Setting, found: Mapping[str, Trace]) -> Claim:
+    losses = {name: -trace.last("loss") for name, trace in found.items()}
     n = len(losses["neon"])
     count = _firsts(losses)["neon"]
     verdict, why = _verdict(_majority(count, n), n)
@@ -483,37 +496,33 @@ def _worst_in_loss(setting: Setting, five: Mapping[str, Trace]) -> Claim:
         "Neon displays the worst convergence in terms of loss",
         _place(setting),
         verdict,
-        f"largest loss of the five in {count} of {n} problems; median (least – largest): {listed}",
-        _data(setting, five),
+        f"largest loss of the {len(found)} in {count} of {n} problems; "
+        f"median (least – largest): {listed}",
+        _data(setting, found),
         n,
         f"{why}Confirmed if a sign test over the problems says so at 5 %.",
     )
 
 
 def _leader(
-    setting: Setting, leads: Mapping[Setting, Mapping[str, Mapping[str, int]]], problems: int
+    setting: Setting, found: Mapping[str, Trace], leads: Mapping[str, Mapping[str, int]]
 ) -> Claim:
-    counts = {reading: found["neon"] for reading, found in leads[setting].items()}
+    n = len(found["neon"].smoothness)
+    counts = {reading: firsts["neon"] for reading, firsts in leads.items()}
     plain = [r for r in counts if ("last" in r or "so far" in r) and not r.startswith("own")]
-    holds = any(_majority(counts[reading], problems) for reading in plain)
-    verdict, why = _verdict(holds, problems)
-    found = "; ".join(f"{reading}: {counts[reading]}" for reading in plain)
-    readings = [
-        f"{reading} ({found['neon']} of {problems})"
-        for reading, found in leads[setting].items()
-        if _majority(found["neon"], problems)
-    ]
-    size = SIZES[setting]
+    verdict, why = _verdict(any(_majority(counts[reading], n) for reading in plain), n)
+    holding = [f"{r} ({count} of {n})" for r, count in counts.items() if _majority(count, n)]
     return Claim(
         "Neon is a leader in terms of the norm of the gradient",
         _place(setting),
         verdict,
-        f"smallest of the five in so many of {problems} problems: {found}",
-        f"random least squares, {size} × {size}",
-        problems,
+        f"smallest of the {len(found)} in so many of {n} problems: "
+        + "; ".join(f"{reading}: {counts[reading]}" for reading in plain),
+        _data(setting, found),
+        n,
         f"{why}Confirmed if it is first in one of the three norms, after the last step or in the "
         "smallest so far, by a sign test at 5 %. Of all readings tried it holds under: "
-        f"{'; '.join(readings) or 'none'}.",
+        f"{'; '.join(holding) or 'none'}.",
     )
 
 
