@@ -240,7 +240,7 @@ def _outcome(
         draw=lambda figure: _draw(
             figure, {name: chosen[name] for name in order}, finals, tried, comparison
         ),
-        size=(9 + 4 * len(comparison.metrics), 5),
+        size=(5 + 4 * (1 + len(others) if others else 2), 5),
         notes=notes if edge else [],
     )
 
@@ -277,6 +277,9 @@ def _draw(
     title = f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "seed 0"
     axes[metric].set(xlabel="optimizer step", ylabel=metric, title=f"at the best lr: {title}")
     axes["lr"].set(xlabel="lr of the matrices", title="after the last step, seed 0", xscale="log")
+    lrs = [lr for losses in tried.values() for lr in losses]
+    if max(lrs) > 10 * min(lrs):
+        axes["lr"].xaxis.set_minor_formatter("")  # the labels of the powers of ten are enough
     for other in others:
         axes[other].set(xlabel="optimizer step", title=f"{other}, at the best lr")
     means = [mean for mean, _ in finals.values() if math.isfinite(mean)]
