@@ -7,6 +7,26 @@ from torch.nn.functional import interpolate
 from datamodules.images import Batch, ImageDataModule, Split
 
 
+def original_digits() -> tuple[Tensor, Tensor]:
+    """The whole set as it is.
+
+    Returns:
+        float64 (1797, 8, 8), whole numbers from 0 to 16, and int64 (1797,).
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "the digits come with scikit-learn, which is not installed: "
+            "pip install scikit-learn, or install lit_fanions with its extra 'zoo'"
+        ) from None
+    digits = datasets.load_digits()
+    return torch.from_numpy(digits.images), torch.from_numpy(digits.target).long()
+
+
 def load_digits() -> tuple[Tensor, Tensor]:
     """The whole set, enlarged bilinearly from 8 x 8 to 32 x 32 and from grey to three channels.
 
@@ -16,24 +36,18 @@ def load_digits() -> tuple[Tensor, Tensor]:
     Raises:
         ModuleNotFoundError: If scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "DigitsDataModule takes its images from scikit-learn, which is not installed: "
-            "pip install scikit-learn, or install lit_fanions with its extra 'zoo'"
-        ) from None
-    digits = datasets.load_digits()
-    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # values are 0 ... 16
+    images, labels = original_digits()
+    grey = images.float()[:, None] * (255 / 16)
     enlarged = interpolate(grey, size=32, mode="bilinear").round().to(torch.uint8)
-    return enlarged.repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long()
+    return enlarged.repeat(1, 3, 1, 1), labels
 
 
-def split_indices(labels: Tensor) -> dict[Split, Tensor]:
-    """The fixed split: 80 % of each class to train on, the rest to test on.
+def split_indices(labels: Tensor, seed: int = 0) -> dict[Split, Tensor]:
+    """A split: 80 % of each class to train on, the rest to test on.
 
     Args:
         labels: int64 (n,).
+        seed: Which; 0 is the fixed one of ``DigitsDataModule``.
 
     Returns:
         Disjoint indices, int64, that together are all.
@@ -41,7 +55,7 @@ def split_indices(labels: Tensor) -> dict[Split, Tensor]:
     from sklearn.model_selection import train_test_split
 
     train, test = train_test_split(
-        torch.arange(len(labels)).numpy(), test_size=0.2, stratify=labels.numpy(), random_state=0
+        torch.arange(len(labels)).numpy(), test_size=0.2, stratify=labels.numpy(), random_state=seed
     )
     return {"train": torch.from_numpy(train), "test": torch.from_numpy(test)}
 

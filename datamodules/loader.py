@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Generic, TypeVar
 
 from lightning.pytorch import Trainer
@@ -60,6 +61,19 @@ class EpochLoader(Generic[T]):
         if self.position >= self.length:
             self.epoch, self.position = self.epoch + 1, 0
         self._resumed = True
+
+
+def repeated(batch: T, times: int, trainer: Trainer | None) -> EpochLoader[T]:
+    """One batch, all of a small set, again and again.
+
+    Args:
+        batch: On the device where it is wanted.
+        times: How often an epoch has it: an epoch that is a single step would cost more than that.
+        trainer: Whose progress rules; None: without one.
+    """
+    return EpochLoader(
+        lambda epoch, first: repeat(batch, times - first), times, lambda: fit_progress(trainer)
+    )
 
 
 def fit_progress(trainer: Trainer | None) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """Optimizers that step in a norm of your choice: Muon, Neon, k-Fanions and their blends."""
 
-from lit_fanions import lmo, norms
+from lit_fanions import bounds, lmo, norms
 from lit_fanions.optim.factory import (
     FanionConfig,
     GroupOptions,
@@ -19,6 +19,7 @@ __all__ = [
     "GroupOptions",
     "Override",
     "ScheduleConfig",
+    "bounds",
     "configure_optimizers",
     "lmo",
     "norms",

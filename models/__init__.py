@@ -2,6 +2,8 @@
 
 from models.airbench import Airbench
 from models.gpt import GPTConfig
+from models.least_squares import LeastSquares
+from models.logistic_regression import LogisticRegression
 from models.nanogpt import NanoGPT
 
-__all__ = ["Airbench", "GPTConfig", "NanoGPT"]
+__all__ = ["Airbench", "GPTConfig", "LeastSquares", "LogisticRegression", "NanoGPT"]

@@ -7,17 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fanions.bench import report
-from lit_fanions.paper import airbench, claims, nanogpt, nanogpt_alpha, topk
+from lit_fanions.paper import (
+    airbench,
+    claims,
+    least_squares,
+    logistic_regression,
+    nanogpt,
+    nanogpt_alpha,
+    topk,
+)
 from lit_fanions.paper.runs import Stopped
 
 COMMANDS = {
     "topk": topk,
+    "least_squares": least_squares,
+    "logistic_regression": logistic_regression,
     "airbench": airbench,
     "nanogpt": nanogpt,
     "nanogpt_alpha": nanogpt_alpha,
 }
 # These are also given the arguments that they do not know, which are those of fit.
-WITH_RECIPE = ("airbench", "nanogpt", "nanogpt_alpha")
+WITH_RECIPE = ("least_squares", "logistic_regression", "airbench", "nanogpt", "nanogpt_alpha")
 RESULTS = Path("results")
 
 
@@ -44,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.list:
         for name, module in COMMANDS.items():
             summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
-            print(f"{name:14} {summary} ({module.TIME})")
+            print(f"{name:20} {summary} ({module.TIME})")
         return 0
     if options.command is None:
         parser.error(f"name a command: {', '.join([*COMMANDS, 'claims', 'all'])}")

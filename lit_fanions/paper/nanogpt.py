@@ -12,55 +12,28 @@ the learning rates as a picture, everything as JSON.
 Other arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
-from __future__ import annotations
-
 import argparse
-import math
-from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import yaml
-
-from lit_fanions.bench.report import Refused, Table
-from lit_fanions.paper import runs
-from lit_fanions.paper.outcome import Outcome, drawable
-from lit_fanions.paper.runs import Curve, Run, execute, mean_curve, spread
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_fanions.paper import tuning
 
 TIME = "an hour for eight recipes; quick: half a minute"
-RECIPES = ("configs/nanogpt/*_cpu.yaml",)
-QUICK = (
-    *("configs/nanogpt/quickstart.yaml", "--trainer.max_steps=4", "--trainer.limit_val_batches=2"),
-    *("--data.val_every_n_steps=2", "--test_after_fit=false"),
+COMPARISON = tuning.Comparison(
+    name="nanogpt",
+    metrics=["val/loss"],
+    recipes=("configs/nanogpt/*_cpu.yaml",),
+    quick=(
+        "configs/nanogpt/quickstart.yaml",
+        *("--trainer.max_steps=4", "--trainer.limit_val_batches=2"),
+        *("--data.val_every_n_steps=2", "--test_after_fit=false"),
+    ),
+    seeds=3,
 )
-METRIC = "val/loss"
-LR = "--model.init_args.optimizer.matrix.lr"
-BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
-Key = tuple[str, float, int]  # recipe, lr, seed
-Results = dict[Key, Curve]
-EXTENSIONS = 3  # of the range of learning rates, each by one more
-RESERVED = {
-    "--config": "give the recipes to compare, one file each",
-    "--seed_everything": "choose how many with --seeds",
-    "--model.optimizer.matrix.lr": "choose multiples of the recipe's with --factors",
-    "--trainer.logger": "the logs are kept below --out",
-    "--ckpt_path": "all start from scratch",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command; all others are those of fit."""
-    runs.add_arguments(parser, RECIPES, seeds=3)
-    parser.add_argument(
-        "--factors",
-        type=float,
-        nargs="+",
-        default=[0.5, 1.0, 2.0],
-        help="learning rates to try, as multiples of the recipe's; two or more different ones",
-    )
+    tuning.add_arguments(parser, COMPARISON)
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
@@ -73,172 +46,4 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    paths, recipe = runs.plan(options, recipe, RESERVED, QUICK)
-    grid = _grid(paths, options.factors)
-    done: Results = {}
-    failed: set[Key] = set()
-
-    def train(keys: Set[Key]) -> None:
-        asked = {key: _run(key, paths, recipe) for key in sorted(keys - done.keys() - failed)}
-        curves = execute(asked.values(), options.out / "runs", [METRIC], options.jobs)
-        done.update(
-            {key: curves[run.name][METRIC] for key, run in asked.items() if run.name in curves}
-        )
-        failed.update(asked.keys() - done.keys())
-
-    for _ in range(1 if options.quick else EXTENSIONS + 1):
-        train({(name, lr, 0) for name, lrs in grid.items() for lr in lrs})
-        grid = {name: _extended(lrs, _best_lr(name, done)) for name, lrs in grid.items()}
-    best = {name: lr for name in grid if (lr := _best_lr(name, done)) is not None}
-    train({(name, lr, seed) for name, lr in best.items() for seed in range(options.seeds)})
-    if not best:
-        raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
-    outcome = _outcome(done, best, list(recipe))
-    print(outcome)
-    outcome.save(options.out, "nanogpt")
-    if failed:
-        print(f"failed runs: {len(failed)}; see {options.out}/runs/*/output.txt")
-    return int(bool(failed))
-
-
-def _grid(paths: Mapping[str, Path], factors: Sequence[float]) -> dict[str, list[float]]:
-    """The learning rates to begin with, by name.
-
-    Raises:
-        Refused: If a recipe states none, or the factors make fewer than two.
-    """
-    if not all(math.isfinite(factor) and factor > 0 for factor in factors):
-        raise Refused(f"--factors: give positive numbers, not {_listed(factors)}")
-    grid = {}
-    for name, path in paths.items():
-        stated = _stated_lr(path)
-        grid[name] = sorted({_rounded(stated * factor) for factor in factors})
-        if len(grid[name]) < 2:
-            raise Refused(f"--factors: give two or more different ones, not {_listed(factors)}")
-    return grid
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-def _stated_lr(path: Path) -> float:
-    try:
-        content = yaml.safe_load(path.read_text())
-        lr = float(content["model"]["init_args"]["optimizer"]["matrix"]["lr"])
-    except OSError as error:
-        raise Refused(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        raise Refused(f"--config: {path} states no model.init_args.optimizer.matrix.lr") from None
-    if not (math.isfinite(lr) and lr > 0):
-        raise Refused(f"--config: {path} states the lr {lr:g}: it must be positive")
-    return lr
-
-
-def _rounded(lr: float) -> float:
-    """An lr as it is passed on and named, so that different ones have different names."""
-    return float(f"{lr:g}")
-
-
-def _run(key: Key, paths: Mapping[str, Path], recipe: Sequence[str]) -> Run:
-    """The training of a recipe; what tells it from others comes last and so wins."""
-    name, lr, seed = key
-    args = (f"--config={paths[name]}", *recipe, f"--seed_everything={seed}", f"{LR}={lr:g}")
-    return Run(f"{name}-lr{lr:g}-seed{seed}", args)
-
-
-def _extended(lrs: Sequence[float], best: float | None) -> list[float]:
-    """Ascending learning rates, with one more beyond the best if that is the first or last."""
-    if best == lrs[0]:
-        return [_rounded(lrs[0] ** 2 / lrs[1]), *lrs]
-    if best == lrs[-1]:
-        return [*lrs, _rounded(lrs[-1] ** 2 / lrs[-2])]
-    return list(lrs)
-
-
-def _tried(name: str, done: Results) -> dict[float, float]:
-    """Final losses of seed 0 by lr, ascending."""
-    losses = {lr: curve[-1][1] for (n, lr, seed), curve in done.items() if n == name and seed == 0}
-    return dict(sorted(losses.items()))
-
-
-def _best_lr(name: str, done: Results) -> float | None:
-    """The lr of the lowest loss; of equals, as where all diverged, the smallest."""
-    losses = _tried(name, done)
-    return min(losses, key=lambda lr: losses[lr]) if losses else None
-
-
-def _at_edge(lr: float, tried: Mapping[float, float]) -> bool:
-    """Whether nothing was tried (or nothing succeeded) on one side of an lr."""
-    return lr in (min(tried), max(tried))
-
-
-def _outcome(done: Results, best: Mapping[str, float], recipe: Sequence[str]) -> Outcome:
-    chosen = {
-        name: [curve for (n, lr, _), curve in sorted(done.items()) if (n, lr) == (name, best[name])]
-        for name in best
-    }
-    finals = {name: spread([curve[-1][1] for curve in curves]) for name, curves in chosen.items()}
-    order = sorted(best, key=lambda name: finals[name])
-    tried = {name: _tried(name, done) for name in order}
-    edge = [name for name in order if _at_edge(best[name], tried[name])]
-    cells = [
-        [
-            name,
-            f"{best[name]:g}" + " (at the edge)" * (name in edge),
-            _final(chosen[name], "{:.4f} ± {:.4f}"),
-            len(chosen[name]),
-            "  ".join(f"{lr:g}: {loss:.4f}" for lr, loss in tried[name].items()),
-        ]
-        for name in order
-    ]
-    title = f"{METRIC}: mean ± standard deviation over the seeds. {BIAS}"
-    notes = ["at the edge: no lr beyond it was tried with success; a better one may lie there"]
-    return Outcome(
-        tables=[Table(title, ["recipe", "lr", METRIC, "seeds", "by lr, seed 0"], cells)],
-        columns=["recipe", "lr", "seed", "step", METRIC],
-        rows=[
-            [name, lr, seed, step, value]
-            for (name, lr, seed), curve in sorted(done.items())
-            for step, value in curve
-        ],
-        settings={"arguments": recipe, "best_lr": best, "best_lr_at_the_edge": edge},
-        draw=lambda figure: _draw(figure, {name: chosen[name] for name in order}, finals, tried),
-        notes=notes if edge else [],
-    )
-
-
-def _final(curves: Sequence[Curve], form: str) -> str:
-    """Mean and standard deviation of the last losses, or how many diverged."""
-    last = [curve[-1][1] for curve in curves]
-    diverged = sum(not math.isfinite(loss) for loss in last)
-    return f"diverged: {diverged} of {len(last)}" if diverged else form.format(*spread(last))
-
-
-def _draw(
-    figure: Figure,
-    chosen: Mapping[str, Sequence[Curve]],
-    finals: Mapping[str, tuple[float, float]],
-    tried: Mapping[str, Mapping[float, float]],
-) -> None:
-    """Curves at the best learning rates, and the last losses at all of them."""
-    left, right = figure.subplots(1, 2, sharey=True)
-    suffix = "_cpu" if all(name.endswith("_cpu") for name in chosen) else ""
-    for name, curves in chosen.items():
-        steps, means, deviations = mean_curve(curves)
-        label = f"{name.removesuffix(suffix)}  {_final(curves, '{:.3f}')}"
-        (line,) = left.plot(steps, drawable(means), label=label)
-        low = drawable([m - d for m, d in zip(means, deviations, strict=True)])
-        high = drawable([m + d for m, d in zip(means, deviations, strict=True)])
-        left.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        losses = drawable(list(tried[name].values()))
-        right.plot(list(tried[name]), losses, marker="o", color=line.get_color())
-    seeds = max(map(len, chosen.values()))
-    title = f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "seed 0"
-    left.set(xlabel="optimizer step", ylabel=METRIC, title=f"at the best lr: {title}")
-    right.set(xlabel="lr of the matrices", title="after the last step, seed 0", xscale="log")
-    means = [mean for mean, _ in finals.values() if math.isfinite(mean)]
-    if means:
-        margin = 0.1 * (max(means) - min(means)) + 0.01
-        left.set_ylim(min(means) - margin, max(means) + 4 * margin)
-    figure.legend(title=f"recipe, last {METRIC}", loc="outside right upper")
+    return tuning.run(options, recipe, COMPARISON)

@@ -14,13 +14,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from lit_fanions.paper import alphas, runs, verdicts
-from lit_fanions.paper.nanogpt import METRIC, QUICK
+from lit_fanions.paper.nanogpt import COMPARISON
 from lit_fanions.paper.outcome import Claim
 
 TIME = "45 minutes; quick: half a minute"
 RECIPES = ("configs/nanogpt/muon_cpu.yaml", "configs/nanogpt/f_muon_cpu.yaml")
 FULL = ("configs/nanogpt/speedrun_muon.yaml", "configs/nanogpt/speedrun_f_muon.yaml")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0.3, 0.5, 1), (0.5, 1)
+METRIC = COMPARISON.metrics[0]
 FORM = "{:.4f} ± {:.4f}"
 
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    paths, recipe = runs.plan(options, recipe, alphas.RESERVED, QUICK)
+    paths, recipe = runs.plan(options, recipe, alphas.RESERVED, COMPARISON.quick)
     values = alphas.train(options, paths, recipe, METRIC)
     outcome = alphas.outcome(
         values,

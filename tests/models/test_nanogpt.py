@@ -26,7 +26,7 @@ from datamodules.shards import write_shard
 from datamodules.tokenizers import ByteTokenizer
 from lit_fanions.bench.__main__ import main as bench
 from lit_fanions.cli import SaveLastStep
-from lit_fanions.paper.runs import read_curve
+from lit_fanions.paper.runs import read_curves
 from models import GPTConfig, NanoGPT
 from models.nanogpt import sequences, tokens
 
@@ -410,9 +410,15 @@ def test_throughput_is_counted(shards: Path, tmp_path: Path) -> None:
     monitor = ThroughputMonitor(sequences, tokens, window_size=2)
     module = model()
     trainer(tmp_path, 6, logger=logger, callbacks=[monitor]).fit(module, datamodule=data(shards))
-    per_batch = dict(read_curve(tmp_path, "train/device/batches_per_sec"))
-    per_token = dict(read_curve(tmp_path, "train/device/items_per_sec"))
-    flops = dict(read_curve(tmp_path, "train/device/flops_per_sec"))
+    per_batch = dict(
+        read_curves(tmp_path, ["train/device/batches_per_sec"])["train/device/batches_per_sec"]
+    )
+    per_token = dict(
+        read_curves(tmp_path, ["train/device/items_per_sec"])["train/device/items_per_sec"]
+    )
+    flops = dict(
+        read_curves(tmp_path, ["train/device/flops_per_sec"])["train/device/flops_per_sec"]
+    )
     last = max(per_batch)
     assert per_token[last] / per_batch[last] == pytest.approx(256)
     # Two operations a weight forwards, four backwards; attention: 4 x width x length forwards.
@@ -527,7 +533,7 @@ def test_killed_run_resumes_from_its_last_checkpoint(shards: Path, tmp_path: Pat
 
     root = Path(__file__).parents[2]
     subprocess.run(config("whole"), cwd=root, check=True, capture_output=True)
-    expected = dict(read_curve(tmp_path / "whole", "train/loss"))
+    expected = dict(read_curves(tmp_path / "whole", ["train/loss"])["train/loss"])
     process = subprocess.Popen(
         config("killed"), cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -544,5 +550,5 @@ def test_killed_run_resumes_from_its_last_checkpoint(shards: Path, tmp_path: Pat
         events.unlink()
     resume = [*config("killed"), "--ckpt_path", str(last)]
     subprocess.run(resume, cwd=root, check=True, capture_output=True)
-    resumed = dict(read_curve(tmp_path / "killed", "train/loss"))
+    resumed = dict(read_curves(tmp_path / "killed", ["train/loss"])["train/loss"])
     assert resumed == {step: loss for step, loss in expected.items() if step >= done}

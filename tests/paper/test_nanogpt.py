@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_fanions.paper import nanogpt, runs
+from lit_fanions.paper import runs, tuning
 from lit_fanions.paper.__main__ import main
 from tests.conftest import TESTS, toy_recipe
 
@@ -48,7 +48,7 @@ def trained(monkeypatch, tmp_path):
                     curves[run.name] = {metrics[0]: [(0, 5.0), (4, last)]}
             return curves
 
-        monkeypatch.setattr(nanogpt, "execute", execute)
+        monkeypatch.setattr(tuning, "execute", execute)
         return asked
 
     recipe_file("a.yaml", 0.1)
@@ -243,7 +243,7 @@ def test_real_trainings(project, monkeypatch, capfd):
     del recipe["test_after_fit"]
     Path("toy.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
-    monkeypatch.setattr(nanogpt, "EXTENSIONS", 0)
+    monkeypatch.setattr(tuning, "EXTENSIONS", 0)
     args = ["--factors", "1", "2", "--seeds", "1", "--jobs", "2", "--trainer.max_epochs", "3"]
     assert compare(*args, configs=["toy.yaml"]) == 0, capfd.readouterr()
     printed = capfd.readouterr()

@@ -1,0 +1,94 @@
+"""scikit-learn's digits as features of a linear classifier, all of them in every batch."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules.digits import original_digits, split_indices
+from datamodules.loader import EpochLoader, repeated, resolve_seed
+
+
+class Examples(NamedTuple):
+    """Examples of a classification.
+
+    Attributes:
+        features: float64 (n, features).
+        labels: int64 (n,).
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
+def polynomial(pixels: Tensor, degree: Literal[1, 2]) -> Tensor:
+    """A constant 1, the pixels, and for degree 2 all products of two of them, squares included.
+
+    Args:
+        pixels: (n, pixels).
+        degree: 1 or 2.
+
+    Returns:
+        (n, 1 + pixels), or (n, 1 + pixels + pixels * (pixels + 1) / 2).
+    """
+    parts = [torch.ones_like(pixels[:, :1]), pixels]
+    if degree == 2:
+        first, second = torch.triu_indices(pixels.shape[1], pixels.shape[1])
+        parts.append(pixels[:, first] * pixels[:, second])
+    return torch.cat(parts, 1)
+
+
+class DigitFeaturesDataModule(LightningDataModule):
+    """1,797 handwritten digits, 8 x 8, with polynomials of their pixels as features.
+
+    The first feature is 1, whose weights are biases. A training batch is all 1,437 examples of the
+    training split, so that steps are those of gradient descent; the other 360 are the test split.
+
+    Args:
+        degree: Of the polynomials: 1, 65 features, or 2, 2,145 features.
+        seed: Of the split; None: that of seed_everything, 0 without one.
+        steps_per_epoch: What Lightning counts as an epoch.
+    """
+
+    def __init__(
+        self, degree: Literal[1, 2] = 2, seed: int | None = None, steps_per_epoch: int = 1000
+    ) -> None:
+        super().__init__()
+        if degree not in (1, 2):
+            raise ValueError(f"degree={degree}: choose 1 or 2")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed={seed}: it must not be negative")
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch={steps_per_epoch}: it must be at least 1")
+        self.degree, self.seed, self.steps_per_epoch = degree, seed, steps_per_epoch
+        self._splits: dict[str, Examples] = {}
+
+    @property
+    def features(self) -> int:
+        """How many features the examples have."""
+        return {1: 65, 2: 2145}[self.degree]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make both splits, on the trainer's device."""
+        images, labels = original_digits()
+        features = polynomial(images.flatten(1) / 16, self.degree)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        for split, index in split_indices(labels, resolve_seed(self.seed)).items():
+            self._splits[split] = Examples(features[index].to(device), labels[index].to(device))
+
+    def train_dataloader(self) -> EpochLoader[Examples]:
+        """All training examples, at every step."""
+        return repeated(self._splits["train"], self.steps_per_epoch, self.trainer)
+
+    def val_dataloader(self) -> EpochLoader[Examples]:
+        """All test examples."""
+        return repeated(self._splits["test"], 1, None)
+
+    def test_dataloader(self) -> EpochLoader[Examples]:
+        """The same as ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EpochLoader[Examples]:
+        """The same as ``val_dataloader``: features with their labels."""
+        return self.val_dataloader()

@@ -1,0 +1,45 @@
+r"""Logistic regression, each algorithm at its own best lr (section 6.2 of the draft, only a title).
+
+Multinomial logistic regression on the digits that come with scikit-learn, pixels and their products
+as features, all examples in every step. Every recipe is trained at several learning rates,
+multiples of the one that it states, with seed 0; while the best is the smallest or the largest one,
+the next beyond is tried too, up to three times. At the best, it is trained with more seeds, which
+are splits into training and test examples. The outcome: training loss and gradient norms.
+
+  python -m lit_fanions.paper logistic_regression --jobs 2
+
+Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from lit_fanions.paper import tuning
+
+TIME = "ten minutes; quick: half a minute"
+COMPARISON = tuning.Comparison(
+    name="logistic_regression",
+    metrics=["train/loss", "gradient/spectral", "gradient/frobenius", "gradient/nuclear"],
+    recipes=("configs/logistic_regression/*.yaml",),
+    quick=("configs/logistic_regression/f_muon.yaml", "--trainer.max_steps=5"),
+    seeds=3,
+    logarithmic=True,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command; all others are those of fit."""
+    tuning.add_arguments(parser, COMPARISON)
+
+
+def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
+    """Train, tabulate and plot.
+
+    Args:
+        options: See ``add_arguments``.
+        recipe: Further arguments of fit.
+
+    Returns:
+        The exit status: 0, or 1 if a run failed.
+    """
+    return tuning.run(options, recipe, COMPARISON)

@@ -1,0 +1,299 @@
+"""The trust-region theory: constants against brute force, plans against what they promise."""
+
+import math
+
+import pytest
+import torch
+
+from lit_fanions import Fanion, bounds, norms
+from tests.test_norms import gaussian, inner
+
+SPECTRAL = [
+    norms.Frobenius(),
+    norms.Spectral(),
+    norms.Nuclear(),
+    norms.KyFan(2),
+    norms.KyFan(4),
+    norms.KyFanDual(3),
+    norms.KyFanDual(9),
+]
+F_BLENDS = [norms.Blend(norm, alpha) for norm in SPECTRAL for alpha in (0.3, 0.9)]
+EXACT = [*SPECTRAL, *F_BLENDS, norms.SumEntry()]
+BOUNDED = [
+    norms.MaxEntry(),
+    norms.Blend(norms.SumEntry(), 0.4),
+    norms.Blend(norms.MaxEntry(), 0.4),
+    norms.Blend(norms.Spectral(), 0.4, "sign", 0.3),
+    norms.Blend(norms.Nuclear(), 0.4, "sign"),
+    norms.Blend(norms.SumEntry(), 0.4, "sign", 2.0),
+]
+SHAPES = [(5, 5), (4, 7), (7, 3), (1, 5), (5, 1)]
+
+
+def problem(rows, cols, seed=0):
+    """A and B of equation 19: random bases, spectra uniform in (0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for size in (rows, cols):
+        basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
+        spectrum = torch.rand(size, dtype=torch.float64, generator=generator)
+        made.append((basis.Q * spectrum) @ basis.Q.mT)
+    return made
+
+
+def climb(norm, a, b, steps=30):
+    """The largest dual norm of A X B found on the ball, by alternating with the oracle.
+
+    From random matrices, and from some that share the bases of A and B, which arrive sooner.
+    """
+    shape = (20, a.shape[-1], b.shape[-1])
+    starts = gaussian(*shape)
+    bases = [torch.linalg.eigh(matrix).eigenvectors.flip(-1) for matrix in (a, b)]
+    aligned = bases[0] @ (starts.abs() * torch.eye(*shape[1:])) @ bases[1].mT
+    aligned[0] = torch.outer(bases[0][:, 0], bases[1][:, 0])
+    x = norm.lmo(torch.cat([starts, aligned]))
+    for _ in range(steps):
+        x = norm.lmo(a @ x @ b)
+    return norm.dual(a @ x @ b).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", EXACT, ids=repr)
+def test_smoothness_is_attained_and_never_exceeded(norm, shape):
+    a, b = problem(*shape)
+    found = climb(norm, a, b)
+    torch.testing.assert_close(bounds.smoothness(norm, a, b), found, rtol=1e-6, atol=0)
+    assert found <= bounds.smoothness(norm, a, b) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", BOUNDED, ids=repr)
+def test_bounded_smoothness_is_never_exceeded(norm, shape):
+    a, b = problem(*shape)
+    ratio = climb(norm, a, b) / bounds.smoothness(norm, a, b)
+    assert 0.3 < ratio <= 1 + 1e-12
+
+
+# Lemmas 7 and 8.
+
+
+@pytest.mark.parametrize("norm", [*SPECTRAL, F_BLENDS[3], *BOUNDED[:2], BOUNDED[3]], ids=repr)
+def test_plan_without_noise_reaches_the_precision(norm):
+    a, b = problem(5, 4)
+    minimum, x = gaussian(5, 4), torch.zeros(5, 4, dtype=torch.float64)
+    gap = 0.5 * inner(minimum, a @ minimum @ b).item()
+    precision = 0.3 * norm.dual(a @ minimum @ b).item()
+    plan = bounds.plan(bounds.smoothness(norm, a, b).item(), gap, precision)
+    assert plan.momentum == 0
+    reached = []
+    for _ in range(plan.steps):
+        gradient = a @ (x - minimum) @ b
+        reached.append(norm.dual(gradient).item())
+        x -= plan.lr * norm.lmo(gradient)
+    assert min(reached) <= precision
+
+
+def test_plan_is_that_of_the_descent_inequality():
+    smoothness, gap, precision = 3.0, 50.0, 0.2
+    plan = bounds.plan(smoothness, gap, precision)
+    assert plan == (pytest.approx(precision / smoothness), 7500, 0.0)
+    for lr in (0.9 * plan.lr, 1.1 * plan.lr):  # no other lr gets the bound down in as many steps
+        assert gap / (lr * plan.steps) + smoothness * lr / 2 > precision
+
+
+@pytest.mark.parametrize("sigma", [1e-9, 0.1, 0.6, 3.0, 50.0])
+def test_plan_with_noise_fulfils_the_inequality(sigma):
+    smoothness, gap, precision, rho = 2.0, 7.0, 0.5, 1.5
+    lr, steps, momentum = bounds.plan(smoothness, gap, precision, rho=rho, sigma=sigma)
+    a, noise = 1 - momentum, rho * sigma
+    error = noise / (a * steps) + noise * math.sqrt(a / (2 - a)) + smoothness * lr * (1 - a) / a
+    bound = gap / (lr * steps) + smoothness * lr / 2 + 2 * error
+    assert bound <= precision * (1 + 1e-9)
+    # What the orders of Lemma 8 say, with the constants of ours.
+    assert a == pytest.approx(min(1, precision**2 / (16 * noise**2)), rel=1e-6)
+    order = min(precision / smoothness, precision**3 / (noise**2 * smoothness))
+    assert order / 160 <= lr <= order
+    order = max(
+        noise / precision,
+        (noise / precision) ** 3,
+        smoothness * gap / precision**2,
+        smoothness * gap * noise**2 / precision**4,
+    )
+    assert order <= steps <= 1100 * order
+    assert steps >= bounds.plan(smoothness, gap, precision).steps
+
+
+def test_error_of_a_momentum_from_zero_is_within_the_bound():
+    # After the scale is taken out: weights a (1 - a)^(k - i) / (1 - (1 - a)^(k + 1)), summed.
+    for a in (1.0, 0.7, 0.3, 0.05, 0.004):
+        k = torch.arange(round(20 / a), dtype=torch.float64)
+        q = (1 - a) ** (k + 1)
+        noise = (a / (2 - a) * (1 + q) / (1 - q)).sqrt()
+        assert (noise.cumsum(0) <= 1 / a + (k + 1) * math.sqrt(a / (2 - a)) + 1e-9).all()
+        drift = (1 - a) / a - (k + 1) * q / (1 - q)  # steps behind, in the mean
+        assert (drift <= (1 - a) / a + 1e-12).all()
+
+
+def test_plan_with_noise_reaches_the_precision():
+    norm, sigma = norms.Spectral(), 0.2
+    a, b = problem(3, 3)
+    minimum = gaussian(3, 3)
+    gap = 0.5 * inner(minimum, a @ minimum @ b).item()
+    precision = 0.5 * norm.dual(a @ minimum @ b).item()
+    lipschitz, rho = bounds.smoothness(norm, a, b).item(), bounds.rho(norm, 3, 3)
+    plan = bounds.plan(lipschitz, gap, precision, rho=rho, sigma=sigma)
+    assert 0.5 < plan.momentum < 1
+    x = torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.float64))
+    optimizer = Fanion([x], plan.lr, plan.momentum, nesterov=False, scale="none", polar="exact")
+    generator, reached = torch.Generator().manual_seed(1), []
+    for _ in range(plan.steps):
+        gradient = a @ (x.detach() - minimum) @ b
+        reached.append(norm.dual(gradient).item())
+        noise = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+        x.grad = gradient + sigma / 3 * noise
+        optimizer.step()
+    assert sum(reached) / len(reached) <= precision
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0, 1.0, 1.0), "smoothness must be positive"),
+        ((1.0, -1.0, 1.0), "gap must be 0 or more"),
+        ((1.0, 1.0, math.nan), "precision must be positive"),
+        ((math.inf, 1.0, 1.0), "finite"),
+    ],
+)
+def test_impossible_plans(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bounds.plan(*arguments)
+
+
+# (A3).
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 4), (4, 2)])
+@pytest.mark.parametrize("norm", [*EXACT, *BOUNDED], ids=repr)
+def test_rho_is_attained_and_never_exceeded(norm, shape):
+    # Convex maximisation over the Frobenius ball, again by alternating: x is the direction of the
+    # answer to x. From random matrices and from plain ones, among them a Hadamard matrix.
+    rows, cols = shape
+    hadamard = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    hadamard = torch.kron(torch.kron(hadamard, hadamard), hadamard)[:rows, :cols]
+    plain = torch.stack([hadamard, torch.ones(shape), torch.eye(*shape)]).double()
+    x = torch.cat([gaussian(20, *shape), plain])
+    for _ in range(30):
+        x = norm.lmo(x)
+    found = torch.linalg.matrix_norm(norm.lmo(x)).max().item()
+    expected = bounds.rho(norm, *shape)
+    assert found <= expected * (1 + 1e-9)
+    exact = norm in EXACT or shape == (4, 4) or 1 in shape
+    assert found >= expected * (1 - 1e-6 if exact else 0.9)
+    random = gaussian(20, *shape)
+    assert (norm.dual(random) <= expected * torch.linalg.matrix_norm(random) * (1 + 1e-9)).all()
+
+
+# Random matrices.
+
+
+def test_constants_of_the_marchenko_pastur_law():
+    for n in (3, 50, 700):
+        spectrum = bounds.gaussian_spectrum(n, n)
+        assert spectrum.sum().item() == pytest.approx(8 / (3 * math.pi) * n**1.5, rel=1e-6)
+        assert (spectrum.diff() < 0).all() and spectrum[-1] > 0
+    edge = bounds.gaussian_spectrum(4000, 1000)
+    assert edge[0].item() == pytest.approx(4000**0.5 + 1000**0.5, rel=2e-2)
+    assert edge[-1].item() == pytest.approx(4000**0.5 - 1000**0.5, rel=5e-2)
+    assert edge.square().sum().item() == pytest.approx(4e6, rel=1e-4)
+    torch.testing.assert_close(bounds.gaussian_spectrum(20, 30), bounds.gaussian_spectrum(30, 20))
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (120, 40), (30, 90)])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        norms.Frobenius(),
+        norms.Spectral(),
+        norms.Nuclear(),
+        norms.KyFan(3),
+        norms.KyFan(20),
+        norms.KyFanDual(3),
+        norms.KyFanDual(20),
+        norms.MaxEntry(),
+        norms.SumEntry(),
+        norms.Blend(norms.Spectral(), 0.5),
+        norms.Blend(norms.Nuclear(), 0.5),
+        norms.Blend(norms.Spectral(), 0.0, "sign", 0.5),
+        norms.Blend(norms.MaxEntry(), 0.5, "sign", 2.0),
+    ],
+    ids=repr,
+)
+def test_norms_of_gaussian_matrices(norm, shape):
+    sample = norm.value(gaussian(40, *shape))
+    mean, deviation = sample.mean(), sample.std() / math.sqrt(len(sample))
+    slack = 0.03 * mean if isinstance(norm, norms.MaxEntry) else 0.01 * mean
+    expected = bounds.gaussian_norm(norm, *shape)
+    assert (mean - expected).abs() <= 4 * deviation + slack
+    assert bounds.gamma(norm, *shape) == pytest.approx(expected / math.sqrt(math.prod(shape)))
+
+
+def test_the_papers_estimate_of_smoothness():
+    a, b = problem(50, 50)
+    nuclear, frobenius = norms.Nuclear(), norms.Frobenius()
+    for norm, expected in (
+        (frobenius, frobenius.value(a) * frobenius.value(b)),
+        (norms.Spectral(), 4 / 50 * nuclear.value(a) * nuclear.value(b)),
+        (nuclear, (8 / (3 * math.pi)) ** 2 * 50 * nuclear.dual(a) * nuclear.dual(b)),
+    ):
+        estimate = bounds.asymptotic_smoothness(norm, a, b)
+        torch.testing.assert_close(estimate, expected, rtol=0.1, atol=0)
+        assert estimate > 2 * bounds.smoothness(norm, a, b)
+
+
+# Input.
+
+
+def test_batches():
+    pairs = [problem(4, 6, seed) for seed in range(3)]
+    a, b = (torch.stack(matrices) for matrices in zip(*pairs, strict=True))
+    for norm in [*EXACT, *BOUNDED]:
+        assert not bounds.smoothness(norm, torch.zeros(2, 4, 4), b[0]).any()
+        single = torch.stack([bounds.smoothness(norm, *pair) for pair in pairs])
+        torch.testing.assert_close(bounds.smoothness(norm, a, b), single)
+
+
+@pytest.mark.parametrize("norm", [*SPECTRAL, norms.SumEntry(), norms.MaxEntry()], ids=repr)
+def test_limits_of_alpha(norm):
+    a, b = problem(4, 5)
+    frobenius = norms.Frobenius()
+    for compute in (lambda n: bounds.smoothness(n, a, b), lambda n: bounds.rho(n, 4, 5)):
+        for blend, limit in ((1.0, norm), (0.0, frobenius)):
+            blended = torch.as_tensor(compute(norms.Blend(norm, blend)))
+            torch.testing.assert_close(blended, torch.as_tensor(compute(limit)))
+            near = torch.as_tensor(compute(norms.Blend(norm, abs(blend - 1e-9))))
+            torch.testing.assert_close(near, blended, rtol=1e-6, atol=0)
+
+
+def test_bad_input():
+    good, norm = torch.eye(3), norms.Spectral()
+    for bad, message in (
+        (torch.ones(3, 2), "A must be a square matrix"),
+        (torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "A must be symmetric"),
+        (-torch.eye(2), "positive semi-definite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bounds.smoothness(norm, bad, good)
+    outside = norms.Blend(norm, 1.5)
+    for compute in (
+        lambda: bounds.smoothness(outside, good, good),
+        lambda: bounds.rho(outside, 3, 3),
+        lambda: bounds.gamma(outside, 3, 3),
+    ):
+        with pytest.raises(ValueError, match="this blend is no norm"):
+            compute()
+    with pytest.raises(ValueError, match="norm must be one of"):
+        bounds.rho(object(), 3, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        bounds.rho(norm, 0, 3)
+    with pytest.raises(ValueError, match="no asymptotic"):
+        bounds.gaussian_norm(norms.Blend(norm, 0.5, "sign"), 3, 3)
