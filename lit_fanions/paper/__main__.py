@@ -14,6 +14,7 @@ from lit_fanions.paper import (
     logistic_regression,
     nanogpt,
     nanogpt_alpha,
+    ranks,
     topk,
 )
 from lit_fanions.paper.runs import Stopped
@@ -25,9 +26,17 @@ COMMANDS = {
     "airbench": airbench,
     "nanogpt": nanogpt,
     "nanogpt_alpha": nanogpt_alpha,
+    "ranks": ranks,
 }
 # These are also given the arguments that they do not know, which are those of fit.
-WITH_RECIPE = ("least_squares", "logistic_regression", "airbench", "nanogpt", "nanogpt_alpha")
+WITH_RECIPE = (
+    "least_squares",
+    "logistic_regression",
+    "airbench",
+    "nanogpt",
+    "nanogpt_alpha",
+    "ranks",
+)
 RESULTS = Path("results")
 
 

@@ -10,8 +10,9 @@ that it both chooses and counts: a small bias in favour of every recipe.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ import yaml
 
 from lit_fanions.bench.report import Refused, Table
 from lit_fanions.paper import runs
-from lit_fanions.paper.outcome import Outcome, drawable
+from lit_fanions.paper.outcome import Claim, Outcome, drawable
 from lit_fanions.paper.runs import Curve, Curves, Run, execute, mean_curve, spread
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
 Key = tuple[str, float, int]  # recipe, lr, seed
 Results = dict[Key, Curves]
 Losses = dict[Key, Curve]
+_QUICK = 2  # as many variants are enough to see that it works
 EXTENSIONS = 3  # of the range of learning rates, each by one more
 RESERVED = {
     "--config": "give the recipes to compare, one file each",
@@ -40,6 +42,30 @@ RESERVED = {
     "--trainer.logger": "the logs are kept below --out",
     "--ckpt_path": "all start from scratch",
 }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of those compared.
+
+    Args:
+        path: Its recipe.
+        lr: To begin with, of its matrices.
+        args: Further arguments of fit.
+    """
+
+    path: Path
+    lr: float
+    args: tuple[str, ...] = ()
+
+
+Variants = Callable[[Mapping[str, Path]], dict[str, Variant]]
+Finals = Mapping[str, Sequence[float]]  # the last values with each seed, by name
+
+
+def as_stated(paths: Mapping[str, Path]) -> dict[str, Variant]:
+    """Recipes as they are, beginning with the lr that they state."""
+    return {name: Variant(path, stated_lr(path)) for name, path in paths.items()}
 
 
 @dataclass(frozen=True)
@@ -53,6 +79,9 @@ class Comparison:
         quick: What --quick trains, see ``runs.plan``.
         seeds: Their default number.
         logarithmic: Whether metrics are shown on logarithmic axes.
+        variants: What is made of the recipes.
+        claims: What the last values of the first metric say about the paper's claims.
+        draw: Draws the last values, if not curves and learning rates.
     """
 
     name: str
@@ -61,6 +90,9 @@ class Comparison:
     quick: Sequence[str]
     seeds: int
     logarithmic: bool = False
+    variants: Variants = as_stated
+    claims: Callable[[Finals], Sequence[Claim]] = lambda finals: ()
+    draw: Callable[[Figure, Finals], None] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser, comparison: Comparison) -> None:
@@ -87,7 +119,10 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
         The exit status: 0, or 1 if a run failed.
     """
     paths, recipe = runs.plan(options, recipe, RESERVED, comparison.quick)
-    grid = _grid(paths, options.factors)
+    variants = comparison.variants(paths)
+    if options.quick:
+        variants = dict(list(variants.items())[:_QUICK])
+    grid = _grid(variants, options.factors)
     done: Results = {}
     failed: set[Key] = set()
 
@@ -95,7 +130,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
         return {key: curves[comparison.metrics[0]] for key, curves in done.items()}
 
     def train(keys: Set[Key]) -> None:
-        asked = {key: _run(key, paths, recipe) for key in sorted(keys - done.keys() - failed)}
+        asked = {key: _run(key, variants, recipe) for key in sorted(keys - done.keys() - failed)}
         folder, metrics = options.out / "runs", comparison.metrics
         curves = execute(asked.values(), folder, metrics, options.jobs)
         done.update({key: curves[run.name] for key, run in asked.items() if run.name in curves})
@@ -109,6 +144,8 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     if not best:
         raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
     outcome = _outcome(done, best, list(recipe), comparison)
+    if options.quick:
+        outcome = dataclasses.replace(outcome, claims=())
     print(outcome)
     outcome.save(options.out, comparison.name)
     if failed:
@@ -116,18 +153,17 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     return int(bool(failed))
 
 
-def _grid(paths: Mapping[str, Path], factors: Sequence[float]) -> dict[str, list[float]]:
+def _grid(variants: Mapping[str, Variant], factors: Sequence[float]) -> dict[str, list[float]]:
     """The learning rates to begin with, by name.
 
     Raises:
-        Refused: If a recipe states none, or the factors make fewer than two.
+        Refused: If the factors make fewer than two.
     """
     if not all(math.isfinite(factor) and factor > 0 for factor in factors):
         raise Refused(f"--factors: give positive numbers, not {_listed(factors)}")
     grid = {}
-    for name, path in paths.items():
-        stated = stated_lr(path)
-        grid[name] = sorted({_rounded(stated * factor) for factor in factors})
+    for name, variant in variants.items():
+        grid[name] = sorted({_rounded(variant.lr * factor) for factor in factors})
         if len(grid[name]) < 2:
             raise Refused(f"--factors: give two or more different ones, not {_listed(factors)}")
     return grid
@@ -160,11 +196,11 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:g}")
 
 
-def _run(key: Key, paths: Mapping[str, Path], recipe: Sequence[str]) -> Run:
-    """The training of a recipe; what tells it from others comes last and so wins."""
+def _run(key: Key, variants: Mapping[str, Variant], recipe: Sequence[str]) -> Run:
+    """The training of a variant; what tells it from others comes last and so wins."""
     name, lr, seed = key
-    args = (f"--config={paths[name]}", *recipe, f"--seed_everything={seed}", f"{LR}={lr:g}")
-    return Run(f"{name}-lr{lr:g}-seed{seed}", args)
+    own = (*variants[name].args, f"--seed_everything={seed}", f"{LR}={lr:g}")
+    return Run(f"{name}-lr{lr:g}-seed{seed}", (f"--config={variants[name].path}", *recipe, *own))
 
 
 def _extended(lrs: Sequence[float], best: float | None) -> list[float]:
@@ -203,9 +239,8 @@ def _outcome(
         ]
         for name in best
     }
-    finals = {
-        name: spread([each[metric][-1][1] for each in curves]) for name, curves in chosen.items()
-    }
+    lasts = {name: [each[metric][-1][1] for each in curves] for name, curves in chosen.items()}
+    finals = {name: spread(values) for name, values in lasts.items()}
     order = sorted(best, key=lambda name: finals[name])
     losses = {key: curves[metric] for key, curves in done.items()}
     tried = {name: _tried(name, losses) for name in order}
@@ -237,10 +272,13 @@ def _outcome(
             for step, _ in curves[metric]
         ],
         settings={"arguments": recipe, "best_lr": best, "best_lr_at_the_edge": edge},
-        draw=lambda figure: _draw(
-            figure, {name: chosen[name] for name in order}, finals, tried, comparison
+        draw=lambda figure: (
+            _draw(figure, {name: chosen[name] for name in order}, finals, tried, comparison)
+            if comparison.draw is None
+            else comparison.draw(figure, lasts)
         ),
-        size=(5 + 4 * (1 + len(others) if others else 2), 5),
+        size=(5 + 4 * (1 + len(others) if others else 2), 5) if comparison.draw is None else (7, 5),
+        claims=comparison.claims(lasts),
         notes=notes if edge else [],
     )
 

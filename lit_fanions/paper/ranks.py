@@ -1,0 +1,143 @@
+r"""Beyond the paper: k-Fanions over their rank, with error feedback and without, and other balls.
+
+The recipe of a k-Fanion is trained with several ranks, each with error feedback and without, alone
+and blended with normalised SGD (of rank 1 that is F-Neon), beside S-Muon and the Ky Fan ball; each
+at its own best lr, which is looked for as in `nanogpt`. The question that the article leaves open:
+does F-Neon need error feedback?
+
+  python -m lit_fanions.paper ranks --jobs 2 --data.data_dir data/fineweb_bytes
+
+Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_fanions.bench.report import Refused
+from lit_fanions.paper import tuning, verdicts
+from lit_fanions.paper.outcome import Claim, drawable
+from lit_fanions.paper.runs import spread
+from lit_fanions.paper.tuning import Finals, Variant
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TIME = "2 hours; quick: half a minute"
+RANKS = (1, 4, 16, 64)
+FEEDBACK = "-feedback"
+_MATRIX = "--model.init_args.optimizer.matrix"
+_OTHERS = {  # name -> options, multiple of the lr that the recipe states
+    "s_muon": ({"algorithm": "s_muon", "rank": "full", "sign_scale": 0.05}, 0.4),
+    "kyfan-16": ({"algorithm": "kyfan", "rank": "16"}, 4.0),
+}
+
+
+def variants(paths: Mapping[str, Path]) -> dict[str, Variant]:
+    """What is compared, made of one recipe.
+
+    Args:
+        paths: The recipe.
+
+    Raises:
+        Refused: If there are more.
+    """
+    if len(paths) != 1:
+        raise Refused(f"--config: give one recipe, not {len(paths)}; the variants are made of it")
+    (path,) = paths.values()
+    stated, made = tuning.stated_lr(path), {}
+    for algorithm in ("fanion", "f_fanion"):
+        for rank in RANKS:
+            # A step of rank k has the length sqrt(k).
+            lr = stated * (max(RANKS) / rank) ** 0.5 / 2
+            for feedback in (False, True):
+                options = {
+                    "algorithm": algorithm,
+                    "rank": rank,
+                    "error_feedback": str(feedback).lower(),
+                }
+                made[f"{algorithm}-{rank}" + FEEDBACK * feedback] = _variant(path, lr, options)
+    for name, (options, factor) in _OTHERS.items():
+        made[name] = _variant(path, factor * stated, options)
+    return made
+
+
+def _variant(path: Path, lr: float, options: Mapping[str, object]) -> Variant:
+    return Variant(path, lr, tuple(f"{_MATRIX}.{name}={x}" for name, x in options.items()))
+
+
+def claims(finals: Finals) -> list[Claim]:
+    """What the last losses say about the question."""
+    with_it, without = finals.get(f"f_fanion-1{FEEDBACK}"), finals.get("f_fanion-1")
+    if not with_it or not without:
+        return []
+    return [
+        Claim(
+            id="error-feedback",
+            verdict=verdicts.larger(without, with_it),
+            found=f"F-Neon's loss without minus with error feedback: "
+            f"{verdicts.told(without, with_it)}",
+            data="bytes of web text, 4 layers of width 128",
+            n=len(without),
+        )
+    ]
+
+
+def draw(figure: Figure, finals: Finals) -> None:
+    """The last loss over the rank."""
+    axes = figure.subplots()
+    spreads = {name: spread(values) for name, values in finals.items()}
+    for algorithm, color in (("fanion", "C0"), ("f_fanion", "C1")):
+        for feedback, style in (("", "-o"), (FEEDBACK, "--s")):
+            points = {
+                rank: spreads[name]
+                for rank in RANKS
+                if (name := f"{algorithm}-{rank}{feedback}") in spreads
+            }
+            means = drawable([mean for mean, _ in points.values()])
+            errors = [deviation for _, deviation in points.values()]
+            words = f"{algorithm}{', error feedback' if feedback else ''}"
+            axes.errorbar([*points], means, errors, fmt=style, color=color, capsize=3, label=words)
+    for i, name in enumerate(name for name in _OTHERS if name in spreads):
+        axes.axhline(spreads[name][0], color=f"C{2 + i}", linestyle=":", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(RANKS, [str(rank) for rank in RANKS])
+    axes.set(xlabel="rank", ylabel=COMPARISON.metrics[0], title="each at its own best lr")
+    axes.legend()
+
+
+COMPARISON = tuning.Comparison(
+    name="ranks",
+    metrics=["val/loss"],
+    recipes=("configs/nanogpt/fanion_cpu.yaml",),
+    quick=(
+        "configs/nanogpt/quickstart.yaml",
+        *("--trainer.max_steps=2", "--trainer.limit_val_batches=1"),
+        *("--data.val_every_n_steps=2", "--test_after_fit=false"),
+    ),
+    seeds=3,
+    variants=variants,
+    claims=claims,
+    draw=draw,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command; all others are those of fit."""
+    tuning.add_arguments(parser, COMPARISON)
+
+
+def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
+    """Train, tabulate and plot.
+
+    Args:
+        options: See ``add_arguments``.
+        recipe: Further arguments of fit.
+
+    Returns:
+        The exit status: 0, or 1 if a run failed.
+    """
+    return tuning.run(options, recipe, COMPARISON)
