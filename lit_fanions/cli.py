@@ -397,6 +397,36 @@ class CLI(LightningCLI):
         print(f"predictions: {_relative(path)}")
 
 
+class Reader(CLI):
+    """Reads the arguments of a run as the run would, and goes no further.
+
+    A mistake ends the process with the lines and the status that the run would end with.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        _find_modules_in_working_directory()
+        _quiet_lightning()
+        super().__init__(args)
+
+    def read(self, args: Sequence[str]) -> Namespace:
+        """Return the configuration of other arguments, those of the subcommand included."""
+        self.parse_arguments(self.parser, args)
+        self._parse_ckpt_path()
+        return self.config
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 

@@ -19,19 +19,30 @@ Turn = Callable[[int], Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that all races have."""
-    parser.add_argument(
-        "--repeats",
-        type=whole,
-        default=5,
-        metavar="N",
-        help="turns of every competitor after one to warm up; the median counts (default: 5)",
-    )
-    parser.add_argument(
-        "--device", type=device, default="auto", metavar="auto|cpu|cuda", help="where to compute"
-    )
+    add_turns(parser)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument(
         "--plot", type=report.plot_file, metavar="FILE", help="draw the medians (png, pdf, svg)"
+    )
+
+
+def add_turns(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
+    """Add the options that say how often and where competitors compute.
+
+    Args:
+        parser: Of the command.
+        repeats: Turns by default.
+    """
+    parser.add_argument(
+        "--repeats",
+        type=whole,
+        default=repeats,
+        metavar="N",
+        help="turns of every competitor after one to warm up; the median counts "
+        f"(default: {repeats})",
+    )
+    parser.add_argument(
+        "--device", type=device, default="auto", metavar="auto|cpu|cuda", help="where to compute"
     )
 
 
@@ -160,10 +171,12 @@ class Level(NamedTuple):
     Attributes:
         setting: In words.
         solve: The solver so set, from a random seed.
+        cost: Its time beside that of the solver's other levels, as far as it is known.
     """
 
     setting: str
     solve: Turn
+    cost: float = 1.0
 
 
 class Trial(NamedTuple):
@@ -196,35 +209,72 @@ def cheapest(
     seeds: int,
     budget: float,
     device: torch.device,
+    ordered: bool = False,
+    watch: Callable[[Level, int, float, Any], object] | None = None,
 ) -> Trial:
-    """Try levels in their order until one reaches the goal.
+    """Try levels until one reaches the goal.
 
     Args:
         levels: From the cheapest up.
         error: Of a result.
         goal: Largest error allowed.
         seeds: Every one of the seeds below this must reach the goal.
-        budget: No further seed or level is begun that would go beyond these seconds.
+        budget: Nothing is begun that is expected to end beyond these seconds, but the first.
         device: Where they compute.
+        ordered: Whether more work means a smaller error, chance aside. Then the first level to hold
+            on one seed is looked for by bisection, and only from there level by level.
+        watch: Called with each level, seed, seconds and result.
 
     Returns:
         The first that reaches the goal; else the one of the smallest error.
     """
-    trials: list[Trial] = []
+    taken: dict[int, list[float]] = {}  # by the level's place, a number a seed
+    errors: dict[int, list[float]] = {}
     spent = 0.0
-    for level in levels:
-        errors: list[float] = []
-        taken: list[float] = []
-        for seed in range(seeds):
-            seconds, result = timed(lambda: level.solve(seed), device)  # noqa: B023
-            taken.append(seconds)
-            errors.append(error(result))
-            spent += seconds
-            if errors[-1] > goal or spent + seconds > budget:
+
+    def holds(place: int, wanted: int) -> bool | None:
+        """Whether a level reaches the goal on the seeds that the budget allows; None if on none."""
+        nonlocal spent
+        level = levels[place]
+        for seed in range(len(taken.get(place, [])), wanted):
+            if any(e > goal for e in errors.get(place, [])):
                 break
-        reached = all(e <= goal for e in errors)
-        typical = statistics.median(taken)
-        trials.append(Trial(level, max(errors), typical, reached, len(errors)))
-        if reached or spent + taken[-1] > budget:
+            if taken:
+                last = place if place in taken else next(reversed(taken))
+                expected = taken[last][-1] * level.cost / levels[last].cost
+                if spent + expected > budget:
+                    break
+            seconds, result = timed(lambda: level.solve(seed), device)  # noqa: B023
+            spent += seconds
+            taken.setdefault(place, []).append(seconds)
+            errors.setdefault(place, []).append(error(result))
+            if watch is not None:
+                watch(level, seed, seconds, result)
+        return all(e <= goal for e in errors[place]) if place in errors else None
+
+    start = _first(levels, lambda place: holds(place, 1)) if ordered else 0
+    for place in range(start, len(levels)):
+        if holds(place, seeds) is not False:
             break
-    return trials[-1] if trials[-1].reached else min(trials, key=lambda trial: trial.error)
+    reached = [place for place in taken if all(e <= goal for e in errors[place])]
+    best = min(reached) if reached else min(taken, key=lambda place: max(errors[place]))
+    typical = statistics.median(taken[best])
+    return Trial(levels[best], max(errors[best]), typical, bool(reached), len(taken[best]))
+
+
+def _first(levels: Sequence[Level], holds: Callable[[int], bool | None]) -> int:
+    """The place of the first level that holds, or that the budget does not allow.
+
+    All beyond it are taken to be the same; without one it is their number. Where costs are known,
+    the search comes from below: one far up may take for ever.
+    """
+    low, high = -1, len(levels)
+    step = 1 if levels[-1].cost > levels[0].cost else len(levels)
+    while high - low > 1:
+        middle = min(low + step, (low + high) // 2)
+        step *= 2
+        if holds(middle) is False:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,7 +1,7 @@
 """Rank k: our solvers against SciPy's ARPACK, torch's randomised SVDs and the full SVD.
 
 Every solver gets the cheapest of its settings that reaches the same error of the rank-k direction,
-|U_k V_k^T - exact|_F / sqrt(k), on five seeds; these settings then race on the same. Cases:
+|U_k V_k^T - exact|_F / sqrt(k), on --seeds seeds; these settings then race on the same. Cases:
 
   gaussian   a square Gaussian matrix, Table 2 of the paper
   power_law  3072x768 of singular values i^-0.7, from cold starts
@@ -17,7 +17,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +31,12 @@ from lit_fanions.lmo import Triplets
 CASES = ("gaussian", "power_law", "momentum")
 ARPACK, FULL, LOW_RANK, PCA = "SciPy ARPACK", "torch svd", "torch svd_lowrank", "torch pca_lowrank"
 OURS = "ours: "
-AUTO, CUPY = f"{OURS}auto", f"{OURS}cupy"
+AUTO, CUPY, LANCZOS = f"{OURS}auto", f"{OURS}cupy", f"{OURS}lanczos"
+RANDOMIZED, POWER = f"{OURS}randomized", f"{OURS}power"
 # Table 2 of the paper, 5000x5000, rtol .01: seconds by k. What raced there against the others was
 # CuPy's thick-restart Lanczos; here it is that on a GPU and ARPACK on a CPU.
 PAPER_SVDS = {1: 0.18, 10: 0.47, 100: 1.96}
-PAPER = {f"{OURS}power": {1: 7.7}, PCA: {1: 1.15, 10: 19.4, 100: 170.0}}
+PAPER = {POWER: {1: 7.7}, PCA: {1: 1.15, 10: 19.4, 100: 170.0}}
 # Settings from the cheapest up.
 _ARPACK_TOLERANCES = (
     *(0.8, 0.5, 0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.015, 0.01),
@@ -95,11 +96,13 @@ class Solver(NamedTuple):
 
     Attributes:
         levels: Its settings, from the cheapest up.
-        seeds: On how many seeds a setting has to hold; 1 where nothing is random.
+        ordered: Whether the error falls from each to the next.
+        random: Whether seeds matter.
     """
 
     levels: Sequence[race.Level]
-    seeds: int = _SEEDS
+    ordered: bool = False
+    random: bool = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +110,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cases", nargs="+", choices=CASES, metavar="CASE", help="some of the cases only"
     )
+    add_search(parser)
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="Lightning checkpoints of consecutive steps, for recorded momentum",
+    )
+    race.add_arguments(parser)
+
+
+def add_search(parser: argparse.ArgumentParser, budget: float = 60.0, seeds: int = _SEEDS) -> None:
+    """Add the options of the search for settings.
+
+    Args:
+        parser: Of the command.
+        budget: Seconds by default.
+        seeds: Their default number.
+    """
     parser.add_argument(
         "--k", nargs="+", type=race.whole, metavar="K", help="ranks, instead of each case's own"
     )
@@ -126,18 +148,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         type=race.positive,
-        default=60.0,
+        default=budget,
         metavar="SECONDS",
-        help="to look for the setting of each solver and k, and again to race it (default: 60)",
+        help="to look for the setting of each solver and k, and again to race it "
+        f"(default: {budget:g})",
     )
     parser.add_argument(
-        "--checkpoints",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="Lightning checkpoints of consecutive steps, for recorded momentum",
+        "--seeds",
+        type=race.whole,
+        default=seeds,
+        metavar="N",
+        help=f"on which a setting has to reach it (default: {seeds})",
     )
-    race.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> report.Report:
@@ -163,8 +185,8 @@ def run(options: argparse.Namespace) -> report.Report:
 
     tables, panels, results, peers = [], [], [], []
     for case in matrices:
-        results += (entries := _race_case(case, options))
-        tables.append(_table(case, entries, options.error))
+        results += (entries := race_case(case, options))
+        tables.append(table(case, entries, options.error))
         panels += [_panel(case, k, entries) for k in case.ranks]
         if case.name == "gaussian" and compares_cupy:
             peers = gpu_peers.compare(case.matrix, case.ranks, options.repeats)
@@ -239,6 +261,19 @@ def rank_k_error(found: Triplets, exact: Triplets, k: int) -> float:
     return math.inf if math.isnan(square) else math.sqrt(max(0.0, square))
 
 
+def sigma_error(found: Triplets, exact: Triplets, k: int) -> float:
+    """Return the largest relative error of the k leading singular values.
+
+    Args:
+        found: k triplets.
+        exact: At least k triplets in float64.
+        k: How many.
+    """
+    s = exact.S[:k]
+    own = found.S.double().sort(descending=True).values
+    return float(((own - s).abs() / s).max().nan_to_num(math.inf))
+
+
 def solvers(case: Case, k: int) -> dict[str, Solver]:
     """Return the competitors for k triplets of a case by name."""
     m = case.matrix
@@ -250,27 +285,31 @@ def solvers(case: Case, k: int) -> dict[str, Solver]:
     on_gpu = m.device.type == "cuda"
     competitors: dict[str, Solver] = {}
     if not on_gpu:
-        competitors[ARPACK] = Solver([_arpack(m, k, tol) for tol in _ARPACK_TOLERANCES])
-    competitors[FULL] = Solver([race.Level("", lambda seed: _svd(m, k))], seeds=1)
+        competitors[ARPACK] = Solver([_arpack(m, k, tol) for tol in _ARPACK_TOLERANCES], True)
+    competitors[FULL] = Solver([race.Level("", lambda seed: _svd(m, k))], random=False)
     competitors[LOW_RANK] = Solver([_low_rank(torch.svd_lowrank, m, k, *b) for b in blocks])
     if case.with_pca:
         competitors[PCA] = Solver([_low_rank(_pca_lowrank, m, k, *b) for b in blocks])
-    competitors[AUTO] = Solver([_ours(m, k, "auto", tol=tol) for tol in _TOLERANCES])
-    competitors[f"{OURS}lanczos"] = Solver([_ours(m, k, "lanczos", tol=tol) for tol in _TOLERANCES])
-    competitors[f"{OURS}randomized"] = Solver(
+    competitors[AUTO] = Solver([_ours(m, k, "auto", tol=tol) for tol in _TOLERANCES], True)
+    competitors[LANCZOS] = Solver([_ours(m, k, "lanczos", tol=tol) for tol in _TOLERANCES], True)
+    competitors[RANDOMIZED] = Solver(
         [
-            _ours(m, k, "randomized", oversampling=q - k, solver_steps=n, tol=tol)
+            _ours(m, k, "randomized", _flops(m, q, n), oversampling=q - k, solver_steps=n, tol=tol)
             for q, n in blocks
             for tol in _PRECISIONS
         ]
     )
-    competitors[f"{OURS}power"] = Solver(
-        [_ours(m, k, "power", solver_steps=steps, tol=_PRECISIONS[-1]) for steps in _POWER_STEPS]
+    competitors[POWER] = Solver(
+        [
+            _ours(m, k, "power", steps, solver_steps=steps, tol=_PRECISIONS[-1])
+            for steps in _POWER_STEPS
+        ],
+        ordered=True,
     )
     if limit <= _EXACT_SIZE:
-        competitors[f"{OURS}exact"] = Solver([_ours(m, k, "exact")], seeds=1)
+        competitors[f"{OURS}exact"] = Solver([_ours(m, k, "exact")], random=False)
     if on_gpu and gpu_peers.available():
-        competitors[CUPY] = Solver([_ours(m, k, "cupy", tol=tol) for tol in _TOLERANCES])
+        competitors[CUPY] = Solver([_ours(m, k, "cupy", tol=tol) for tol in _TOLERANCES], True)
     return competitors
 
 
@@ -326,10 +365,34 @@ def _sequences(options: argparse.Namespace) -> dict[str, list[Tensor]]:
     return recorded.choose(momenta, least)
 
 
-def _exact(m: Tensor) -> Triplets:
-    if m.numel() > 2**22:
-        print(f"float64 SVD of {polar.shape_text(m.shape)}, about a minute", file=sys.stderr)
-    return Triplets(*torch.linalg.svd(m.double(), full_matrices=False))
+def _exact(m: Tensor, k: int) -> Triplets:
+    """The k leading triplets in float64.
+
+    Of a large matrix they come from its Gram matrix, in a tenth of the time of the SVD. That
+    squares the condition number, but the leading singular values of the large cases are all of the
+    size of the first: the vectors are right to about 1e-11.
+    """
+    m = m.double()
+    if min(m.shape) <= _EXACT_SIZE:
+        u, s, vh = torch.linalg.svd(m, full_matrices=False)
+        return Triplets(u[:, :k], s[:k], vh[:k])
+    print(f"float64 reference of {polar.shape_text(m.shape)}: some seconds", file=sys.stderr)
+    rows, cols = m.shape
+    if rows < cols:
+        u, s, vh = _exact(m.mT, k)
+        return Triplets(vh.mT, s, u.mT)
+    gram = m.mT @ m
+    if m.device.type == "cpu":  # where torch cannot leave the others out
+        last = (cols - k, cols - 1)
+        _, found = report.require("scipy.linalg", "this race").eigh(
+            gram.numpy(), subset_by_index=last
+        )
+        v = torch.from_numpy(found).flip(-1)
+    else:
+        v = torch.linalg.eigh(gram).eigenvectors[:, -k:].flip(-1)
+    u = m @ v
+    s = torch.linalg.vector_norm(u, dim=0)
+    return Triplets(u / s, s, v.mT)
 
 
 def _arpack(m: Tensor, k: int, tol: float) -> race.Level:
@@ -357,7 +420,7 @@ def _low_rank(
         u, s, v = function(m, q=q, niter=niter)
         return Triplets(u[:, :k], s[:k], v.mT[:k])
 
-    return race.Level(f"q {q}, niter {niter}", solve)
+    return race.Level(f"q {q}, niter {niter}", solve, _flops(m, q, niter))
 
 
 def _pca_lowrank(m: Tensor, q: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,47 +433,75 @@ def _flops(m: Tensor, q: int, iterations: int) -> int:
     return (iterations + 1) * (2 * rows * cols * q + (rows + cols) * q * q)
 
 
-def _ours(m: Tensor, k: int, solver: lmo.Solver, **options: Any) -> race.Level:
+def _ours(m: Tensor, k: int, solver: lmo.Solver, cost: float = 1.0, **options: Any) -> race.Level:
     def solve(seed: int) -> Triplets:
         generator = torch.Generator().manual_seed(seed)
         return lmo.top_singular(m, k, solver=solver, generator=generator, **options)
 
     words = {"tol": "tol", "solver_steps": "steps", "oversampling": "oversampling"}
     setting = ", ".join(f"{words[name]} {value:g}" for name, value in options.items())
-    return race.Level(setting, solve)
+    return race.Level(setting, solve, cost)
 
 
-def _race_case(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
-    exact = _exact(case.matrix)
-    return [entry for k in case.ranks for entry in _race(case, exact, k, options)]
+def race_case(
+    case: Case, options: argparse.Namespace, only: Container[str] | None = None
+) -> list[dict[str, Any]]:
+    """Choose everybody's setting for every rank, then let those that reach the error race.
+
+    Args:
+        case: The matrix.
+        options: Those of ``add_search`` and ``race.add_turns``.
+        only: The names of the competitors; None for all.
+
+    Returns:
+        For every rank and competitor its setting, errors and seconds, and those of all the
+        settings that were tried.
+    """
+    exact = _exact(case.matrix, max(case.ranks))
+    return [entry for k in case.ranks for entry in _race(case, exact, k, options, only)]
 
 
-def _race(case: Case, exact: Triplets, k: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Choose everybody's setting, then let those that reach the error race."""
+def _race(
+    case: Case,
+    exact: Triplets,
+    k: int,
+    options: argparse.Namespace,
+    only: Container[str] | None,
+) -> list[dict[str, Any]]:
     print(f"{case.title}, k = {k}: choosing settings, then racing", file=sys.stderr)
 
     def error(found: Triplets) -> float:
         return rank_k_error(found, exact, k)
 
-    competitors = solvers(case, k)
-    trials = {
-        name: race.cheapest(
+    competitors = {
+        name: solver for name, solver in solvers(case, k).items() if only is None or name in only
+    }
+    trials: dict[str, race.Trial] = {}
+    tried: dict[str, list[dict[str, Any]]] = {name: [] for name in competitors}
+    for name, solver in competitors.items():
+
+        def note(level: race.Level, seed: int, seconds: float, found: Triplets) -> None:
+            attempt = {"setting": level.setting, "seed": seed, "seconds": seconds}
+            errors = {"error": error(found), "sigma_error": sigma_error(found, exact, k)}
+            tried[name].append({**attempt, **errors})  # noqa: B023
+
+        trials[name] = race.cheapest(
             solver.levels,
             error,
             goal=options.error,
-            seeds=solver.seeds,
+            seeds=options.seeds if solver.random else 1,
             budget=options.budget,
             device=options.device,
+            ordered=solver.ordered,
+            watch=note,
         )
-        for name, solver in competitors.items()
-    }
     errors = {name: [trial.error] for name, trial in trials.items()}
     seconds = race.take_turns(
         {
             name: trial.turn
             for name, trial in trials.items()
             # What takes the whole budget is not run again: its trial says enough.
-            if trial.reached and trial.seconds * options.repeats <= options.budget
+            if trial.reached and trial.seconds * (options.repeats + 1) <= options.budget
         },
         repeats=options.repeats,
         device=options.device,
@@ -428,7 +519,7 @@ def _race(case: Case, exact: Triplets, k: int, options: argparse.Namespace) -> l
             "setting": trial.level.setting,
             "reached": trial.reached,
             "seeds": trial.seeds,
-            "seeds_wanted": competitors[name].seeds,
+            "seeds_wanted": options.seeds if competitors[name].random else 1,
             "error": max(errors[name]),
             "seconds": seconds.get(name, [trial.seconds]),
             "median_seconds": medians.get(name, trial.seconds),
@@ -436,6 +527,7 @@ def _race(case: Case, exact: Triplets, k: int, options: argparse.Namespace) -> l
             "ratio_to_best_of_ours": (
                 _ratio(medians.get(name), best) if name.startswith(OURS) else None
             ),
+            "tried": tried[name],
         }
         for name, trial in trials.items()
     ]
@@ -449,7 +541,8 @@ def _ratio(seconds: float | None, reference: float | None) -> float | None:
     return None if seconds is None or reference is None else seconds / reference
 
 
-def _table(case: Case, entries: Sequence[Mapping[str, Any]], goal: float) -> report.Table:
+def table(case: Case, entries: Sequence[Mapping[str, Any]], goal: float) -> report.Table:
+    """Return the entries of ``race_case`` as a table, the paper's seconds beside the Gaussian's."""
     with_paper = case.name == "gaussian"
     reference = case.references[0] if len(case.references) == 1 else "best of theirs"
     columns = ["k", "solver", "setting", "ms", "error", f"x {reference}"]

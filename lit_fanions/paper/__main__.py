@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fanions.bench import report
-from lit_fanions.paper import nanogpt
+from lit_fanions.paper import claims, nanogpt, topk
 from lit_fanions.paper.runs import Stopped
 
-COMMANDS = {"nanogpt": nanogpt}
+COMMANDS = {"topk": topk, "nanogpt": nanogpt}
 # These are also given the arguments that they do not know, which are those of fit.
 WITH_RECIPE = ("nanogpt",)
 RESULTS = Path("results")
@@ -32,7 +32,8 @@ def main(args: Sequence[str] | None = None) -> int:
     for name, module in COMMANDS.items():
         command = report.add_command(commands, name, module)
         _add_common(command, RESULTS / name)
-    everything = commands.add_parser("all", help="All of them, one after the other.")
+    report.add_command(commands, "claims", claims)
+    everything = commands.add_parser("all", help="All of them, one after the other, then claims.")
     _add_common(everything, RESULTS)
     options, recipe = parser.parse_known_args(args)
     if options.list:
@@ -41,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"{name:10} {summary} ({module.TIME})")
         return 0
     if options.command is None:
-        parser.error(f"name a command: {', '.join([*COMMANDS, 'all'])}")
+        parser.error(f"name a command: {', '.join([*COMMANDS, 'claims', 'all'])}")
     command = commands.choices[options.command]
     given = [recipe] if options.command in WITH_RECIPE else []
     if recipe and not given:
@@ -49,6 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if options.command == "all":
             return _all(options)
+        if options.command == "claims":
+            return claims.run(options)
         report.require("matplotlib", options.command)
         return COMMANDS[options.command].run(options, *given)
     except report.Refused as error:
@@ -75,7 +78,10 @@ def _folder(text: str) -> Path:
 
 
 def _all(options: argparse.Namespace) -> int:
-    """Run every command with its defaults, also after one that failed; 1 if one did."""
+    """Run every command with its defaults, also after one that failed; 1 if one did.
+
+    What they say about the paper's claims is left in claims.md.
+    """
     outcomes = []
     for name in COMMANDS:
         print(f"== {name}", flush=True)
@@ -88,6 +94,8 @@ def _all(options: argparse.Namespace) -> int:
             return status
         outcomes.append([name, "failed" if status else "done", time.monotonic() - start])
     print(report.table(["command", "outcome", "seconds"], outcomes))
+    if not options.quick:  # which proves nothing
+        claims.write(options.out, options.out)
     return int(any(outcome == "failed" for _, outcome, _ in outcomes))
 
 

@@ -16,6 +16,7 @@ from lit_fanions.bench.report import Table, machine
 from lit_fanions.paper.runs import commit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Verdict = Literal["confirmed", "refuted", "not testable here"]
@@ -33,6 +34,7 @@ class Claim:
         data: What it was tried on.
         n: Independent repetitions: problems, seeds, turns; 0 for a proof or a count.
         why: Why it cannot be tested, or under which reading it holds; may be empty.
+        id: Which of ``claims.STATEMENTS`` it is about; without one the same text is.
     """
 
     statement: str
@@ -42,6 +44,7 @@ class Claim:
     data: str
     n: int
     why: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Outcome:
         size: Of the picture, inches.
         claims: What it says about the paper's claims; none with --quick, which proves nothing.
         notes: Lines below the tables.
+        program: The module that was run.
     """
 
     tables: Sequence[Table]
@@ -67,6 +71,7 @@ class Outcome:
     size: tuple[float, float] = (13, 5)
     claims: Sequence[Claim] = ()
     notes: Sequence[str] = ()
+    program: str = "lit_fanions.paper"
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.tables), *self.notes])
@@ -82,7 +87,7 @@ class Outcome:
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
         contents = {
-            "command": shlex.join(["python", "-m", "lit_fanions.paper", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
             "machine": machine(),
             "settings": _plain(self.settings),
@@ -110,6 +115,16 @@ class Outcome:
 def drawable(values: Sequence[float]) -> list[float]:
     """Values for a plot, in which what is not finite leaves a gap."""
     return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def logarithmic(axes: Axes) -> None:
+    """Let the horizontal axis be logarithmic, with plain numbers within decades too."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
 
 
 def _plain(cell: Any) -> Any:

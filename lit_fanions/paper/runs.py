@@ -15,13 +15,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_fanions.bench.report import Refused, machine
+
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Curve = list[tuple[int, float]]  # (optimizer step, value)
 Curves = dict[str, Curve]  # by the name of the scalar
 
 FINISHED = "result.json"
+# Exit statuses of a training that somebody stopped by SIGINT (Ctrl-C), SIGKILL or SIGTERM.
+KILLED = (-2, 130, -9, 137, -15, 143)
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 10.0  # seconds that a process has to end by itself
 
@@ -52,14 +58,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Training:
+class Training:
     """A run in progress.
 
     Args:
         run: What is trained.
         logs: Its folder.
         process: Who trains.
-        recipes: See ``_digests``; as they were at the start.
+        recipes: See ``digests``; as they were at the start.
         start: When that was.
     """
 
@@ -175,14 +181,16 @@ def execute(
     waiting = deque(run for run, curve in found.items() if curve is None)
     total, count = len(waiting), 0
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    running: list[_Training] = []
-    with _signals() as received:
+    running: list[Training] = []
+    with signals() as received:
         try:
             while waiting or running:
                 if received:
                     raise Stopped(received[0])
                 if waiting and len(running) < jobs:
-                    running.append(_start(waiting.popleft(), folder, threads))
+                    running.append(
+                        start(waiting.popleft(), folder, {"OMP_NUM_THREADS": str(threads)})
+                    )
                     continue
                 time.sleep(POLL)
                 for training in [t for t in running if t.process.poll() is not None]:
@@ -197,14 +205,14 @@ def execute(
                     if outcome is not None:
                         curves[training.run.name] = outcome
         finally:
-            _end([training.process for training in running], received)
+            end([training.process for training in running], received)
         if received:  # during the last outcome
             raise Stopped(received[0])
     return curves
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM: raised while a process starts, they would lose its handle."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -221,11 +229,15 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> None:
+def end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> None:
     """End processes: ask them, and kill those that take too long.
 
     Ctrl-C in a terminal has reached them already; they may be saving a checkpoint. A second one
     ends the patience.
+
+    Args:
+        processes: What is to end; those that have ended are left alone.
+        received: The signals so far, see ``signals``.
     """
     for process in processes:
         process.terminate()
@@ -235,6 +247,14 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) 
             for process in processes:
                 process.kill()
         time.sleep(POLL)
+    for process in processes:
+        _close(process)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Close what a process that has ended listened to."""
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _finished(run: Run, folder: Path, metrics: Sequence[str]) -> Curves | None:
@@ -243,7 +263,7 @@ def _finished(run: Run, folder: Path, metrics: Sequence[str]) -> Curves | None:
         return None
     saved = json.loads(path.read_text())
     settings = (saved["args"], saved["recipes"], list(saved.get("curves", ())))
-    if settings != (list(run.args), _digests(run.args), list(metrics)):
+    if settings != (list(run.args), digests(run.args), list(metrics)):
         raise Refused(
             f"{path.parent} holds a run with other settings: choose another --out, or delete it"
         )
@@ -253,7 +273,7 @@ def _finished(run: Run, folder: Path, metrics: Sequence[str]) -> Curves | None:
     }
 
 
-def _digests(args: Iterable[str]) -> dict[str, str]:
+def digests(args: Iterable[str]) -> dict[str, str]:
     """SHA-256 of each recipe that arguments name."""
     values = (arg.partition("=")[2] if arg.startswith("--") else arg for arg in args)
     return {
@@ -285,29 +305,50 @@ def _command(run: Run, folder: Path) -> list[str]:
         f"{logger}.init_args.version": ".",
     }
     place = [f"{option}={value}" for option, value in options.items()]
-    return [sys.executable, "-m", "lit_fanions", "fit", *run.args, *place]
+    return [sys.executable, "-m", "lit_fanions.paper.child", "fit", *run.args, *place]
 
 
-def _start(run: Run, folder: Path, threads: int) -> _Training:
+def start(run: Run, folder: Path, environment: Mapping[str, str]) -> Training:
+    """Start a training.
+
+    It ends with this process, however that ends: its standard input is a pipe that breaks then.
+
+    Args:
+        run: What to train.
+        folder: The run's logs, recipe and output are kept in the folder of its name there.
+        environment: Variables beside those of this process.
+    """
     logs = folder / run.name
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("events.out.*"):  # of an attempt that was stopped
         old.unlink()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    recipes, start = _digests(run.args), time.time()
+    recipes, now = digests(run.args), time.time()
     with (logs / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            _command(run, folder), stdout=output, stderr=subprocess.STDOUT, env=environment
+            _command(run, folder),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
         )
-    return _Training(run, logs, process, recipes, start)
+    return Training(run, logs, process, recipes, now)
 
 
-def _outcome(training: _Training, metrics: Sequence[str]) -> Curves | None:
+def failure(training: Training) -> str | None:
+    """Why a training that has ended failed; None if it did not."""
+    _close(training.process)
+    status = training.process.returncode
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    reason = _reason((training.logs / "output.txt").read_text(errors="replace"))
+    return f"exit status {status}: {reason}" if status else None
+
+
+def _outcome(training: Training, metrics: Sequence[str]) -> Curves | None:
     """Save and return the curves of a training that has ended; None if it failed."""
-    run, logs, status = training.run, training.logs, training.process.returncode
-    if status:
-        reason = _reason((logs / "output.txt").read_text())
-        print(f"{run.name}: exit status {status}: {reason}", file=sys.stderr, flush=True)
+    run, logs = training.run, training.logs
+    if (reason := failure(training)) is not None:
+        print(f"{run.name}: {reason}", file=sys.stderr, flush=True)
         return None
     curves = read_curves(logs, metrics)
     outcome = {
@@ -330,21 +371,38 @@ def _reason(output: str) -> str:
     return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
 
+def events(logs: Path) -> "EventAccumulator":
+    """TensorBoard's reader of a folder; each ``Reload`` reads what is new there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(logs), size_guidance={"scalars": 0})
+
+
+def curve(reader: "EventAccumulator", metric: str) -> Curve:
+    """A scalar as it is logged so far; what is not a number counts as infinity.
+
+    Args:
+        reader: See ``events``.
+        metric: The scalar's name; one that is not logged has no values.
+    """
+    if metric not in reader.Reload().Tags()["scalars"]:
+        return []
+    scalars = [(event.step, event.value) for event in reader.Scalars(metric)]
+    return [(step, value if math.isfinite(value) else math.inf) for step, value in scalars]
+
+
 def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
-    """Scalars from TensorBoard's logs; what is not a number counts as infinity.
+    """Scalars of a training that has ended, see ``curve``.
 
     Raises:
         Refused: If the logs do not have one of them.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()
-    curves = {}
-    for metric in metrics:
-        if metric not in events.Tags()["scalars"]:
-            raise Refused(f"{logs} has no {metric}: does the model validate, and log it?")
-        scalars = [(event.step, event.value) for event in events.Scalars(metric)]
-        curves[metric] = [(s, value if math.isfinite(value) else math.inf) for s, value in scalars]
+    reader = events(logs)
+    curves = {metric: curve(reader, metric) for metric in metrics}
+    for metric, values in curves.items():
+        if not values:
+            known = ", ".join(sorted(reader.Tags()["scalars"])) or "nothing"
+            raise Refused(f"{logs} has no {metric}, only {known}: does the model validate?")
     return curves
 
 

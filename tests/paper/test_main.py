@@ -23,7 +23,7 @@ def test_no_command(capfd):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2
-    assert "name a command: nanogpt" in capfd.readouterr().err
+    assert f"name a command: {', '.join([*COMMANDS, 'claims', 'all'])}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,356 @@
+"""Rank-k directions of a large matrix: Lanczos, randomised SVD, power iterations (Table 2).
+
+A 5000x5000 Gaussian matrix, k = 1, 10 and 100: every solver gets the cheapest setting whose error
+of the rank-k direction, |U_k V_k^T - exact|_F / sqrt(k), is at most .01, and these race. The
+paper's figures stand beside, with ratios, as its GPU is not at hand. The outcome also says how far
+the singular values and the matrix are off at equal time, and from which size on Lanczos is faster
+than Newton-Schulz.
+
+  python -m lit_fanions.paper topk
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lit_fanions import lmo
+from lit_fanions.bench import polar, race, topk
+from lit_fanions.bench.report import Table
+from lit_fanions.paper.outcome import Claim, Outcome, Verdict, logarithmic
+from lit_fanions.paper.runs import spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TIME = "eight minutes; quick: a few seconds"
+RSVD = (topk.PCA, topk.RANDOMIZED)
+SOLVERS = (topk.LANCZOS, topk.CUPY, topk.ARPACK, *RSVD, topk.POWER)
+# As Muon has it: five steps with Keller Jordan's coefficients.
+NEWTON_SCHULZ = "Newton-Schulz 5"
+SIZES, QUICK_SIZES = (256, 512, 1024, 2048, 5000), (32, 64)
+PLACE = "section 3, Table 2"
+Entry = Mapping[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    topk.add_search(parser, budget=40.0, seeds=3)
+    race.add_turns(parser, repeats=3)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Race, tabulate and plot.
+
+    Args:
+        options: See ``add_arguments``.
+
+    Returns:
+        The exit status, 0.
+    """
+    (case,) = topk.cases(options, ["gaussian"])
+    entries = topk.race_case(case, options, SOLVERS)
+    directions = _directions(case, entries, options)
+    outcome = _outcome(case, entries, directions, options)
+    print(outcome)
+    outcome.save(options.out, "topk")
+    return 0
+
+
+def _directions(
+    case: topk.Case, entries: Sequence[Entry], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Times of rank-k and of full-rank directions by size.
+
+    Lanczos has the settings that it was found to need for the full size. Smaller Gaussian matrices
+    need no more: their singular values lie further apart.
+    """
+    full = len(case.matrix)
+    settings = {e["k"]: e["setting"] for e in entries if _is(e, topk.LANCZOS) and e["reached"]}
+    found = []
+    for size in (*(s for s in (QUICK_SIZES if options.quick else SIZES) if s < full), full):
+        m = case.matrix[:size, :size].contiguous()
+        smaller = dataclasses.replace(case, matrix=m)
+        turns = {f"rank {k}": _rank_k(smaller, k, s) for k, s in settings.items() if k < size}
+        turns[NEWTON_SCHULZ] = _turn(m)
+        seconds = race.take_turns(turns, repeats=options.repeats, device=options.device)
+        medians = race.medians(seconds)
+        found += [
+            {
+                "size": size,
+                "direction": name,
+                "seconds": taken,
+                "median_seconds": medians[name],
+                "ratio": medians[name] / medians[NEWTON_SCHULZ],
+            }
+            for name, taken in seconds.items()
+        ]
+    return found
+
+
+def _rank_k(case: topk.Case, k: int, setting: str) -> race.Turn:
+    """Lanczos at a setting, and the product that makes its triplets a direction."""
+    levels = topk.solvers(case, k)[topk.LANCZOS].levels
+    (level,) = (level for level in levels if level.setting == setting)
+
+    def turn(seed: int) -> Tensor:
+        found = level.solve(seed)
+        return found.U @ found.Vh
+
+    return turn
+
+
+def _turn(m: Tensor) -> race.Turn:
+    return lambda turn: lmo.polar(m, method="jordan", steps=5)
+
+
+def _is(entry: Entry, *solvers: str) -> bool:
+    return entry["solver"] in solvers
+
+
+def _outcome(
+    case: topk.Case,
+    entries: Sequence[Entry],
+    directions: Sequence[Entry],
+    options: argparse.Namespace,
+) -> Outcome:
+    equal = list(_at_equal_time(entries))
+    packages = {topk.CUPY: ("cupy",), topk.ARPACK: ("scipy", "numpy")}
+    timed = [p for e in entries for p in packages.get(e["solver"], ())]
+    products = {"the solvers of rank k": "float32", **polar.products(options.device)}
+    facts = race.conditions(options, products, *dict.fromkeys(timed))
+    data = f"a Gaussian {polar.shape_text(case.matrix.shape)} matrix"
+    claims = [
+        _faster(entries, data),
+        _better(equal, data),
+        _beats_newton_schulz(directions, data),
+    ]
+    return Outcome(
+        tables=[
+            topk.table(case, entries, options.error),
+            _equal_table(equal),
+            _size_table(directions),
+        ],
+        columns=["k", "solver", "setting", "seed", "seconds", "error", "sigma_error"],
+        rows=[[e["k"], e["solver"], *t.values()] for e in entries for t in e["tried"]],
+        settings={
+            **facts,
+            "error": options.error,
+            "budget": options.budget,
+            "seeds": list(range(options.seeds)),
+            "solvers": [{k: v for k, v in e.items() if k != "tried"} for e in entries],
+            "directions": directions,
+        },
+        draw=lambda figure: _draw(figure, entries, directions, options.error),
+        size=(5 * (len(case.ranks) + 1), 4.5),
+        claims=() if options.quick else claims,
+        notes=[
+            "error: of the rank-k direction, |U V^T - exact|_F / sqrt(k), the worst of all runs",
+            f"what is not reached was given up after {options.budget:g} s",
+            "paper s: its SVDS is CuPy's thick-restart Lanczos on a GPU",
+        ],
+    )
+
+
+def _at_equal_time(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """For each k: Lanczos where it reaches the error, and the best of RSVD in no more time."""
+    for k in dict.fromkeys(entry["k"] for entry in entries):
+        (lanczos,) = (e for e in entries if e["k"] == k and _is(e, topk.LANCZOS))
+        if not lanczos["reached"]:
+            continue
+        own = [t for t in lanczos["tried"] if t["setting"] == lanczos["setting"]]
+        limit = max(t["seconds"] for t in own)
+        tried = [t for e in entries if e["k"] == k and _is(e, *RSVD) for t in e["tried"]]
+        in_time = [t for t in tried if t["seconds"] <= limit]
+        if in_time:
+            yield {
+                "k": k,
+                "seconds": limit,
+                "lanczos": {name: max(t[name] for t in own) for name in ("error", "sigma_error")},
+                "rsvd": {n: min(t[n] for t in in_time) for n in ("error", "sigma_error")},
+                "n": len(own),
+            }
+
+
+def _equal_table(equal: Sequence[Entry]) -> Table:
+    title = (
+        "errors at equal time: Lanczos at its worst seed, RSVD (torch's and ours) at the best of "
+        "all settings that take no longer"
+    )
+    columns = ["k", "seconds", "matrix: Lanczos", "matrix: RSVD", "sigma: Lanczos", "sigma: RSVD"]
+    return Table(
+        title,
+        columns,
+        [
+            [
+                e["k"],
+                e["seconds"],
+                *(
+                    e[solver][name]
+                    for name in ("error", "sigma_error")
+                    for solver in ("lanczos", "rsvd")
+                ),
+            ]
+            for e in equal
+        ],
+    )
+
+
+def _size_table(directions: Sequence[Entry]) -> Table:
+    return Table(
+        f"time of a direction by Lanczos over that by {NEWTON_SCHULZ}",
+        ["size", "direction", "ms", f"x {NEWTON_SCHULZ}"],
+        [[d["size"], d["direction"], 1e3 * d["median_seconds"], d["ratio"]] for d in directions],
+    )
+
+
+def _faster(entries: Sequence[Entry], data: str) -> Claim:
+    """TRLan against RSVD and power iterations.
+
+    Confirmed if for every k its slowest turn is faster than the fastest of every rival; of one that
+    does not reach the error, than the dearest setting that it tried in vain. Refuted if for a k a
+    rival reaches the error and Lanczos does not, or not faster.
+    """
+    found, verdicts, least = [], set(), math.inf
+    for k in dict.fromkeys(entry["k"] for entry in entries):
+        of_k = {e["solver"]: e for e in entries if e["k"] == k}
+        lanczos, *rivals = (
+            of_k[name] for name in (topk.LANCZOS, *RSVD, topk.POWER) if name in of_k
+        )
+        least = min(least, len(lanczos["seconds"]))
+        mean, deviation = spread(lanczos["seconds"])
+        texts = [f"Lanczos {mean:.3g} ± {deviation:.2g} s"]
+        if not lanczos["reached"]:
+            texts = ["Lanczos not in time"]
+        for rival in rivals:
+            seconds = [t["seconds"] for t in rival["tried"]]
+            fastest = min(rival["seconds"]) if rival["reached"] else max(seconds)
+            texts.append(f"{rival['solver']} {'' if rival['reached'] else '> '}{fastest:.3g} s")
+            if lanczos["reached"] and max(lanczos["seconds"]) < fastest:
+                verdicts.add("confirmed")
+            else:
+                verdicts.add("refuted" if rival["reached"] else "not testable here")
+        found.append(f"k = {k}: {', '.join(texts)}")
+    order: tuple[Verdict, ...] = ("refuted", "not testable here", "confirmed")
+    return Claim(
+        "TRLan is much faster than RSVD and power iterations at equal error",
+        PLACE,
+        next(verdict for verdict in order if verdict in verdicts),
+        "; ".join(found),
+        data,
+        int(least),
+        "> marks the dearest setting tried, which does not reach the error",
+        "trlan-faster",
+    )
+
+
+def _better(equal: Sequence[Entry], data: str) -> Claim:
+    """RSVD for the singular values, TRLan for the matrix: both halves have to hold for every k."""
+    sigma = [e["k"] for e in equal if e["rsvd"]["sigma_error"] < e["lanczos"]["sigma_error"]]
+    matrix = [e["k"] for e in equal if e["lanczos"]["error"] < e["rsvd"]["error"]]
+    texts = [
+        f"k = {e['k']}: singular values {e['lanczos']['sigma_error']:.1g} (Lanczos) and "
+        f"{e['rsvd']['sigma_error']:.1g} (RSVD), matrix {e['lanczos']['error']:.1g} and "
+        f"{e['rsvd']['error']:.1g}"
+        for e in equal
+    ]
+    both = bool(equal) and len(sigma) == len(matrix) == len(equal)
+    return Claim(
+        "RSVD approximates singular values better, TRLan the matrix of rank k",
+        "section 3",
+        "confirmed" if both else "refuted" if equal else "not testable here",
+        "; ".join(texts),
+        data,
+        min((e["n"] for e in equal), default=0),
+        f"errors at equal time; RSVD's singular values are better for {_ranks(sigma)}, Lanczos's "
+        f"matrix for {_ranks(matrix)}"
+        if equal
+        else "no setting of RSVD takes as little time as Lanczos",
+        "rsvd-sigma",
+    )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"k = {', '.join(map(str, ranks))}" if ranks else "no k"
+
+
+def _beats_newton_schulz(directions: Sequence[Entry], data: str) -> Claim:
+    """Confirmed if on the largest matrix the slowest turn of every rank is the faster."""
+    largest = max((d["size"] for d in directions), default=0)
+    by = {d["direction"]: d for d in directions if d["size"] == largest}
+    newton_schulz = by.pop(NEWTON_SCHULZ)
+    holds = bool(by) and all(max(d["seconds"]) < min(newton_schulz["seconds"]) for d in by.values())
+    texts = [
+        f"{name}: {d['ratio']:.2g} of the time; faster {_from(directions, name)}"
+        for name, d in by.items()
+    ]
+    return Claim(
+        "The Lanczos algorithm is much faster than Newton-Schulz iterations on large matrices",
+        "section 6",
+        "confirmed" if holds else "refuted",
+        "; ".join(texts),
+        f"{data} and its leading blocks",
+        len(newton_schulz["seconds"]),
+        "from a cold start, to the same error of the rank-k direction",
+        "lanczos-newton-schulz",
+    )
+
+
+def _from(directions: Sequence[Entry], name: str) -> str:
+    """The size from which on a direction takes less time than Newton-Schulz."""
+    ratios = {d["size"]: d["ratio"] for d in directions if d["direction"] == name}
+    slower = [size for size, ratio in ratios.items() if ratio >= 1]
+    faster = [size for size in ratios if size > max(slower, default=0)]
+    return f"from {min(faster)} rows on" if faster else "at no size"
+
+
+def _draw(
+    figure: Figure, entries: Sequence[Entry], directions: Sequence[Entry], goal: float
+) -> None:
+    """Error over time of all that was tried, by k, and the times of directions by size."""
+    ranks = list(dict.fromkeys(entry["k"] for entry in entries))
+    *panels, last = figure.subplots(1, len(ranks) + 1)
+    solvers = list(dict.fromkeys(entry["solver"] for entry in entries))
+    for k, panel in zip(ranks, panels, strict=True):
+        for entry in entries:
+            if entry["k"] == k:
+                color = f"C{solvers.index(entry['solver'])}"
+                _draw_tried(panel, entry, color)
+        panel.axhline(goal, color="black", linewidth=0.8, linestyle="--")
+        panel.set(title=f"k = {k}", xlabel="seconds", yscale="log")
+        logarithmic(panel)
+    panels[0].set_ylabel("error of the rank-k direction")
+    for name in dict.fromkeys(d["direction"] for d in directions):
+        line = [d for d in directions if d["direction"] == name]
+        times = [d["median_seconds"] for d in line]
+        style = "k--" if name == NEWTON_SCHULZ else "-"
+        label = name if name == NEWTON_SCHULZ else f"Lanczos, {name}"
+        last.plot([d["size"] for d in line], times, style, marker="o", label=label)
+    last.set(title="a direction", xlabel="rows = columns", ylabel="seconds")
+    last.set(xscale="log", yscale="log")
+    last.set_xticks(list(sizes := dict.fromkeys(d["size"] for d in directions)), map(str, sizes))
+    last.minorticks_off()
+    last.legend(fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(solvers))
+
+
+def _draw_tried(axes: Axes, entry: Entry, color: str) -> None:
+    """What a solver tried; the setting that it is given in the race is filled."""
+    finite = [t for t in entry["tried"] if math.isfinite(t["error"])]
+    for chosen in (False, True):
+        points = [t for t in finite if (t["setting"] == entry["setting"]) is chosen]
+        axes.scatter(
+            [t["seconds"] for t in points],
+            [max(t["error"], 1e-5) for t in points],
+            s=40 if chosen else 20,
+            edgecolors=color,
+            facecolors=color if chosen else "none",
+            label=entry["solver"] if chosen else None,
+        )

@@ -1,0 +1,137 @@
+"""The values that a sweep gives to options of fit, and how they are written."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lit_fanions.bench.report import Refused
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+# What stands between the commas outside of brackets and quotes.
+_VALUE = re.compile(r"""(?:\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values to try.
+
+    Args:
+        values: As fit is given them.
+    """
+
+    values: tuple[str, ...]
+
+    def suggest(self, trial: Trial, name: str) -> str:
+        """Let the sampler choose."""
+        return trial.suggest_categorical(name, self.values)
+
+    def examples(self) -> tuple[str, ...]:
+        """Return what fit has to accept."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers to search.
+
+    Args:
+        low: The smallest.
+        high: The largest.
+        log: Whether their ratios count, not their differences.
+        whole: Whether they are integers.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def suggest(self, trial: Trial, name: str) -> str:
+        """Let the sampler choose."""
+        if self.whole:
+            return str(trial.suggest_int(name, int(self.low), int(self.high), log=self.log))
+        return repr(trial.suggest_float(name, self.low, self.high, log=self.log))
+
+    def examples(self) -> tuple[str, ...]:
+        """Return what fit has to accept."""
+        return tuple(str(int(end)) if self.whole else repr(end) for end in (self.low, self.high))
+
+
+Values = Choice | Range
+Space = dict[str, Values]  # by the option's name
+
+
+def parse(choices: Iterable[str], ranges: Iterable[str]) -> Space:
+    """Read what --set and --tune were given.
+
+    Args:
+        choices: NAME=VALUE,VALUE,...
+        ranges: NAME=LOW:HIGH, then :log, :int or both.
+
+    Raises:
+        Refused: If one is written otherwise, or an option comes twice.
+    """
+    space: Space = {}
+    for text in choices:
+        _add(space, "--set", text, _choice, "NAME=1,2,3")
+    for text in ranges:
+        _add(space, "--tune", text, _range, "NAME=1e-3:1:log")
+    return space
+
+
+def short(name: str) -> str:
+    """An option's name without what fit adds by itself."""
+    return name.replace(".init_args", "")
+
+
+def number(text: str) -> float | str:
+    """The number that a text stands for, or the text: 1 and 1.0 are the same value."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _add(space: Space, option: str, text: str, read: Callable[[str], Values], example: str) -> None:
+    name, _, values = text.partition("=")
+    name = name.removeprefix("--")
+    if not (name and values):
+        raise Refused(f"{option} {text}: write it like {option} {example}")
+    if short(name) in map(short, space):
+        raise Refused(f"{option} {text}: this option was given before; list all values in one")
+    try:
+        space[name] = read(values)
+    except ValueError as error:
+        raise Refused(f"{option} {text}: {error}") from None
+
+
+def _choice(text: str) -> Choice:
+    values = tuple(value.strip() for value in _VALUE.findall(text))
+    if len(set(map(number, values))) < len(values):
+        raise ValueError("a value comes twice")
+    return Choice(values)
+
+
+def _range(text: str) -> Range:
+    low_text, _, rest = text.partition(":")
+    high_text, *flags = rest.split(":")
+    if not set(flags) <= {"log", "int"}:
+        raise ValueError("LOW:HIGH can be followed by :log, :int or both")
+    try:
+        low, high = float(low_text), float(high_text)
+    except ValueError:
+        raise ValueError("LOW:HIGH must be two numbers") from None
+    log, whole = "log" in flags, "int" in flags
+    if not -math.inf < low < high < math.inf:
+        raise ValueError("LOW must be below HIGH")
+    if log and low <= 0:
+        raise ValueError("LOW must be above 0 with :log")
+    if whole and not (low.is_integer() and high.is_integer()):
+        raise ValueError("LOW and HIGH must be integers with :int")
+    return Range(low, high, log, whole)

@@ -1,0 +1,146 @@
+"""The page of verdicts: complete, in a fixed order, and from the results alone."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lit_fanions.paper import __main__ as paper
+from lit_fanions.paper import claims
+from lit_fanions.paper.__main__ import main
+from lit_fanions.paper.claims import SECTIONS, STATEMENTS, page, read
+from lit_fanions.paper.outcome import Claim, Outcome
+
+
+def save(folder, name, *found):
+    Outcome([], ["x"], [], {}, claims=found).save(folder, name)
+
+
+def claim(verdict="confirmed", **changes):
+    facts = {"statement": "S", "place": "section 5.1", "found": "1 ± 2", "data": "D", "n": 10}
+    return Claim(verdict=verdict, **(facts | changes))
+
+
+def rows(text):
+    """Rows of the tables, by their first cell."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    cells = [[re.sub(r"\\([*_<|])", r"\1", cell).strip() for cell in row] for row in cells]
+    return {row[0]: row for row in cells}
+
+
+def test_statements_have_ids_of_their_own_and_a_section():
+    assert len({s.id for s in STATEMENTS}) == len({s.text for s in STATEMENTS}) == len(STATEMENTS)
+    assert all(SECTIONS[claims._section(s.place)] != "Elsewhere" for s in STATEMENTS)
+
+
+def test_what_nobody_looked_at_is_not_run():
+    text = page([])
+    assert f"Verdicts: {len(STATEMENTS)} not run." in text
+    assert all(rows(text)[s.text][1:3] == [s.place, "not run"] for s in STATEMENTS)
+
+
+def test_claim_of_a_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["paper", "ls", "--out", "results/l s"])
+    neon = next(s for s in STATEMENTS if s.id == "neon-loss")
+    by_id = claim("refuted", id="neon-loss", statement="my words", why="a | b\nc")
+    save(tmp_path / "deep/er", "ls", by_id, claim(statement=STATEMENTS[-1].text.upper()))
+    text = page(read(tmp_path))
+    assert rows(text)[neon.text] == [
+        *(neon.text, neon.place, "**refuted**: a | b c", "1 ± 2", "D", "10"),
+        "`python -m lit_fanions.paper ls --out 'results/l s'`",
+    ]
+    assert "my words" not in text
+    assert rows(text)[STATEMENTS[-1].text][2] == "**confirmed**"  # by its text
+    assert f"{len(STATEMENTS) - 2} not run, 1 refuted" in text
+    origin = rows(text)["`deep/er/ls.json`"]
+    machine = json.loads((tmp_path / "deep/er/ls.json").read_text())["machine"]
+    assert f"torch {machine['torch']}" in origin[3]
+    assert str(tmp_path) not in text
+
+
+def test_claims_of_several_commands_stand_together(tmp_path):
+    save(tmp_path, "b", claim("refuted", id="neon-loss", data="B"))
+    save(tmp_path, "a", claim(id="neon-loss", data="A"))
+    lines = page(read(tmp_path)).splitlines()
+    about = [i for i, line in enumerate(lines) if line.startswith("| Neon converges worst")]
+    assert [lines[i].split(" | ")[4] for i in about] == ["A", "B"]
+    assert about[1] == about[0] + 1
+
+
+@pytest.mark.parametrize(
+    ("place", "section"),
+    [
+        ("section 5.2, Figure 2b", "5.2"),
+        ("Section 2.8", "2"),
+        ("appendix C.2", "C"),
+        ("draft, section 6.1", "draft"),
+        ("somewhere", ""),
+        ("section 9", ""),
+    ],
+)
+def test_claim_of_its_own_stands_in_its_section(place, section, tmp_path):
+    save(tmp_path, "a", claim(statement="new", place=place))
+    sections = re.split(r"^## ", page(read(tmp_path)), flags=re.M)
+    (own,) = (text for text in sections if "| new |" in text)
+    assert own.startswith(SECTIONS[section])
+
+
+def test_page_is_the_same_each_time(tmp_path):
+    save(tmp_path, "b", claim(statement="x"), claim(statement="y"))
+    save(tmp_path, "a", claim(statement="z"))
+    assert page(read(tmp_path)) == page(read(tmp_path))
+
+
+def test_other_files_are_left_out(tmp_path):
+    (tmp_path / "result.json").write_text('{"args": []}')
+    (tmp_path / "list.json").write_text("[1]")
+    assert read(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "a.json cannot be read"),
+        ('{"command": "", "claims": [{"verdict": "x"}]}', "a.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, message, tmp_path, capfd):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["claims", "--results", str(tmp_path), "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_unknown_id_is_named(tmp_path, capfd):
+    save(tmp_path, "a", claim(id="neon"))
+    with pytest.raises(SystemExit):
+        main(["claims", "--results", str(tmp_path)])
+    assert "the paper has no claim with the id 'neon'" in capfd.readouterr().err
+
+
+def test_missing_results_are_named(tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        main(["claims", "--results", str(tmp_path / "none")])
+    assert "--results: there is no folder" in capfd.readouterr().err
+
+
+def test_command_writes_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("results"), "a", claim(id="neon-loss"))
+    assert main(["claims"]) == 0
+    assert "**confirmed**" in Path("docs/claims.md").read_text()
+
+
+def test_all_ends_with_the_page(tmp_path, monkeypatch):
+    command = SimpleNamespace(
+        __doc__="", TIME="", add_arguments=lambda parser: None, run=lambda options: 0
+    )
+    monkeypatch.setattr(paper, "COMMANDS", {"nothing": command})
+    assert main(["all", "--quick", "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "claims.md").exists()
+    assert main(["all", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "claims.md").exists()

@@ -1,0 +1,184 @@
+"""The command line of sweeps: what it refuses before anything starts, and real trainings."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_fanions.sweep import __main__ as sweep
+from lit_fanions.sweep import study
+from lit_fanions.sweep.space import Range
+from tests.conftest import TESTS, subprocess_environment, toy_recipe
+
+ALPHA = "model.optimizer.matrix.alpha"
+RECIPE = ("--config", "recipe.yaml")
+
+
+def plan(*args):
+    options, recipe = sweep._parser().parse_known_args([*RECIPE, *args])
+    return sweep._plan(options, recipe)
+
+
+def error(capfd, *args):
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(args)
+    assert stop.value.code == 2
+    return capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--set", f"{ALPHA}=1"], "give a recipe: --config FILE"),
+        ([*RECIPE, "--set", ALPHA], f"--set {ALPHA}: write it like --set NAME=1,2,3"),
+        ([*RECIPE, "--seeds", "0"], "--seeds must be at least 1, not 0"),
+        ([*RECIPE, "--trials", "0"], "--trials must be at least 1, not 0"),
+        ([*RECIPE, "--jobs", "-1"], "--jobs must be at least 1, not -1"),
+        (
+            [*RECIPE, "--sampler", "grid", "--tune", "a=1:2"],
+            "--tune and --trials are for a search: choose --sampler tpe or random",
+        ),
+        (
+            [*RECIPE, "--seed_everything", "1"],
+            "--seed_everything is set for every run by this command: choose how many with --seeds",
+        ),
+        (
+            [*RECIPE, "--set", "trainer.devices=1,2"],
+            "--trainer.devices is set for every run by this command: each has one; choose how many "
+            "run at a time with --jobs",
+        ),
+        (
+            [*RECIPE, "--set", f"{ALPHA}=1,2", "--model.init_args.optimizer.matrix.alpha=1"],
+            "--model.init_args.optimizer.matrix.alpha is set for every run by this command: choose "
+            "its values in --set or --tune alone",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_in_one_line(args, message, project, capfd):
+    assert error(capfd, *args).splitlines()[-1] == f"python -m lit_fanions.sweep: error: {message}"
+    assert not Path("sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--set", "model.optimizer.matrix.alhpa=1"],
+            "error: unknown option --model.optimizer.matrix.alhpa\n"
+            "  did you mean --model.optimizer.matrix.alpha?\n",
+        ),
+        (
+            ["--set", f"{ALPHA}=1,x"],
+            f"error: --{ALPHA}: expected float or null, got 'x'\n"
+            "  all options: python -m lit_fanions fit --help\n",
+        ),
+        (
+            ["--trainer.max_epoch=1"],
+            "error: unknown option --trainer.max_epoch\n  did you mean --trainer.max_epochs?\n",
+        ),
+    ],
+    ids=["option", "value", "argument"],
+)
+def test_what_fit_would_refuse_is_told_in_its_words(args, message, project, capfd):
+    assert error(capfd, *RECIPE, *args) == message
+    assert not Path("sweeps").exists()
+
+
+def test_defaults(project):
+    found = plan("--set", f"{ALPHA}=0,1")
+    assert (found.sampler, found.metric, found.direction) == ("grid", "val/loss", "minimize")
+    assert (found.out, found.study, found.jobs, found.devices) == (
+        *(Path("sweeps/recipe"), "recipe"),
+        *(1, ()),
+    )
+    found = plan("--trials", "3", "--metric", "val/acc", "--out", "a/b")
+    assert (found.sampler, found.direction, found.study) == ("tpe", "maximize", "b")
+    assert list(found.space.values()) == [Range(0.002, 0.2, log=True), Range(0.5, 0.99)]
+
+
+def test_one_training_per_gpu(monkeypatch):
+    monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep._devices("auto") == ("0", "1")
+    assert sweep._devices("cpu") == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert sweep._devices("gpu") == ("3", "5")
+
+
+@pytest.mark.slow
+def test_real_trainings(project, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
+    args = [*RECIPE, "--set", f"{ALPHA}=-.1,1", "--metric", "val/acc", "--jobs", "2"]
+    assert sweep.main([*args, "--seeds", "1", "--model.width=5"]) == 0, capfd.readouterr()
+    with Path("sweeps/recipe/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row[ALPHA], row["seed"], row["state"]) for row in rows] == [
+        ("-0.1", "0", "complete"),
+        ("1.0", "0", "complete"),
+    ]
+    used = yaml.safe_load(Path("sweeps/recipe/runs", rows[0]["folder"], "config.yaml").read_text())
+    assert used["model"]["init_args"]["optimizer"]["matrix"]["alpha"] == -0.1
+    assert used["model"]["init_args"]["width"] == 5
+    assert "[2/2]" in capfd.readouterr().out
+    # A metric that is not logged: said with the names of those that are.
+    args[-3] = "val/f1"
+    line = error(capfd, *args, "--out", "other").splitlines()[-1]
+    assert "has no val/f1, only epoch, " in line
+    assert "val/acc: does the model validate?" in line
+
+
+@pytest.mark.slow
+def test_real_trainings_are_killed_and_resumed(project, monkeypatch, capfd):
+    recipe = toy_recipe()
+    recipe["model"] = {"class_path": "toy_zoo.Slow"}
+    recipe["trainer"]["max_epochs"] = 10
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    args = [*RECIPE, "--set", "data.batch_size=8,64", "--metric", "val/acc", "--seeds", "1"]
+    command = [sys.executable, "-m", "lit_fanions.sweep", *args]
+    parent = subprocess.Popen(command, env=subprocess_environment())
+    while not Path("training").exists():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    child = int(Path("training").read_text())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_text():
+        assert time.monotonic() < deadline  # it ends with its parent
+        time.sleep(0.1)
+    monkeypatch.setattr(study, "HEARTBEAT", 1)
+    monkeypatch.setattr(study, "PATIENCE", 2)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
+    assert sweep.main(args) == 0
+    assert len(json.loads(Path("sweeps/recipe/sweep.json").read_text())["rows"]) == 2
+    # Nothing is left to do.
+    capfd.readouterr()
+    assert sweep.main(args) == 0
+    assert "[" not in capfd.readouterr().out.partition("batch_size")[0]
+
+
+def test_training_ends_with_its_parent(tmp_path):
+    code = (
+        "import runpy, sys, time, types\n"
+        "main = lambda: print('here', flush=True) or time.sleep(60)\n"
+        "sys.modules['lit_fanions.cli'] = types.SimpleNamespace(main=main)\n"
+        "runpy.run_module('lit_fanions.paper.child', run_name='__main__')\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=subprocess_environment(),
+    )
+    assert child.stdout.readline() == b"here\n"
+    assert child.poll() is None
+    child.stdin.close()
+    assert child.wait(10) == 1
+    child.stdout.close()
