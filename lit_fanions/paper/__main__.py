@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fanions.bench import report
-from lit_fanions.paper import bounds, claims, nanogpt, norms, topk
+from lit_fanions.paper import balls, bounds, claims, nanogpt, norms, topk
 from lit_fanions.paper.runs import Stopped
 
-COMMANDS = {"norms": norms, "bounds": bounds, "topk": topk, "nanogpt": nanogpt}
+COMMANDS = {"norms": norms, "balls": balls, "bounds": bounds, "topk": topk, "nanogpt": nanogpt}
 # These are also given the arguments that they do not know, which are those of fit.
 WITH_RECIPE = ("nanogpt",)
 RESULTS = Path("results")
