@@ -206,8 +206,8 @@ def _largest_diagonal(a: Tensor) -> Tensor:
 
 
 def _sign_bound(a: Tensor) -> Tensor:
-    # Diagonal matrices n lambda_1 / n and the row sums of |A| are both above A, and so is the
-    # Kronecker product of two such matrices above that of A and B: a sign matrix sees its trace.
+    # The diagonal matrix of lambda_1, and that of the row sums of |A|, are above A; products of
+    # two such are above that of A and B (Kronecker's). Of a diagonal matrix signs see the trace.
     return torch.minimum(a.shape[-1] * torch.linalg.eigvalsh(a)[..., -1], a.abs().sum((-2, -1)))
 
 
@@ -354,8 +354,9 @@ def gamma(norm: Norm, rows: int, cols: int) -> float:
 def asymptotic_smoothness(norm: Norm, a: Tensor, b: Tensor) -> Tensor:
     r"""The paper's estimate of L, gamma^2 \|A\|_dual \|B\|_dual (section 5.1).
 
-    It is no L: it takes gamma of Gaussian matrices for all matrices of the ball, and the dual norm
-    for submultiplicative. Beside ``smoothness``, to show by how much.
+    It is no L. It follows from ratios of norms that hold for Gaussian matrices, not for all of the
+    ball; and what follows from them, dual norm = norm / gamma^2, would divide by gamma^2. Beside
+    ``smoothness``, to show by how much it is off.
 
     Args:
         norm: As for ``gaussian_norm``.

@@ -9,17 +9,23 @@ from pathlib import Path
 from lit_fanions.bench import report
 from lit_fanions.paper import (
     airbench,
+    balls,
+    bounds,
     claims,
     least_squares,
     logistic_regression,
     nanogpt,
     nanogpt_alpha,
+    norms,
     ranks,
     topk,
 )
 from lit_fanions.paper.runs import Stopped
 
 COMMANDS = {
+    "norms": norms,
+    "balls": balls,
+    "bounds": bounds,
     "topk": topk,
     "least_squares": least_squares,
     "logistic_regression": logistic_regression,
