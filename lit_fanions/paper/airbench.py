@@ -81,6 +81,7 @@ def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
             f"F-Muon minus Muon: {away}",
             data,
             n,
+            id="airbench-equal",
         ),
         Claim(
             "F-Muon surpasses Muon by a margin",
@@ -89,6 +90,7 @@ def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
             f"F-Muon minus Muon: {away}",
             data,
             n,
+            id="draft-ahead",
         ),
         Claim(
             "Even alpha = .1 is much better than pure normalised SGD",
@@ -98,6 +100,7 @@ def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
             f"{verdicts.told(tuned[0.5], tuned[0])}",
             data,
             n,
+            id="alpha-0.1",
         ),
     ]
     for alpha, place in ((1.1, "section 5.2, figure 2"), (-0.1, "section 5.2 (not in its figure)")):
@@ -110,6 +113,7 @@ def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
                 f"{verdicts.told(muons[0], muon)}",
                 data,
                 n,
+                id="alpha-outside",
             )
         )
     return claims

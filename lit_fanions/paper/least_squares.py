@@ -501,6 +501,7 @@ def _worst_in_loss(setting: Setting, found: Mapping[str, Trace]) -> Claim:
         _data(setting, found),
         n,
         f"{why}Confirmed if a sign test over the problems says so at 5 %.",
+        id="neon-loss",
     )
 
 
@@ -523,6 +524,7 @@ def _leader(
         f"{why}Confirmed if it is first in one of the three norms, after the last step or in the "
         "smallest so far, by a sign test at 5 %. Of all readings tried it holds under: "
         f"{'; '.join(holding) or 'none'}.",
+        id="neon-gradient",
     )
 
 
@@ -549,6 +551,7 @@ def _robust(setting: Setting, f_muon: Trace, muon: Trace) -> Claim:
         "steps are shorter, so its cycle is smaller and the way there longer. As that loss goes "
         f"with lr squared, Muon with {np.median(ratio**0.5):.2f} of its lr would have F-Muon's, "
         f"and take {np.median(ratio**-0.5):.2f} times the steps.",
+        id="f-muon-robust",
     )
 
 
@@ -578,6 +581,7 @@ def _unrelated(promises: Sequence[Promise]) -> Claim:
         "of what the printed lr needs, for each of the three, by sign tests at 5 %. Within a "
         "factor of 2 with the lr and iterations that Lemma 7 does give: "
         f"{', '.join(right) or 'none'}.",
+        id="theory-practice",
     )
 
 

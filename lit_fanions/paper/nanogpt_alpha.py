@@ -75,6 +75,7 @@ def _claims(values: Mapping[str, alphas.Values], full: bool) -> list[Claim]:
             f"F-Muon minus Muon, each at its own lr: {verdicts.told(own[0.5], muon)}",
             data,
             n,
+            id="nanogpt-equal",
         ),
         Claim(
             "alpha = -.1, which is no norm, does not lose more than alpha = .3",
@@ -83,5 +84,6 @@ def _claims(values: Mapping[str, alphas.Values], full: bool) -> list[Claim]:
             f"alpha -.1 minus .3: {verdicts.told(own[-0.1], own[0.3])}",
             data,
             n,
+            id="nanogpt-negative",
         ),
     ]

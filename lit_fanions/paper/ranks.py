@@ -30,7 +30,9 @@ TIME = "2 hours; quick: half a minute"
 RANKS = (1, 4, 16, 64)
 FEEDBACK = "-feedback"
 _MATRIX = "--model.init_args.optimizer.matrix"
-_OTHERS = {  # name -> options, multiple of the lr that the recipe states
+_OTHERS: Mapping[
+    str, tuple[Mapping[str, object], float]
+] = {  # name -> options, multiple of the lr that the recipe states
     "s_muon": ({"algorithm": "s_muon", "rank": "full", "sign_scale": 0.05}, 0.4),
     "kyfan-16": ({"algorithm": "kyfan", "rank": "16"}, 4.0),
 }
@@ -54,14 +56,14 @@ def variants(paths: Mapping[str, Path]) -> dict[str, Variant]:
             # A step of rank k has the length sqrt(k).
             lr = stated * (max(RANKS) / rank) ** 0.5 / 2
             for feedback in (False, True):
-                options = {
+                options: dict[str, object] = {
                     "algorithm": algorithm,
                     "rank": rank,
                     "error_feedback": str(feedback).lower(),
                 }
                 made[f"{algorithm}-{rank}" + FEEDBACK * feedback] = _variant(path, lr, options)
-    for name, (options, factor) in _OTHERS.items():
-        made[name] = _variant(path, factor * stated, options)
+    for name, (own, factor) in _OTHERS.items():
+        made[name] = _variant(path, factor * stated, own)
     return made
 
 
@@ -76,6 +78,8 @@ def claims(finals: Finals) -> list[Claim]:
         return []
     return [
         Claim(
+            statement="F-Neon may need error feedback to reach a satisfactory accuracy",
+            place="section 6",
             id="error-feedback",
             verdict=verdicts.larger(without, with_it),
             found=f"F-Neon's loss without minus with error feedback: "
