@@ -78,7 +78,7 @@ def test_the_oracle_of_a_sign_blend_lies_on_the_ball(norm, shape):
 
 
 @pytest.mark.parametrize("norm", SIGN_BLENDS, ids=repr)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 4))
 def test_norm_axioms_and_hoelder_of_sign_blends(norm, seed, rows, cols):
     x, y = gaussian(2, rows, cols, seed=seed)
@@ -162,15 +162,14 @@ def test_oracles_by_hand():
         torch.testing.assert_close(norm.lmo(m), d.double(), msg=repr(norm))
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e3])
 @pytest.mark.parametrize("norm", [*BLENDS, *SIGN_BLENDS], ids=repr)
-def test_lemma_9_both_ways(norm, scale):
+def test_lemma_9_both_ways(norm):
     # Equations 22 and 23: x = t * (alpha * a + (1 - alpha) * b) with a and b in the two balls and
     # no smaller t; and whatever is such a sum with t = 1 is in the ball.
     other = norms.Frobenius() if norm.blend == "frobenius" else norms.MaxEntry()
     weight = (1 - norm.alpha) * norm.sign_scale
     slack = 1e-9 if norm.blend == "frobenius" else norms.TOLERANCE
-    x = gaussian(2, 4, 3) * scale
+    x = gaussian(2, 4, 3) * 1e-8
     z, value = norm.split(x), norm.value(x)
     sizes = torch.stack([norm.norm.value(z) / norm.alpha, other.value(x - z) / weight])
     torch.testing.assert_close(sizes.amax(0), value, rtol=slack, atol=0)

@@ -1,4 +1,4 @@
-r"""Theory: L, step sizes and iterations on least squares; norms of Gaussian matrices (4, 5.1).
+r"""Theory of least squares: L, lr and iterations; Gaussian matrices (sections 4 and 5.1).
 
 For random problems of section 5.1 (spectra uniform in (0, 1), S standard normal, start at zero) the
 constants that the article prints for n = 50 stand beside what its formulas give and beside the
@@ -279,7 +279,7 @@ def _plans_table(values: Values, size: int) -> Table:
     cells = []
     for name, of in values.items():
         precision = ALGORITHMS[name].precision(size)
-        row = [name, f"{precision:.3g}"]
+        row = [name, f"{precision:.3g}", f"{bounds.rho(ALGORITHMS[name].norm, size, size):.3g}"]
         for source in (FITTED, EXACT):
             if source not in of:
                 row += ["–", "–"]
@@ -297,7 +297,7 @@ def _plans_table(values: Values, size: int) -> Table:
         f"lr and K on {size} × {size} least squares, F(0) - F* = {gap}: by the article's L "
         "eps / L and L (F(0) - F*) / eps²;\nby the exact L those of the descent inequality, "
         "eps / L and 2 L (F(0) - F*) / eps²",
-        ["algorithm", "eps", "lr, article's L", "K", "lr, exact L", "K"],
+        ["algorithm", "eps", "rho", "lr, article's L", "K", "lr, exact L", "K"],
         cells,
     )
 
@@ -551,7 +551,7 @@ def _verdict(holds: bool) -> Verdict:
 NOTES = (
     "formula: as printed, |M|_F |N|_F, 2/n |M|_* |N|_*, n |M|_op |N|_op; gamma^2, right: "
     "gamma^2 |M|_dual |N|_dual with gamma of large Gaussian matrices (4/n for Muon); exact: the "
-    "largest dual norm of M X N over the unit ball.",
+    "largest dual norm of M X N over the unit ball; rho: of (A3), exact.",
 )
 
 
