@@ -212,9 +212,7 @@ def _sums(planes: dict[tuple[str, float], Tensor], circle: Tensor) -> Claim:
     fine = 2 * math.pi / len(circle)
     printed, lemma = error(swapped=True), error(swapped=False)
     return Claim(
-        "The ball of the dual of F* (F2) is the sum of alpha times the nuclear (spectral) ball and "
-        "1 - alpha times the Frobenius ball",
-        "appendix C.1, Figure 4",
+        "blend-balls",
         _verdict(printed <= fine),
         f"the drawn balls reach as far as such a sum within {printed:.2g}; as the sum with the "
         f"spectral ball for F* and the nuclear ball for F2 within {lemma:.2g}",
@@ -224,7 +222,6 @@ def _sums(planes: dict[tuple[str, float], Tensor], circle: Tensor) -> Claim:
         f"Confirmed if they reach equally far within {fine:.2g}, the distance of the directions. "
         "Lemma 9 has the balls of the dual norms: spectral for F* (F-Muon), nuclear for F2 "
         "(F-Neon).",
-        "blend-balls",
     )
 
 
@@ -236,9 +233,7 @@ def _ky_fan(points: Tensor) -> Claim:
     inside, cube = value(norms.KyFanDual(2), points) <= 1, x.amax(-1) <= 1
     printed, right = (_agreement(inside, cube & (x.sum(-1) <= radius)) for radius in (0.5, 2.0))
     return Claim(
-        "The Ky Fan 2-ball is an intersection of three l1-balls, its dual that of an l_inf-ball of "
-        "radius 1 and an l1-ball of radius 1/2",
-        "appendix C.2, Figure 5",
+        "ky-fan-balls",
         _verdict(first == printed == 1),
         f"of random points the three l1-balls (of two coordinates each) have {first:.1%} on the "
         f"right side; l_inf and l1 of radius 1/2 {printed:.1%}, of radius 2 {right:.1%}",
@@ -246,7 +241,6 @@ def _ky_fan(points: Tensor) -> Claim:
         len(points),
         "Confirmed if all points are. The text's formula, max(|x|, |y|, |z|, (|x| + |y| + |z|) / "
         "2), has the l1-ball of radius 2.",
-        "ky-fan-balls",
     )
 
 
@@ -264,8 +258,7 @@ def _outside(circle: Tensor) -> Claim:
     inside = max(surpassed(alpha) for alpha in ALPHAS)
     outside = {alpha: surpassed(alpha) for alpha in OUTSIDE}
     return Claim(
-        "F-Muon with alpha outside [0, 1] has the steps of no norm ball",
-        "section 5.2",
+        "outside-ball",
         _verdict(inside == 0 and min(outside.values()) > 0),
         "directions in which another of the steps goes further than the direction's own: "
         + ", ".join(f"alpha = {alpha:g}: {share:.0%}" for alpha, share in outside.items())

@@ -321,9 +321,7 @@ def _smoothness_claim(values: Values, problems: int) -> Claim:
         for name, printed in PRINTED.items()
     )
     return Claim(
-        "L is |M|_F |N|_F (NSGD), 2/n |M|_* |N|_* (Muon), n |M|_op |N|_op (Neon): for n = 50 "
-        "16.2, 171.4, 47.7",
-        "section 5.1",
+        "smoothness",
         "confirmed" if holds else "refuted",
         f"{found}; with 2/sqrt(n) instead of 2/n Muon's formula gives "
         f"{_spread(values['Muon'][FITTED])}",
@@ -335,7 +333,6 @@ def _smoothness_claim(values: Values, problems: int) -> Claim:
         "product of the largest eigenvalues for NSGD and Neon and the sum of the products of the "
         "sorted eigenvalues for Muon. From the article's own ratio, dual norm ~ norm / gamma^2, "
         "would follow a division by gamma^2, not a product.",
-        "smoothness",
     )
 
 
@@ -359,16 +356,13 @@ def _step_sizes_claim() -> Claim:
         else "no single F(0) - F* explains the three K = L (F(0) - F*) / eps²"
     )
     return Claim(
-        "Lemma 7 gives the learning rates 2.33e-4 (Muon), 2.10e-2 (Neon), 1.75e-2 (NSGD) and 68, "
-        "11919, 323 iterations",
-        "section 5.1",
+        "step-sizes",
         "confirmed" if holds else "refuted",
         f"{lrs}; {steps}",
         "the article's printed L and precisions",
         0,
         "Confirmed if lr = eps / L and K = L (F(0) - F*) / eps² give all six numbers from the "
         "printed L, within rounding.",
-        "step-sizes",
     )
 
 
@@ -461,16 +455,13 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     constant = 8 / (3 * math.pi)
     claims = [
         Claim(
-            "Norms of Gaussian m x n matrices: nuclear ~ n sqrt(m), Frobenius ~ sqrt(mn), spectral "
-            "~ sqrt(m) + sqrt(n)",
-            "section 4",
+            "gaussian-norms",
             "confirmed" if all(right.values()) else "refuted",
             found,
             data,
             count,
             f"{_RULE} Right: {_listed([name for name, holds in right.items() if holds])}. Of a "
             f"square matrix the nuclear norm is 8 / (3 pi) n^1.5 = {constant:.3f} n^1.5.",
-            "gaussian-norms",
         )
     ]
 
@@ -487,15 +478,13 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     holds = [name for name, ratios in pairs.items() if _converges(*ratios)]
     claims.append(
         Claim(
-            "On square Gaussian matrices Frobenius ~ sqrt(n)/2 spectral and nuclear ~ n/2 spectral",
-            "section 4",
+            "square-norms",
             "confirmed" if len(holds) == len(pairs) else "refuted",
             "; ".join(f"{name} over it: {_spread(ratios[1])}" for name, ratios in pairs.items()),
             f"Gaussian matrices of {n} × {n}",
             count,
             f"{_RULE} Right: {_listed(holds)}. The nuclear norm is 4 / (3 pi) n = "
             f"{4 / (3 * math.pi):.3f} n times the spectral one.",
-            "square-norms",
         )
     )
     product = [
@@ -510,8 +499,7 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     ]
     claims.append(
         Claim(
-            "If a norm is ~ gamma times the Frobenius norm, its dual is ~ 1 / gamma times it",
-            "section 5.1",
+            "dual-gamma",
             _verdict(_converges(*product)),
             f"nuclear norm times spectral norm over the Frobenius norm squared: "
             f"{_spread(product[1])}",
@@ -530,9 +518,7 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     ]
     claims.append(
         Claim(
-            "The Frobenius, nuclear and spectral norms are almost proportional to each other for "
-            "large random matrices",
-            "section 4",
+            "proportional-norms",
             _verdict(variation[1] < min(CLOSE, variation[0])),
             "standard deviation of the ratios to the Frobenius norm, relative: at most "
             f"{variation[0]:.1%} ({first[0]} × {first[1]}), {variation[1]:.1%} ({n} × {n})",

@@ -9,7 +9,6 @@ as well, as not run.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from lit_fanions.bench.report import Refused
 from lit_fanions.paper.outcome import Claim
+from lit_fanions.paper.statements import STATEMENTS, Statement
 
 NAME = "claims.md"
 NOT_RUN = "not run"
@@ -36,152 +36,6 @@ SECTIONS = {
     "draft": "The earlier draft",
     "": "Elsewhere",
 }
-
-
-class Statement(NamedTuple):
-    """What the paper claims.
-
-    Attributes:
-        id: By which ``Claim.id`` refers to it.
-        text: The claim.
-        place: Where it stands; its first section counts.
-    """
-
-    id: str
-    text: str
-    place: str
-
-
-# All that the paper says and that numbers can decide, in its order.
-STATEMENTS = (
-    Statement("lemmas", "The updates of Lemmas 1 to 6 attain the dual norms", "section 2"),
-    Statement(
-        "ky-fan-dual",
-        "The dual of the Ky Fan k-norm is max(nuclear norm / k, spectral norm)",
-        "section 2.8",
-    ),
-    Statement(
-        "table-1",
-        "NSGD, SignSGD, Signum, Muon, coordinate descent and Neon are steepest descents in the "
-        "balls of Table 1",
-        "section 2.9, Table 1",
-    ),
-    Statement("neon-training", "Neon underperforms in training networks", "section 2.9"),
-    Statement(
-        "trlan-faster",
-        "TRLan is much faster than RSVD and power iterations at equal error",
-        "section 3, Table 2",
-    ),
-    Statement(
-        "rsvd-sigma",
-        "RSVD approximates singular values better, TRLan the matrix of rank k",
-        "section 3",
-    ),
-    Statement(
-        "gaussian-norms",
-        "Norms of Gaussian m x n matrices: nuclear ~ n sqrt(m), Frobenius ~ sqrt(mn), spectral ~ "
-        "sqrt(m) + sqrt(n)",
-        "section 4",
-    ),
-    Statement(
-        "square-norms",
-        "On square Gaussian matrices Frobenius ~ sqrt(n)/2 spectral and nuclear ~ n/2 spectral",
-        "section 4",
-    ),
-    Statement(
-        "smoothness",
-        "L is |M|_F |N|_F (NSGD), 2/n |M|_* |N|_* (Muon), n |M|_op |N|_op (Neon): for n = 50 "
-        "16.2, 171.4, 47.7",
-        "section 5.1",
-    ),
-    Statement(
-        "step-sizes",
-        "Lemma 7 gives the learning rates 2.33e-4 (Muon), 2.10e-2 (Neon), 1.75e-2 (NSGD) and 68, "
-        "11919, 323 iterations",
-        "section 5.1",
-    ),
-    Statement(
-        "theory-practice",
-        "The theoretical L and step sizes do not relate well to practice",
-        "section 5.1",
-    ),
-    Statement("neon-loss", "Neon converges worst in terms of the loss", "section 5.1, Figure 1"),
-    Statement(
-        "neon-gradient",
-        "Neon is a leader in terms of the norm of the gradient",
-        "section 5.1, Figure 1",
-    ),
-    Statement(
-        "f-muon-robust", "F-Muon is more robust than Muon on least squares", "section 5.1, Figure 1"
-    ),
-    Statement(
-        "airbench-equal",
-        "Tuned F-Muon (94.01 ± 0.14 %) and Muon (94.00 ± 0.13 %) are equal",
-        "section 5.2",
-    ),
-    Statement(
-        "alpha-0.1",
-        "At the tuned settings alpha = 0.1 is far more accurate than NSGD",
-        "section 5.2, Figure 2b",
-    ),
-    Statement(
-        "alpha-outside",
-        "Alpha > 1 and alpha < 0, which are no norms, reach almost the accuracy of Muon",
-        "section 5.2, Figure 2",
-    ),
-    Statement(
-        "nanogpt-equal",
-        "F-Muon with alpha = 0.5 is only marginally worse than Muon (3.281, 3.279)",
-        "section 5.3",
-    ),
-    Statement(
-        "nanogpt-negative",
-        "Alpha = -0.1, which is no norm, is not worse than alpha = 0.3 (3.2818)",
-        "section 5.3",
-    ),
-    Statement(
-        "lanczos-newton-schulz",
-        "The Lanczos algorithm is much faster than Newton-Schulz iterations on large matrices",
-        "section 6",
-    ),
-    Statement(
-        "error-feedback",
-        "Error feedback may be necessary for low-rank updates, F-Neon's among them (left open)",
-        "section 6",
-    ),
-    Statement(
-        "lemma-9",
-        "The dual ball of a sum of norms is the Minkowski sum of their dual balls",
-        "appendix B, Lemma 9",
-    ),
-    Statement(
-        "blend-duals",
-        "The duals of F* and F2 are the minima of equations (22) and (23)",
-        "appendix B",
-    ),
-    Statement(
-        "blend-balls",
-        "The ball of the dual of F* (F2) is the sum of alpha times the nuclear (spectral) ball and "
-        "1 - alpha times the Frobenius ball",
-        "appendix C.1, Figure 4",
-    ),
-    Statement(
-        "ky-fan-balls",
-        "The Ky Fan 2-ball is an intersection of three l1-balls, its dual that of an l_inf-ball of "
-        "radius 1 and an l1-ball of radius 1/2",
-        "appendix C.2, Figure 5",
-    ),
-    Statement(
-        "draft-ahead",
-        "F-Muon surpasses Muon's accuracy on CIFAR-10 by a margin",
-        "draft, section 1",
-    ),
-    Statement(
-        "draft-neon-cost",
-        "Neon's updates are asymptotically cheaper than Muon's by Newton-Schulz iterations",
-        "draft, section 1",
-    ),
-)
 
 
 class Result(NamedTuple):
@@ -264,9 +118,6 @@ def read(folder: Path) -> list[Result]:
             claims = [Claim(**claim) for claim in contents["claims"]]
         except (OSError, ValueError, TypeError) as error:
             raise Refused(f"{path} cannot be read: {error}") from None
-        for claim in claims:
-            if claim.id and claim.id not in (statement.id for statement in STATEMENTS):
-                raise Refused(f"{path}: the paper has no claim with the id {claim.id!r}")
         found.append(Result(file, contents, claims))
     return found
 
@@ -281,19 +132,14 @@ def page(results: Sequence[Result]) -> str:
     rows: list[tuple[str, Sequence[object]]] = []  # of the tables, by section
     verdicts: Counter[str] = Counter()
     for statement in STATEMENTS:
-        about = [pair for pair in found if _is_about(pair[0], statement)]
         section = _section(statement.place)
+        about = [pair for pair in found if pair[0].id == statement.id]
         for claim, result in about:
-            named = dataclasses.replace(claim, statement=statement.text, place=statement.place)
-            rows.append((section, _row(named, result)))
+            rows.append((section, _row(statement, claim, result)))
             verdicts[claim.verdict] += 1
         if not about:
             rows.append((section, [_text(statement.text), statement.place, NOT_RUN, *[""] * 4]))
             verdicts[NOT_RUN] += 1
-    for claim, result in found:
-        if not any(_is_about(claim, statement) for statement in STATEMENTS):
-            rows.append((_section(claim.place), _row(claim, result)))
-            verdicts[claim.verdict] += 1
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
     lines = [
         "# What the paper claims, and what was found here",
@@ -313,12 +159,6 @@ def page(results: Sequence[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _is_about(claim: Claim, statement: Statement) -> bool:
-    if claim.id:
-        return claim.id == statement.id
-    return claim.statement.casefold() == statement.text.casefold()
-
-
 def _section(place: str) -> str:
     """The key in SECTIONS of a place such as "section 5.1, Figure 1"."""
     if "draft" in place.casefold():
@@ -330,9 +170,9 @@ def _section(place: str) -> str:
     return number
 
 
-def _row(claim: Claim, result: Result) -> Sequence[object]:
+def _row(statement: Statement, claim: Claim, result: Result) -> Sequence[object]:
     verdict = f"**{claim.verdict}**" + (f": {_text(claim.why)}" if claim.why else "")
-    texts = [_text(text) for text in (claim.statement, claim.place, claim.found, claim.data)]
+    texts = [_text(text) for text in (statement.text, statement.place, claim.found, claim.data)]
     command = f"`{result.contents['command']}`".replace("|", "\\|")
     return [*texts[:2], verdict, *texts[2:], claim.n or "", command]
 

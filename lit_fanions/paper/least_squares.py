@@ -462,15 +462,6 @@ def _claims(
     return claims
 
 
-def _place(setting: Setting) -> str:
-    return {
-        "article": "section 5.1, Figure 1",
-        "draft": "draft, section 6.1",
-        "printed": "section 5.1, at the step sizes printed as theoretical",
-        "lemma 7": "section 5.1, at the step sizes of Lemma 7",
-    }[setting]
-
-
 def _data(setting: Setting, found: Mapping[str, Trace]) -> str:
     steps = sorted({trace.steps[-1] for trace in found.values()})
     return f"random least squares, {_title(setting, found)}, {_listed(steps)} steps"
@@ -493,15 +484,13 @@ def _worst_in_loss(setting: Setting, found: Mapping[str, Trace]) -> Claim:
     verdict, why = _verdict(_majority(count, n), n)
     listed = ", ".join(f"{name} {_range(-values)}" for name, values in losses.items())
     return Claim(
-        "Neon displays the worst convergence in terms of loss",
-        _place(setting),
+        "neon-loss",
         verdict,
         f"largest loss of the {len(found)} in {count} of {n} problems; "
         f"median (least – largest): {listed}",
         _data(setting, found),
         n,
         f"{why}Confirmed if a sign test over the problems says so at 5 %.",
-        id="neon-loss",
     )
 
 
@@ -514,8 +503,7 @@ def _leader(
     verdict, why = _verdict(any(_majority(counts[reading], n) for reading in plain), n)
     holding = [f"{r} ({count} of {n})" for r, count in counts.items() if _majority(count, n)]
     return Claim(
-        "Neon is a leader in terms of the norm of the gradient",
-        _place(setting),
+        "neon-gradient",
         verdict,
         f"smallest of the {len(found)} in so many of {n} problems: "
         + "; ".join(f"{reading}: {counts[reading]}" for reading in plain),
@@ -524,7 +512,6 @@ def _leader(
         f"{why}Confirmed if it is first in one of the three norms, after the last step or in the "
         "smallest so far, by a sign test at 5 %. Of all readings tried it holds under: "
         f"{'; '.join(holding) or 'none'}.",
-        id="neon-gradient",
     )
 
 
@@ -537,8 +524,7 @@ def _robust(setting: Setting, f_muon: Trace, muon: Trace) -> Claim:
     both = bool(np.isfinite([ours, theirs]).all())
     slower = _range(ours / theirs) if both else "not reached"
     return Claim(
-        "F-Muon may be more robust under general conditions than Muon",
-        _place(setting),
+        "f-muon-robust",
         verdict,
         f"smaller than Muon's after the last step in so many of {n} problems: "
         + ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -551,7 +537,6 @@ def _robust(setting: Setting, f_muon: Trace, muon: Trace) -> Claim:
         "steps are shorter, so its cycle is smaller and the way there longer. As that loss goes "
         f"with lr squared, Muon with {np.median(ratio**0.5):.2f} of its lr would have F-Muon's, "
         f"and take {np.median(ratio**-0.5):.2f} times the steps.",
-        id="f-muon-robust",
     )
 
 
@@ -571,8 +556,7 @@ def _unrelated(promises: Sequence[Promise]) -> Claim:
     )
     right = [p.name for p in promises if p.source == "lemma 7" and not off(p)]
     return Claim(
-        "The theoretical step sizes and numbers of iterations do not relate well to the practice",
-        "section 5.1",
+        "theory-practice",
         verdict,
         found,
         "random least squares, 50 × 50",
@@ -581,7 +565,6 @@ def _unrelated(promises: Sequence[Promise]) -> Claim:
         "of what the printed lr needs, for each of the three, by sign tests at 5 %. Within a "
         "factor of 2 with the lr and iterations that Lemma 7 does give: "
         f"{', '.join(right) or 'none'}.",
-        id="theory-practice",
     )
 
 

@@ -69,21 +69,17 @@ def _claims(values: Mapping[str, alphas.Values], full: bool) -> list[Claim]:
     data = "FineWeb, 276 M parameters" if full else "bytes of web text, 4 layers of width 128"
     return [
         Claim(
-            "F-Muon (alpha = .5) is only marginally worse than Muon: 3.281 against 3.279",
-            "section 5.3",
+            "nanogpt-equal",
             verdicts.equal(own[0.5], muon),
             f"F-Muon minus Muon, each at its own lr: {verdicts.told(own[0.5], muon)}",
             data,
             n,
-            id="nanogpt-equal",
         ),
         Claim(
-            "alpha = -.1, which is no norm, does not lose more than alpha = .3",
-            "section 5.3",
+            "nanogpt-negative",
             verdicts.at_most(own[-0.1], own[0.3]),
             f"alpha -.1 minus .3: {verdicts.told(own[-0.1], own[0.3])}",
             data,
             n,
-            id="nanogpt-negative",
         ),
     ]

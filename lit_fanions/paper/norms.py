@@ -253,26 +253,20 @@ def _claims(found: Checks, shapes: Sequence[tuple[int, int]], seeds: int) -> lis
     n = len(shapes) * seeds
     return [
         _steps_claim(
-            "The updates of Lemmas 1 to 6 attain the dual norms",
-            "section 2",
+            "lemmas",
             {m.name: found[m.name] for m in METHODS if m.lemma.startswith("Lemma")},
             data,
             n,
-            "",
-            "lemmas",
         ),
         _ky_fan_dual(n),
         _ends(n),
         _steps_claim(
-            "NSGD, SignSGD, Signum, Muon, coordinate descent and Neon are steepest descents in the "
-            "balls of Table 1",
-            "section 2.9, Table 1",
+            "table-1",
             {m.name: found[m.name] for m in TABLE_1},
             data,
             n,
             f" Coordinate descent takes the largest |g_i|, with its sign; the printed largest g_i "
             f"is another entry for {_other_entry(1000):.0%} of 1000 random vectors.",
-            "table-1",
         ),
         _lemma_9(n),
         _minima(n),
@@ -286,20 +280,16 @@ def _verdict(holds: bool) -> Verdict:
 _RULE = f"Confirmed if no error is above {EXACT:.0e}."
 
 
-def _steps_claim(
-    statement: str, place: str, found: Checks, data: str, n: int, more: str, id: str
-) -> Claim:
+def _steps_claim(id: str, found: Checks, data: str, n: int, more: str = "") -> Claim:
     worst = {name: max(e.item() for e in _worst(checks)[:3]) for name, checks in found.items()}
     return Claim(
-        statement,
-        place,
+        id,
         _verdict(max(worst.values()) <= EXACT),
         "largest error of the step, of <m, d> / dual norm and of |d|: "
         + ", ".join(f"{name} {error:.0e}" for name, error in worst.items()),
         data,
         n,
         _RULE + more,
-        id,
     )
 
 
@@ -323,15 +313,13 @@ def _ky_fan_dual(n: int) -> Claim:
         ratio = _inner(x.unsqueeze(1), others) / ball.value(others) / dual.unsqueeze(1)
         exceeded = max(exceeded, ratio.max().item())
     return Claim(
-        "The dual of the Ky Fan k-norm is max(nuclear norm / k, spectral norm)",
-        "section 2.8",
+        "ky-fan-dual",
         _verdict(attained <= EXACT and exceeded <= 1 + EXACT),
         f"attained in the Ky Fan ball within {attained:.0e}; of other points at most "
         f"{exceeded:.3f} of it",
         "random 6 × 5 matrices, k = 1 to 5, 600 other points each",
         n,
         f"{_RULE} And no point of the ball goes beyond it.",
-        "ky-fan-dual",
     )
 
 
@@ -346,8 +334,7 @@ def _ends(n: int) -> Claim:
         for fanion, other in ends
     ]
     return Claim(
-        "Muon is the min(m, n)-Fanion, Neon the 1-Fanion",
-        "section 2.8",
+        "fanion-ends",
         _verdict(max(errors) <= EXACT),
         f"largest difference of updates and norms: {errors[0]:.0e}, {errors[1]:.0e}",
         "random 6 × 5 matrices",
@@ -375,8 +362,7 @@ def _lemma_9(n: int) -> Claim:
             sizes = (norm.value(z) - alpha, norms.Frobenius().value(a - z) - (1 - alpha))
             apart = max(apart, *(size.max().item() for size in sizes))
     return Claim(
-        "The dual ball of a sum of norms is the Minkowski sum of their dual balls",
-        "appendix B, Lemma 9",
+        "lemma-9",
         _verdict(beyond <= 1 + EXACT and apart <= EXACT),
         f"largest norm of a sum of points of the two balls: {beyond:.10f}; points of norm 1 are "
         f"such sums, the parts' norms above alpha and 1 - alpha by at most {max(apart, 0.0):.0e}",
@@ -384,7 +370,6 @@ def _lemma_9(n: int) -> Claim:
         "6 × 5 matrices",
         n,
         _RULE,
-        "lemma-9",
     )
 
 
@@ -406,13 +391,11 @@ def _minima(n: int) -> Claim:
                 limit = norm if alpha == 1 else norms.Frobenius()
                 ends = max(ends, (t / limit.value(x) - 1).abs().max().item())
     return Claim(
-        "The duals of F* and F2 are the minima of equations (22) and (23)",
-        "appendix B",
+        "blend-duals",
         _verdict(gap <= EXACT and ends <= EXACT),
         f"the minimum is above the dual norm's lower bound by at most {gap:.0e}; at alpha = 1 and "
         f"0 it differs from the spectral or nuclear and the Frobenius norm by at most {ends:.0e}",
         f"alpha = {', '.join(f'{a:g}' for a in _ALPHAS)}, random 6 × 5 matrices",
         n,
         _RULE,
-        "blend-duals",
     )

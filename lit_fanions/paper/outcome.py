@@ -14,37 +14,42 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_fanions.bench.report import Table, machine
 from lit_fanions.paper.runs import commit
+from lit_fanions.paper.statements import STATEMENTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_IDS = {statement.id for statement in STATEMENTS}
 Verdict = Literal["confirmed", "refuted", "not testable here"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper and what was found about it.
+    """What was found about a claim of the paper.
 
     Args:
-        statement: What the paper says.
-        place: Where it says so.
+        id: Of the claim in ``statements.STATEMENTS``.
         verdict: Whether it holds here.
         found: The result, with its spread.
         data: What it was tried on.
         n: Independent repetitions: problems, seeds, turns; 0 for a proof or a count.
         why: Why it cannot be tested, or under which reading it holds; may be empty.
-        id: Which of ``claims.STATEMENTS`` it is about; without one the same text is.
+
+    Raises:
+        ValueError: If there is no such claim.
     """
 
-    statement: str
-    place: str
+    id: str
     verdict: Verdict
     found: str
     data: str
     n: int
     why: str = ""
-    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.id not in _IDS:
+            raise ValueError(f"the paper has no claim with the id {self.id!r}")
 
 
 @dataclass(frozen=True)

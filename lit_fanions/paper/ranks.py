@@ -78,14 +78,11 @@ def claims(finals: Finals) -> list[Claim]:
         return []
     return [
         Claim(
-            statement="F-Neon may need error feedback to reach a satisfactory accuracy",
-            place="section 6",
-            id="error-feedback",
-            verdict=verdicts.larger(without, with_it),
-            found=f"F-Neon's loss without minus with error feedback: "
-            f"{verdicts.told(without, with_it)}",
-            data="bytes of web text, 4 layers of width 128",
-            n=len(without),
+            "error-feedback",
+            verdicts.larger(without, with_it),
+            f"F-Neon's loss without minus with error feedback: {verdicts.told(without, with_it)}",
+            "bytes of web text, 4 layers of width 128",
+            len(without),
         )
     ]
 

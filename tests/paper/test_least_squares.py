@@ -166,7 +166,7 @@ def test_what_diverges_breaks_nothing(trained):
         warnings.simplefilter("error")
         assert solve("--seeds", "5") == 0
     assert Path("out/least_squares.png").read_bytes().startswith(b"\x89PNG")
-    assert claims("section", "worst")[0]["verdict"] == "refuted"  # nsgd is worse
+    assert claims("article", "neon-loss")[0]["verdict"] == "refuted"  # nsgd is worse
     json.loads(Path("out/least_squares.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -198,30 +198,30 @@ def leading(recipe, quantity, setting="article"):
     return values
 
 
-PLACES = {
-    "section": "section 5.1, Figure 1",
-    "draft": "draft, section 6.1",
-    "printed": "section 5.1, at the step sizes printed as theoretical",
-    "lemma": "section 5.1, at the step sizes of Lemma 7",
+DATA = {
+    "article": "50 × 50, lr 0.01,",
+    "draft": "10 × 10, lr 0.001,",
+    "printed": "50 × 50, each with its lr as printed,",
+    "lemma 7": "50 × 50, each with its lr of Lemma 7,",
 }
 
 
-def claims(place, word):
-    found = outcome()["claims"]
-    return [c for c in found if c["place"] == PLACES[place] and word in c["statement"]]
+def claims(setting, id):
+    found = [claim for claim in outcome()["claims"] if claim["id"] == id]
+    return [claim for claim in found if DATA[setting] in claim["data"]]
 
 
 def test_neon_worst_and_no_leader(trained):
     trained(usual)
     assert solve() == 0
-    for place in ("section", "draft", "printed", "lemma"):
-        (worst,), (leader,) = claims(place, "worst"), claims(place, "leader")
+    for place in DATA:
+        (worst,), (leader,) = claims(place, "neon-loss"), claims(place, "neon-gradient")
         assert (worst["verdict"], leader["verdict"]) == ("confirmed", "refuted")
         assert (worst["n"], leader["n"]) == (10, 10)
-        count = 5 if place in ("section", "draft") else 3
+        count = 5 if place in ("article", "draft") else 3
         start = f"smallest of the {count} in so many of 10 problems: spectral norm, last: 0"
         assert leader["found"].startswith(start)
-    (robust,) = claims("section", "robust")
+    (robust,) = claims("article", "f-muon-robust")
     assert robust["verdict"] == "confirmed"
     assert (
         "loss 10, spectral 10, frobenius 10, nuclear 10; loss over Muon's: 0.5" in robust["found"]
@@ -234,8 +234,8 @@ def test_neon_worst_and_no_leader(trained):
 def test_neon_a_leader(quantity, setting, trained):
     trained(leading("neon", quantity, setting))
     assert solve() == 0
-    (article,) = claims("section", "leader")
-    (draft,) = claims(setting.rstrip("7"), "leader")
+    (article,) = claims("article", "neon-gradient")
+    (draft,) = claims(setting.replace("lemma7", "lemma 7"), "neon-gradient")
     assert (article["verdict"], draft["verdict"]) == ("refuted", "confirmed")
     name = quantity.replace("best_", "") + " norm, "
     assert f"{name}{'smallest so far' if 'best' in quantity else 'last'}: 10" in draft["found"]
@@ -244,7 +244,7 @@ def test_neon_a_leader(quantity, setting, trained):
 def test_the_own_norm_alone_makes_no_leader(trained):
     trained(leading("neon", "dual"))
     assert solve() == 0
-    (leader,) = claims("section", "leader")
+    (leader,) = claims("article", "neon-gradient")
     assert leader["verdict"] == "refuted"
     assert "it holds under: own dual norm, last (10 of 10)." in leader["why"]
 
@@ -253,8 +253,8 @@ def test_others_worse_than_neon_and_muon_more_robust(trained):
     rates = {**RATES, "nsgd": 1e-5}
     trained(lambda s, r, p: falling(rates[r], {"f_muon": 2e-3}.get(r, 1e-3)))
     assert solve() == 0
-    assert claims("section", "worst")[0]["verdict"] == "refuted"
-    assert claims("section", "robust")[0]["verdict"] == "refuted"
+    assert claims("article", "neon-loss")[0]["verdict"] == "refuted"
+    assert claims("article", "f-muon-robust")[0]["verdict"] == "refuted"
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1, "refuted"), (5, "confirmed")])
@@ -270,7 +270,7 @@ def test_theory(factor, verdict, trained):
 
     trained(values, steps)
     assert solve() == 0
-    (claim,) = (c for c in outcome()["claims"] if "theoretical" in c["statement"])
+    (claim,) = (c for c in outcome()["claims"] if c["id"] == "theory-practice")
     assert claim["verdict"] == verdict
     needed = f"{factor * 323:,}"
     assert f"nsgd, printed: lr 0.0175, 323 iterations, needed {needed};" in claim["found"]

@@ -47,7 +47,7 @@ def test_analogues(norm, on_rows, on_diagonals):
 
 def lemmas(method):
     found = {method.name: {(4, 3): norms._check(method, (4, 3), 2)}}
-    return norms._steps_claim("", "", found, "", 2, "", "")
+    return norms._steps_claim("lemmas", found, "", 2)
 
 
 def test_momentum_counts():
