@@ -30,6 +30,7 @@ Curve = list[tuple[int, float]]  # (step, value)
 USAGE_ERROR = 2
 TRAINING, STABLE_RANKS, SPECTRA = "training", "stable ranks", "spectra"
 _COLUMNS = 3
+_NAMED = 10  # so many matrices are told apart by a legend
 _GROUP = "group/"
 _OTHER_FILES = (".png", ".htm", ".pdf", ".svg")
 _HISTOGRAMS = {"momentum_spectrum": "momentum", "gradient_spectrum": "gradient"}
@@ -153,11 +154,18 @@ def _grid(panels: Mapping[str, Mapping[str, Curve]], *, single: bool) -> Figure:
         matrices = [line for line in lines if not line.startswith(_GROUP)]
         for i, line in enumerate(matrices):
             color = "tab:blue" if single else figures.color(i, len(matrices))
-            axes.plot(*_points(lines[line]), color=color, linewidth=1.2 if single else 0.6)
+            marker = "o" if len(lines[line]) == 1 else None  # a line has two ends
+            width = 1.2 if single else 0.6
+            axes.plot(
+                *_points(lines[line]), color=color, linewidth=width, marker=marker, label=line
+            )
+        if not single and axes is grid.flat[0] and len(matrices) <= _NAMED:
+            axes.legend(fontsize=6)
         for line, curve in lines.items():
             if line.startswith(_GROUP):
                 label = line.removeprefix(_GROUP)
-                axes.plot(*_points(curve), "--", color="tab:red", linewidth=1.8, label=label)
+                style = "o" if len(curve) == 1 else "--"
+                axes.plot(*_points(curve), style, color="tab:red", linewidth=1.8)
                 axes.annotate(label, curve[-1], fontsize=7, color="tab:red", parse_math=False)
         axes.set_title(QUANTITIES.get(name, name), fontsize=9, parse_math=False)
         axes.set_xlabel("step", fontsize=8)
@@ -175,8 +183,12 @@ def _points(curve: Curve) -> tuple[list[int], list[float]]:
 
 
 def _spans_decades(curves: Any) -> bool:
-    values = [value for curve in curves for _, value in curve]
-    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+    """Whether most values do: a single matrix far off shall not flatten the others."""
+    values = sorted(value for curve in curves for _, value in curve)
+    if not values or values[0] <= 0:
+        return False
+    low, high = values[len(values) // 10], values[-1 - len(values) // 10]
+    return high > 30 * low
 
 
 def png(figure: Figure) -> bytes:

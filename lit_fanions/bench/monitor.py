@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=race.whole, default=40, help="timed steps, half of them with a look"
     )
     parser.add_argument(
-        "--every", type=race.whole, default=50, help="interval that the overhead is told for"
+        "--every",
+        type=race.whole,
+        default=50,
+        help="interval that the overhead is told for (default: 50)",
     )
     parser.add_argument("--exact", action="store_true", help="time the monitor's exact mode")
 
@@ -67,8 +70,8 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> report.Report:
             if timing.figures is not None
             else "figures: none without TensorBoard's logger and matplotlib",
             report.machine_line(timing.device),
-            f"a look every {options.every} steps: {overhead:.2%} of the training time; goal: at "
-            f"most {GOAL:.0%}: {'met' if overhead <= GOAL else 'missed'}",
+            f"a look every {options.every} steps: {overhead:.2%} of the training time, without "
+            f"figures; goal: at most {GOAL:.0%}: {'met' if overhead <= GOAL else 'missed'}",
         ],
         data={
             "recipe": list(recipe),

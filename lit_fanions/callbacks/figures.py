@@ -95,7 +95,7 @@ def heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
     names = names[:: -(-len(names) // _ROWS)]
     table = np.array([[history[step].get(name, np.nan) for step in steps] for name in names])
     image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis")
-    shown = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(8, len(steps)))})
+    shown = range(0, len(steps), -(-len(steps) // 8))
     axes.set_xticks(shown, [str(steps[i]) for i in shown])
     axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set_xlabel("step")

@@ -70,6 +70,8 @@ def main(args: Sequence[str] | None = None) -> int:
         for name, module in COMMANDS.items():
             summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
             print(f"{name:20} {summary} ({module.TIME})")
+        print(f"{'all':20} All of these, one after the other, then claims")
+        print(f"{'claims':20} {(claims.__doc__ or '').partition('.')[0]}")
         return 0
     if options.command is None:
         parser.error(f"name a command: {', '.join([*COMMANDS, 'claims', 'all'])}")
@@ -124,7 +126,9 @@ def _all(options: argparse.Namespace) -> int:
             return status
         outcomes.append([name, "failed" if status else "done", time.monotonic() - start])
     print(report.table(["command", "outcome", "seconds"], outcomes))
-    if not options.quick:  # which proves nothing
+    if options.quick:
+        print("claims: left out, as --quick proves nothing")
+    else:
         claims.write(options.out, options.out)
     return int(any(outcome == "failed" for _, outcome, _ in outcomes))
 

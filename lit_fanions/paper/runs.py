@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_fanions._messages import did_you_mean
 from lit_fanions.bench.report import Refused, machine
+from lit_fanions.callbacks.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -142,11 +144,24 @@ def plan(
     paths = options.config or [p for each in patterns for p in sorted(Path().glob(each))]
     if not paths:
         raise Refused(f"{patterns[0]} is not here: start the command in a checkout of lit_fanions")
+    for path in paths if options.config or recipe else ():
+        check([f"--config={path}", *few_steps, *recipe])
     named = {path.stem: path for path in paths}
     if len(named) < len(paths):
         listed = ", ".join(map(str, paths))
         raise Refused(f"--config: {listed} have a file name in common: rename one, or leave it out")
     return named, [*few_steps, *recipe]
+
+
+def check(args: Sequence[str]) -> None:
+    """Refuse arguments of fit as fit would, before anything is trained.
+
+    Raises:
+        SystemExit: In fit's own words.
+    """
+    from lit_fanions.cli import Reader
+
+    Reader(["fit", *args])
 
 
 def repeated(
@@ -448,9 +463,16 @@ def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
     curves = {metric: curve(reader, metric) for metric in metrics}
     for metric, values in curves.items():
         if not values:
-            known = ", ".join(sorted(reader.Tags()["scalars"])) or "nothing"
-            raise Refused(f"{logs} has no {metric}, only {known}: does the model validate?")
+            raise Refused(f"{logs} has no {metric}: {_instead(metric, reader.Tags()['scalars'])}")
     return curves
+
+
+def _instead(metric: str, known: Sequence[str]) -> str:
+    """What may have been meant by a scalar that is not logged."""
+    if close := did_you_mean(metric, known):
+        return f"did you mean {close}?"
+    plain = sorted(tag for tag in known if tag.partition("/")[0] not in QUANTITIES)
+    return f"logged are {', '.join(plain)}" if plain else "nothing is logged"
 
 
 def finite(curve: Curve) -> list[tuple[int, float | None]]:

@@ -326,7 +326,10 @@ def _draw(
             axis.set_yscale("log")
     elif means:
         margin = 0.1 * (max(means) - min(means)) + 0.01
-        axes[metric].set_ylim(min(means) - margin, max(means) + 4 * margin)
+        # Not to where curves begin or what diverges, but with all that the picture is about.
+        tops = [loss for losses in tried.values() for loss in losses.values()]
+        tops = [loss for loss in tops if math.isfinite(loss)] if len(finals) == 1 else []
+        axes[metric].set_ylim(min(means) - margin, max([*means, *tops]) + 4 * margin)
     handles, labels = axes[metric].get_legend_handles_labels()
     figure.legend(handles, labels, title=f"recipe, last {metric}", loc="outside right upper")
 

@@ -40,7 +40,7 @@ def outcome(sweep: Sweep, wanted: Sequence[Wanted]) -> tuple[Outcome, bool]:
         Refused: If all did.
     """
     plan = sweep.plan
-    trials = sweep.trials(wanted)
+    trials = [pair for pair in sweep.trials(wanted) if "same as" not in pair[1].user_attrs]
     names = [short(name) for name in plan.space]
     labels = _labels(names)
     points: dict[Point, list[FrozenTrial]] = {}

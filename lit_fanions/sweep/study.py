@@ -12,6 +12,7 @@ import json
 import math
 import os
 import queue
+import random
 import re
 import threading
 import time
@@ -36,6 +37,7 @@ Settings = dict[str, str]  # values of options, as fit is given them, by the opt
 HEARTBEAT = 5  # seconds between the signs of life of a training
 PATIENCE = 30  # seconds without one, after which it is trained again
 LOOK = 1.0  # seconds between looks at the logs of a training that may be pruned
+_ATTEMPTS = 4
 LOCK = 60  # seconds that SQLite may be locked by others
 # What makes a trial the one that counts for its training; of equals the last.
 _RANKS = {TrialState.WAITING: 1, TrialState.RUNNING: 2, TrialState.PRUNED: 3}
@@ -233,6 +235,11 @@ class Sweep:
         if attributes["searched"]:
             for name, full in self._names.items():
                 self.plan.space[full].suggest(trial, name)
+            twin = self._twin(trial)
+            if twin is not None:
+                trial.set_user_attr("same as", twin.number)
+                assert twin.value is not None
+                return twin.value
         slot = self._slots.get()
         training = self._start(trial, slot)
         try:
@@ -260,9 +267,22 @@ class Sweep:
             for other in self.study.get_trials(deepcopy=False)
         )
 
+    def _twin(self, trial: Trial) -> FrozenTrial | None:
+        """The training of the same settings and seed that has been finished, if there is one."""
+        wanted = (trial.user_attrs["seed"], self.settings(trial))
+        for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            known = other.user_attrs
+            if "same as" not in known and (known.get("seed"), self.settings(other)) == wanted:
+                return other
+        return None
+
     def _start(self, trial: Trial, slot: int) -> Training:
         plan, settings, seed = self.plan, self.settings(trial), trial.user_attrs["seed"]
-        label = ",".join(f"{name.rpartition('.')[2]}={v}" for name, v in settings.items())
+        values = {name: number(value) for name, value in settings.items()}
+        label = ",".join(
+            f"{name.rpartition('.')[2]}={f'{v:.4g}' if isinstance(v, float) else v}"
+            for name, v in values.items()
+        )
         safe = re.sub(r"[^\w.,=+-]", "_", label)[:120]
         name = "-".join(filter(None, [f"{trial.number:03d}", safe, f"seed{seed}"]))
         trial.set_user_attr("folder", name)
@@ -328,11 +348,7 @@ def _study(plan: Plan) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            storage = _storage(plan)
-        except sqlalchemy.exc.SQLAlchemyError:  # another command made the tables at the same time
-            time.sleep(1)
-            storage = _storage(plan)
+        storage = _storage(plan)
         study = optuna.create_study(
             storage=storage, study_name=plan.study, direction=plan.direction, load_if_exists=True
         )
@@ -350,6 +366,15 @@ def _study(plan: Plan) -> optuna.Study:
 
 
 def _storage(plan: Plan) -> optuna.storages.RDBStorage:
+    """Open the storage; tables that another command is just making make it fail at first."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+            return _opened(plan)
+        time.sleep(1 + random.random())  # two that fail together shall not try together
+    return _opened(plan)
+
+
+def _opened(plan: Plan) -> optuna.storages.RDBStorage:
     path = plan.out / "study.db"
     url = plan.storage or sqlalchemy.URL.create("sqlite", database=str(path))
     sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"

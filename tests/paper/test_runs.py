@@ -217,6 +217,16 @@ def test_error_ends_the_other_processes(fake, monkeypatch):
         assert_gone(pid)
 
 
+def test_likely_scalar_is_named(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        for tag in ("val/acc", "epoch", "momentum_nuclear/group/matrix"):
+            writer.add_scalar(tag, 1.0, 0)
+    with pytest.raises(Refused, match=r"has no val/accc: did you mean val/acc\?"):
+        runs.read_curves(tmp_path, ["val/accc"])
+    with pytest.raises(Refused, match=r"has no x: logged are epoch, val/acc$"):
+        runs.read_curves(tmp_path, ["x"])
+
+
 # Options that a command sets itself.
 
 

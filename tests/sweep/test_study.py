@@ -371,6 +371,13 @@ def test_search_repeats_the_best_with_other_seeds(sampler, fake):
     assert len({x for x, *_ in trained()}) == 6
 
 
+def test_setting_that_is_proposed_again_is_not_trained_again(fake):
+    sweep, wanted = search(6, space={"x": Choice(("0.25", "0.5"))})
+    assert len(trained()) == len({x for x, *_ in trained()}) == 2
+    (table,) = result.outcome(sweep, wanted)[0].tables
+    assert [row[-1] for row in table.rows] == [1, 1]
+
+
 def test_failed_setting_of_a_search_is_tried_again(fake):
     fake("sys.exit(1)")
     search(2)
