@@ -37,9 +37,7 @@ def random_psd(size: int, rng: np.random.Generator) -> Tensor:
     Returns:
         float64 (size, size).
     """
-    q, r = np.linalg.qr(rng.standard_normal((size, size)))
-    # Without this the signs that QR chooses are not uniform (Mezzadri, arXiv math-ph/0609050).
-    vectors = q * np.sign(np.diagonal(r))
+    vectors = np.linalg.qr(rng.standard_normal((size, size))).Q  # their signs do not matter
     return torch.from_numpy((vectors * rng.random(size)) @ vectors.T)
 
 

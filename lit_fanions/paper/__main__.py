@@ -44,6 +44,7 @@ WITH_RECIPE = (
     "ranks",
 )
 RESULTS = Path("results")
+QUICK = RESULTS / "quick"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -61,10 +62,10 @@ def main(args: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = report.add_command(commands, name, module)
-        _add_common(command, RESULTS / name)
+        _add_common(command, name)
     report.add_command(commands, "claims", claims)
     everything = commands.add_parser("all", help="All of them, one after the other, then claims.")
-    _add_common(everything, RESULTS)
+    _add_common(everything, "")
     options, recipe = parser.parse_known_args(args)
     if options.list:
         for name, module in COMMANDS.items():
@@ -76,6 +77,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.error(f"name a command: {', '.join([*COMMANDS, 'claims', 'all'])}")
     command = commands.choices[options.command]
+    if "quick" in options and options.out is None:
+        options.out = (QUICK if options.quick else RESULTS) / options.name
     given = [recipe] if options.command in WITH_RECIPE else []
     if recipe and not given:
         command.error(f"unrecognized arguments: {' '.join(recipe)}")
@@ -93,11 +96,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.status if isinstance(error, Stopped) else 130
 
 
-def _add_common(parser: argparse.ArgumentParser, out: Path) -> None:
+def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
-        "--out", type=_folder, default=out, metavar="DIR", help=f"of the outcome (default: {out})"
+        "--out",
+        type=_folder,
+        metavar="DIR",
+        help=f"of the outcome (default: {RESULTS / name}, with --quick {QUICK / name})",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    parser.set_defaults(name=name)
 
 
 def _folder(text: str) -> Path:

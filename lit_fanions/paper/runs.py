@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_fanions._messages import did_you_mean
 from lit_fanions.bench.report import Refused, machine
@@ -153,6 +154,16 @@ def plan(
     return named, [*few_steps, *recipe]
 
 
+def has_claims(options: argparse.Namespace) -> bool:
+    """Whether a command's numbers may speak about the paper: those of its own recipes, whole."""
+    return options.config is None and not options.quick
+
+
+def described(data: str, *extra: Sequence[str]) -> str:
+    """What was tried, with what was given beside the recipes."""
+    return ", ".join([data, *(" ".join(part) for part in extra if part)])
+
+
 def check(args: Sequence[str]) -> None:
     """Refuse arguments of fit as fit would, before anything is trained.
 
@@ -238,6 +249,31 @@ def execute(
         Refused: If a finished run in the folder had other arguments or recipes, or read others.
         Stopped: By a signal.
     """
+    with _alone(folder):
+        return _execute(runs, folder, metrics, jobs)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a folder, in which they would mix their logs with these.
+
+    Raises:
+        Refused: If another one is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(
+                f"another command works in {folder}: wait, or choose another --out"
+            ) from None
+        yield
+
+
+def _execute(
+    runs: Iterable[Run], folder: Path, metrics: Sequence[str], jobs: int
+) -> dict[str, Curves]:
     found = {run: _finished(run, folder, metrics) for run in runs}
     curves = {run.name: curve for run, curve in found.items() if curve is not None}
     waiting = deque(run for run, curve in found.items() if curve is None)
@@ -326,13 +362,24 @@ def _finished(run: Run, folder: Path, metrics: Sequence[str]) -> Curves | None:
     saved = json.loads(path.read_text())
     settings = (saved["args"], saved["recipes"], list(saved.get("curves", ())))
     if settings != (list(run.args), digests(run.args), list(metrics)):
+        changed = _changed(saved, run, metrics)
         raise Refused(
-            f"{path.parent} holds a run with other settings: choose another --out, or delete it"
+            f"{path.parent} holds a run with other settings ({changed}): choose another --out, or "
+            "delete it"
         )
     return {
         metric: [(step, math.inf if value is None else value) for step, value in curve]
         for metric, curve in saved["curves"].items()
     }
+
+
+def _changed(saved: Mapping[str, Any], run: Run, metrics: Sequence[str]) -> str:
+    """What tells a finished run from the one that is wanted."""
+    differing = sorted(set(saved["args"]) ^ set(run.args))
+    recipes = digests(run.args)
+    files = [name for name, digest in saved["recipes"].items() if recipes.get(name) != digest]
+    others = [] if list(saved.get("curves", ())) == list(metrics) else ["other scalars"]
+    return ", ".join([*differing, *files, *others]) or "their order"
 
 
 def digests(args: Iterable[str]) -> dict[str, str]:

@@ -80,7 +80,8 @@ class Comparison:
         seeds: Their default number.
         logarithmic: Whether metrics are shown on logarithmic axes.
         variants: What is made of the recipes.
-        claims: What the last values of the first metric say about the paper's claims.
+        claims: What the last values of the first metric say about the paper's claims; is not given
+            those of which a better lr may lie beyond the last one tried.
         draw: Draws the last values, if not curves and learning rates.
     """
 
@@ -144,7 +145,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     if not best:
         raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
     outcome = _outcome(done, best, list(recipe), comparison)
-    if options.quick:
+    if not runs.has_claims(options):
         outcome = dataclasses.replace(outcome, claims=())
     print(outcome)
     outcome.save(options.out, comparison.name)
@@ -278,7 +279,7 @@ def _outcome(
             else comparison.draw(figure, lasts)
         ),
         size=(5 + 4 * (1 + len(others) if others else 2), 5) if comparison.draw is None else (7, 5),
-        claims=comparison.claims(lasts),
+        claims=comparison.claims({name: lasts[name] for name in lasts if name not in edge}),
         notes=notes if edge else [],
     )
 

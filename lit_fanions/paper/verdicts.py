@@ -1,72 +1,83 @@
-"""The rules by which claims of the paper that have a spread are judged."""
+"""The rules by which claims of the paper about means with a spread are judged.
+
+All look at the 95 % confidence interval of a difference of means (Welch's). Where it does not
+tell, or something diverged, the verdict is "not testable here": want of data neither confirms nor
+refutes.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lit_fanions.paper.outcome import Verdict
 from lit_fanions.paper.runs import spread
 
-ERRORS = 2  # standard errors by which means must differ to count as different
 PART = 0.25  # of the distance between a good and a bad one that counts as little
+# Student's t at 97.5 %, by degrees of freedom; between two of them the larger quantile.
+_QUANTILES = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
+    10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980,
+}  # fmt: skip
 
 Sample = Sequence[float]
 
 
 def difference(a: Sample, b: Sample) -> tuple[float, float]:
-    """Difference of the means of two independent samples, a's minus b's, and its standard error."""
+    """Difference of the means of two independent samples, a's minus b's, and half its interval.
+
+    The half is infinite where a sample is a single value.
+    """
     (mean_a, deviation_a), (mean_b, deviation_b) = spread(a), spread(b)
-    return mean_a - mean_b, math.hypot(
-        deviation_a / math.sqrt(len(a)), deviation_b / math.sqrt(len(b))
-    )
+    if len(a) < 2 or len(b) < 2:
+        return mean_a - mean_b, math.inf
+    parts = [deviation_a**2 / len(a), deviation_b**2 / len(b)]
+    squares = parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)
+    freedom = sum(parts) ** 2 / squares if squares else math.inf
+    quantile = min((t for least, t in _QUANTILES.items() if least <= freedom), default=math.inf)
+    return mean_a - mean_b, quantile * math.sqrt(sum(parts))
 
 
-def told(a: Sample, b: Sample, form: str = "{:+.4f} ± {:.4f}") -> str:
-    """The difference with its standard error, in words."""
-    return form.format(*difference(a, b)) + " (standard error)"
+def told(a: Sample, b: Sample) -> str:
+    """The difference with its interval, in words."""
+    if len(a) < 2 or len(b) < 2:
+        return f"{difference(a, b)[0]:+.4f}"
+    return "{:+.4f} ± {:.4f} (95 %)".format(*difference(a, b))
 
 
-def larger(a: Sample, b: Sample) -> Verdict:
-    """Whether a's mean is larger: by more than two standard errors of the difference."""
-    return _verdict([a, b], lambda: _beyond(a, b))
+def larger(a: Sample, b: Sample, margin: float) -> Verdict:
+    """Whether a's mean is larger; refuted if it is by less than a margin, if at all."""
+    return _verdict(*difference(a, b), confirmed_above=0, refuted_below=margin)
 
 
-def equal(a: Sample, b: Sample) -> Verdict:
-    """Whether the means are within two standard errors of each other."""
-    return _verdict([a, b], lambda: not _beyond(a, b) and not _beyond(b, a))
+def at_most(a: Sample, b: Sample, margin: float) -> Verdict:
+    """Whether a's mean is larger by no more than a margin."""
+    distance, half = difference(b, a)
+    return _verdict(distance, half, confirmed_above=-margin, refuted_below=-margin)
 
 
-def at_most(a: Sample, b: Sample) -> Verdict:
-    """Whether a's mean is not larger by more than two standard errors of the difference."""
-    return _verdict([a, b], lambda: not _beyond(a, b))
+def equal(a: Sample, b: Sample, margin: float) -> Verdict:
+    """Whether the means differ by no more than a margin."""
+    distance, half = difference(a, b)
+    return _verdict(-abs(distance), half, confirmed_above=-margin, refuted_below=-margin)
 
 
 def nearly(a: Sample, good: Sample, bad: Sample) -> Verdict:
-    """Whether a is nearly as good: at most a quarter of the way to the bad one, or equal."""
-
-    def holds() -> bool:
-        whole = abs(difference(good, bad)[0])
-        return abs(difference(a, good)[0]) <= PART * whole or not (
-            _beyond(a, good) or _beyond(good, a)
-        )
-
-    return _verdict([a, good, bad], holds)
+    """Whether a is nearly as good, or better: at most a quarter of the way to the bad one."""
+    towards, half = difference(a, good)
+    whole = difference(good, bad)[0]
+    sign, limit = math.copysign(1, whole), -PART * abs(whole)
+    return _verdict(sign * towards, half, confirmed_above=limit, refuted_below=limit)
 
 
 def far_above(a: Sample, good: Sample, bad: Sample) -> Verdict:
     """Whether a is far above the bad one: more than half of the way to the good one."""
-
-    def holds() -> bool:
-        return _beyond(a, bad) and difference(a, bad)[0] > difference(good, bad)[0] / 2
-
-    return _verdict([a, good, bad], holds)
+    distance, half = difference(a, bad)
+    limit = difference(good, bad)[0] / 2
+    return _verdict(distance, half, confirmed_above=limit, refuted_below=limit)
 
 
-def _beyond(a: Sample, b: Sample) -> bool:
-    distance, error = difference(a, b)
-    return distance > ERRORS * error
-
-
-def _verdict(samples: Sequence[Sample], holds: Callable[[], bool]) -> Verdict:
-    if any(len(sample) < 2 for sample in samples):
-        return "not testable here"  # without a spread
-    return "confirmed" if holds() else "refuted"
+def _verdict(distance: float, half: float, confirmed_above: float, refuted_below: float) -> Verdict:
+    if not all(map(math.isfinite, (distance, half, confirmed_above, refuted_below))):
+        return "not testable here"
+    if distance - half > confirmed_above:
+        return "confirmed"
+    return "refuted" if distance + half < refuted_below else "not testable here"

@@ -92,7 +92,7 @@ def test_airbench_claims(trained):
 
 
 def test_nanogpt_claims(trained):
-    trained(lambda name, alpha, seed: 3.3 - 0.02 * alpha + 0.001 * seed)
+    trained(lambda name, alpha, seed: 3.3 - 0.1 * alpha + 0.001 * seed)
     main(["nanogpt_alpha", "--out", "out"])
     assert verdicts("nanogpt_alpha") == ["refuted", "refuted"]
     trained(lambda name, alpha, seed: 3.3 + 0.001 * seed)

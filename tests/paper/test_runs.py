@@ -116,6 +116,13 @@ def test_other_metrics_are_refused(fake):
         execute(some(), Path("out"), ["val/loss", "val/acc"], 1)
 
 
+def test_one_command_at_a_time(fake):
+    fake(HERE)
+    with runs._alone(Path("out")), pytest.raises(Refused, match="another command works in out"):
+        go(some())
+    assert go(some()) == {"run0": CURVE}
+
+
 def test_result_says_how_it_was_made(fake):
     fake(HERE)
     go(some(args=["--a=1"]))
@@ -147,7 +154,8 @@ def test_signal_ends_all_processes(number, jobs, fake):
     assert time.monotonic() - start < 20
     assert signal.getsignal(number) is handler
     assert len(pids()) == jobs
-    assert sorted(os.listdir("out")) == [f"run{i}" for i in range(jobs)]  # none was started later
+    started = sorted(path.name for path in Path("out").glob("run*"))
+    assert started == [f"run{i}" for i in range(jobs)]  # none was started later
     for pid in pids():
         assert_gone(pid)
 

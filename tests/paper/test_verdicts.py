@@ -1,40 +1,54 @@
 """The rules by which claims are judged."""
 
+import math
+
 import pytest
 
 from lit_fanions.paper import verdicts
 
-GOOD, BAD = [1.0, 1.02, 0.98], [0.0, 0.02, -0.02]
+GOOD, BAD = [1.0, 1.002, 0.998], [0.0, 0.002, -0.002]
+MARGIN = 0.1
 
 
-def around(center):
-    return [center + x for x in (-0.02, 0, 0.02)]
+def around(center, width=0.002):
+    return [center + x for x in (-width, 0, width)]
 
 
-def test_difference_and_its_standard_error():
-    assert verdicts.difference([3.0, 5.0], [1.0, 1.0]) == (3.0, 1.0)
-    assert verdicts.told([3.0, 5.0], [1.0, 1.0]) == "+3.0000 ± 1.0000 (standard error)"
+def test_difference_and_its_interval():
+    stats = pytest.importorskip("scipy.stats")
+    a, b = [3.0, 5.0, 4.0, 4.5], [1.0, 1.5, 0.5]
+    distance, half = verdicts.difference(a, b)
+    exact = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert distance == pytest.approx((exact.low + exact.high) / 2)
+    # The table's degrees of freedom are whole: never a narrower interval.
+    assert 1 <= half / ((exact.high - exact.low) / 2) < 1.2
+    assert verdicts.told([3.0, 5.0], [1.0, 1.0]) == "+3.0000 ± 12.7060 (95 %)"
+    assert verdicts.told([3.0], [1.0]) == "+2.0000"
 
 
-@pytest.mark.parametrize(
-    ("rule", "confirmed", "refuted"),
-    [
-        (lambda x: verdicts.larger(x, GOOD), [1.1, 2], [1.01, 0.99, 0.5]),
-        (lambda x: verdicts.equal(x, GOOD), [1.01, 0.99], [1.1, 0.9]),
-        (lambda x: verdicts.at_most(x, GOOD), [0.5, 0.99, 1.01], [1.1]),
-        (lambda x: verdicts.nearly(x, GOOD, BAD), [0.8, 1, 1.2], [0.7, 0.1, 1.3]),
-        (lambda x: verdicts.nearly(x, BAD, GOOD), [-0.2, 0, 0.2], [0.3, 1]),
-        (lambda x: verdicts.far_above(x, GOOD, BAD), [0.6, 1], [0.4, 0.02, -1]),
-    ],
-    ids=["larger", "equal", "at most", "nearly", "nearly as low", "far above"],
-)
+RULES = {
+    "larger": (lambda x: verdicts.larger(x, GOOD, MARGIN), [1.01, 1.2], [1.0, 0.9]),
+    "at most": (lambda x: verdicts.at_most(x, GOOD, MARGIN), [0.5, 1.05], [1.15]),
+    "equal": (lambda x: verdicts.equal(x, GOOD, MARGIN), [0.95, 1.05], [0.85, 1.15]),
+    "nearly": (lambda x: verdicts.nearly(x, GOOD, BAD), [0.8, 1.3], [0.7, -1]),
+    "nearly as low": (lambda x: verdicts.nearly(x, BAD, GOOD), [0.2, -1], [0.3, 2]),
+    "far above": (lambda x: verdicts.far_above(x, GOOD, BAD), [0.6, 2], [0.4, -1]),
+}
+
+
+@pytest.mark.parametrize(("rule", "confirmed", "refuted"), RULES.values(), ids=RULES)
 def test_rules(rule, confirmed, refuted):
     assert {rule(around(center)) for center in confirmed} == {"confirmed"}
     assert {rule(around(center)) for center in refuted} == {"refuted"}
-    assert rule([1.0]) == "not testable here"  # without a spread
 
 
-def test_a_wide_spread_tells_nothing_apart():
-    wide = [0.0, 2.0]
-    assert verdicts.larger(wide, BAD) == "refuted"
-    assert verdicts.equal(wide, BAD) == "confirmed"
+@pytest.mark.parametrize(("rule", "confirmed", "refuted"), RULES.values(), ids=RULES)
+@pytest.mark.parametrize("blur", ["one value", "a wide spread", "divergence"])
+def test_want_of_data_decides_nothing(rule, confirmed, refuted, blur):
+    for center in (*confirmed, *refuted):
+        sample = {
+            "one value": [center],
+            "a wide spread": around(center, width=5),
+            "divergence": [center, center, math.inf],
+        }[blur]
+        assert rule(sample) == "not testable here"
