@@ -463,7 +463,8 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_is_one_line(source: Path, tmp_path: Path) -> None:
     """In a process of its own, with workers; also that `python -m` works without a warning."""
     script = (
-        "import sys, time, runpy, datamodules.tokenizing as t\n"
+        "import signal, sys, time, runpy, datamodules.tokenizing as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also in the background
         "t.CHUNK = 1\n"
         "slow = t.chunked\n"
         "def chunked(documents):\n"
