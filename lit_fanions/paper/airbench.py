@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from lit_fanions.paper import alphas, runs, verdicts
 from lit_fanions.paper.outcome import Claim
 
-TIME = "90 minutes; quick: half a minute"
+TIME = "about 90 minutes; quick: half a minute"
 MUONS, TUNED = "f_muon_untuned", "f_muon"  # recipes: at Muon's settings, and with its own
 RECIPES = (f"configs/airbench/{MUONS}.yaml", f"configs/airbench/{TUNED}.yaml")
 SMALL = "configs/airbench/small.yaml"
 QUICK = ("configs/quickstart.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=4")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1, 1.1), (0, 1)
 METRIC = "test/acc"
-FORM = "{:.4f} ± {:.4f}"
 MARGIN = 0.01  # of the accuracy, below which recipes count as equal
 
 
@@ -49,20 +48,18 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     data = runs.described("CIFAR-10", ["small.yaml"] if small else [], recipe)
     recipe = [f"--config={SMALL}", *recipe] if small else recipe
     values = alphas.train(options, paths, recipe, METRIC)
-    outcome = alphas.outcome(
+    return alphas.conclude(
+        "airbench",
+        options,
         values,
         recipe,
         metric=METRIC,
-        form=FORM,
         claims=_claims(values, data) if runs.has_claims(options) else [],
         notes=[
             "paper, whole recipe with test-time augmentation, 200 runs: Muon .9400 ± .0013, tuned "
             "F-Muon .9401 ± .0014"
         ],
     )
-    print(outcome)
-    outcome.save(options.out, "airbench")
-    return int(alphas.incomplete(values, options))
 
 
 def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:

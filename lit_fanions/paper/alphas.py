@@ -75,41 +75,45 @@ def train(
     return values
 
 
-def incomplete(values: Mapping[str, Values], options: argparse.Namespace) -> bool:
-    """Whether a run failed."""
-    found = sum(len(own) for alphas in values.values() for own in alphas.values())
-    return found < len(values) * len(set(options.alphas)) * options.seeds
-
-
-def outcome(
+def conclude(
+    name: str,
+    options: argparse.Namespace,
     values: Mapping[str, Values],
     recipe: Sequence[str],
     *,
     metric: str,
-    form: str,
     claims: Sequence[Claim],
     notes: Sequence[str],
-) -> Outcome:
-    """The outcome of a command.
+) -> int:
+    """Print and save the outcome of a command.
 
     Args:
+        name: Of the command.
+        options: Its options.
         values: What ``train`` returned.
         recipe: Further arguments of fit.
         metric: What the values are.
-        form: How mean and standard deviation are written.
         claims: See ``Outcome``.
         notes: See ``Outcome``.
+
+    Returns:
+        The exit status: 0, or 1 if a run failed.
     """
     points = [
         (name, alpha, own) for name, alphas in values.items() for alpha, own in alphas.items()
     ]
-    return Outcome(
+    outcome = Outcome(
         tables=[
             Table(
                 f"{metric}, mean ± standard deviation over the seeds",
                 ["recipe", "alpha", metric, "seeds"],
                 [
-                    [name, f"{alpha:g}", form.format(*spread([*own.values()])), len(own)]
+                    [
+                        name,
+                        f"{alpha:g}",
+                        "{:.4f} ± {:.4f}".format(*spread([*own.values()])),
+                        len(own),
+                    ]
                     for name, alpha, own in points
                 ],
             )
@@ -124,6 +128,10 @@ def outcome(
         claims=claims,
         notes=notes,
     )
+    print(outcome)
+    outcome.save(options.out, name)
+    wanted = len(values) * len(set(options.alphas)) * options.seeds
+    return int(sum(len(own) for *_, own in points) < wanted)
 
 
 def _draw(figure: Figure, values: Mapping[str, Values], metric: str) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TIME = "a quarter of an hour; quick: half a minute"
+TIME = "half an hour; quick: half a minute"
 RECIPES = ("configs/least_squares/*.yaml",)
 SMALL = "configs/least_squares_small.yaml"
 QUICK = ("configs/least_squares/muon.yaml", "--trainer.max_steps=20")

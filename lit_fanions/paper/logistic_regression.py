@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from lit_fanions.paper import tuning
 
-TIME = "ten minutes; quick: half a minute"
+TIME = "about ten minutes; quick: half a minute"
 COMPARISON = tuning.Comparison(
     name="logistic_regression",
     metrics=["train/loss", "gradient/spectral", "gradient/frobenius", "gradient/nuclear"],

@@ -17,12 +17,11 @@ from lit_fanions.paper import alphas, runs, verdicts
 from lit_fanions.paper.nanogpt import COMPARISON
 from lit_fanions.paper.outcome import Claim
 
-TIME = "45 minutes; quick: half a minute"
+TIME = "about 45 minutes; quick: half a minute"
 RECIPES = ("configs/nanogpt/muon_cpu.yaml", "configs/nanogpt/f_muon_cpu.yaml")
 FULL = ("configs/nanogpt/speedrun_muon.yaml", "configs/nanogpt/speedrun_f_muon.yaml")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0.3, 0.5, 1), (0.5, 1)
 METRIC = COMPARISON.metrics[0]
-FORM = "{:.4f} ± {:.4f}"
 MARGIN = 0.01  # nats, below which losses count as equal
 
 
@@ -46,20 +45,18 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     size = "276 M parameters" if options.full else "4 layers of width 128"
     data = runs.described("web text", [size], recipe)
     values = alphas.train(options, paths, recipe, METRIC)
-    outcome = alphas.outcome(
+    return alphas.conclude(
+        "nanogpt_alpha",
+        options,
         values,
         recipe,
         metric=METRIC,
-        form=FORM,
         claims=_claims(values, data) if runs.has_claims(options) else [],
         notes=[
             "paper, speedrun of 1750 steps: Muon (lr .05) 3.279, F-Muon (alpha .5, lr .07) 3.281, "
             "alpha -.1 3.2818, no better than .3"
         ],
     )
-    print(outcome)
-    outcome.save(options.out, "nanogpt_alpha")
-    return int(alphas.incomplete(values, options))
 
 
 def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:

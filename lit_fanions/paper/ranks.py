@@ -26,7 +26,7 @@ from lit_fanions.paper.tuning import Finals, Variant
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TIME = "2 hours; quick: half a minute"
+TIME = "about 2 hours; quick: half a minute"
 RANKS = (1, 4, 16, 64)
 FEEDBACK = "-feedback"
 MARGIN = 0.01  # nats, below which losses count as equal
