@@ -17,11 +17,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from lit_fanions import lmo
 from lit_fanions.bench import polar, race, topk
 from lit_fanions.bench.report import Table
+from lit_fanions.paper import verdicts
 from lit_fanions.paper.outcome import Claim, Outcome, Verdict, logarithmic
 from lit_fanions.paper.runs import spread
 
@@ -34,6 +36,7 @@ RSVD = (topk.PCA, topk.RANDOMIZED)
 SOLVERS = (topk.LANCZOS, topk.CUPY, topk.ARPACK, *RSVD, topk.POWER)
 # As Muon has it: five steps with Keller Jordan's coefficients.
 NEWTON_SCHULZ = "Newton-Schulz 5"
+LARGEST = 3  # sizes that show how times grow
 SIZES, QUICK_SIZES = (256, 512, 1024, 2048, 5000), (32, 64)
 ERRORS = ("error", "sigma_error")
 Entry = Mapping[str, Any]
@@ -77,7 +80,7 @@ def _directions(
     for size in (*(s for s in (QUICK_SIZES if options.quick else SIZES) if s < full), full):
         m = case.matrix[:size, :size].contiguous()
         smaller = dataclasses.replace(case, matrix=m)
-        turns = {f"rank {k}": _rank_k(smaller, k, s) for k, s in settings.items() if k < size}
+        turns = {_rank(k): _rank_k(smaller, k, s) for k, s in settings.items() if k < size}
         turns[NEWTON_SCHULZ] = _turn(m)
         seconds = race.take_turns(turns, repeats=options.repeats, device=options.device)
         medians = race.medians(seconds)
@@ -92,6 +95,10 @@ def _directions(
             for name, taken in seconds.items()
         ]
     return found
+
+
+def _rank(k: int) -> str:
+    return f"rank {k}"
 
 
 def _rank_k(case: topk.Case, k: int, setting: str) -> race.Turn:
@@ -130,6 +137,7 @@ def _outcome(
         _faster(entries, data),
         _better(equal, data),
         _beats_newton_schulz(directions, data),
+        _cheaper(directions, data),
     ]
     return Outcome(
         tables=[
@@ -230,7 +238,7 @@ def _faster(entries: Sequence[Entry], data: str) -> Claim:
     does not reach the error, than the dearest setting that it tried in vain. Refuted if for a k a
     rival reaches the error and Lanczos does not, or not faster.
     """
-    found, verdicts, least = [], set(), math.inf
+    found, each, least = [], set(), math.inf
     for k in dict.fromkeys(entry["k"] for entry in entries):
         of_k = {e["solver"]: e for e in entries if e["k"] == k}
         lanczos, *rivals = (
@@ -246,14 +254,14 @@ def _faster(entries: Sequence[Entry], data: str) -> Claim:
             fastest = min(rival["seconds"]) if rival["reached"] else max(seconds)
             texts.append(f"{rival['solver']} {'' if rival['reached'] else '> '}{fastest:.3g} s")
             if lanczos["reached"] and max(lanczos["seconds"]) < fastest:
-                verdicts.add("confirmed")
+                each.add("confirmed")
             else:
-                verdicts.add("refuted" if rival["reached"] else "not testable here")
+                each.add("refuted" if rival["reached"] else "not testable here")
         found.append(f"k = {k}: {', '.join(texts)}")
     order: tuple[Verdict, ...] = ("refuted", "not testable here", "confirmed")
     return Claim(
         "trlan-faster",
-        next(verdict for verdict in order if verdict in verdicts),
+        next(verdict for verdict in order if verdict in each),
         "; ".join(found),
         data,
         int(least),
@@ -312,12 +320,39 @@ def _beats_newton_schulz(directions: Sequence[Entry], data: str) -> Claim:
     ]
     return Claim(
         "lanczos-newton-schulz",
-        ("confirmed" if holds else "refuted") if by else "not testable here",
+        verdicts.of(holds) if by else "not testable here",
         "; ".join(texts),
         f"{data} and its leading blocks",
         len(newton_schulz["seconds"]),
         "from a cold start, to the same error of the rank-k direction",
     )
+
+
+def _cheaper(directions: Sequence[Entry], data: str) -> Claim:
+    """Whether the time of rank 1 grows with a smaller power of the size than Newton-Schulz's."""
+    rank_1, newton_schulz = (_powers(directions, name) for name in (_rank(1), NEWTON_SCHULZ))
+    return Claim(
+        "draft-neon-cost",
+        verdicts.larger(newton_schulz, rank_1, 0.0) if rank_1 else "not testable here",
+        f"power of Newton-Schulz minus that of rank 1: {verdicts.told(newton_schulz, rank_1)}; rank "
+        f"1: {spread(rank_1)[0]:.2f}"
+        if rank_1
+        else "-",
+        f"{data} and its leading blocks",
+        len(rank_1),
+        f"time ~ size ** power, fitted to the {LARGEST} largest sizes, for each turn; confirmed if "
+        "the 95 % interval of the difference is above 0, refuted if it is below",
+    )
+
+
+def _powers(directions: Sequence[Entry], name: str) -> list[float]:
+    """Slopes of log time over log size, one a turn."""
+    timed = sorted((d["size"], d["seconds"]) for d in directions if d["direction"] == name)
+    if len(timed) < LARGEST:
+        return []
+    sizes, seconds = zip(*timed[-LARGEST:], strict=True)
+    fits = np.polyfit(np.log(sizes), np.log(np.array(seconds)), 1)
+    return [float(slope) for slope in fits[0]]
 
 
 def _from(directions: Sequence[Entry], name: str) -> str:

@@ -43,6 +43,11 @@ def told(a: Sample, b: Sample) -> str:
     return "{:+.4f} ± {:.4f} (95 %)".format(*difference(a, b))
 
 
+def of(holds: bool) -> Verdict:
+    """The verdict on what is either so or not, as an identity between norms."""
+    return "confirmed" if holds else "refuted"
+
+
 def larger(a: Sample, b: Sample, margin: float) -> Verdict:
     """Whether a's mean is larger; refuted if it is by less than a margin, if at all."""
     return _verdict(*difference(a, b), confirmed_above=0, refuted_below=margin)

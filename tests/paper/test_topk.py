@@ -143,3 +143,20 @@ def test_crossover_is_where_lanczos_stays_faster():
     directions[-2]["seconds"] = [0.1, 1.1, 0.1]
     assert topk._beats_newton_schulz(directions, "data").verdict == "refuted"
     assert topk._beats_newton_schulz(directions[1::2], "data").verdict == "not testable here"
+
+
+def test_growth_is_fitted_to_the_largest_sizes():
+    sizes = (10, 100, 200, 400)
+    directions = [
+        {"size": size, "direction": name, "seconds": [c * size**power for c in (1.0, 1.1, 1.2)]}
+        for name, power in (("rank 1", 2.0), (topk.NEWTON_SCHULZ, 3.0))
+        for size in sizes
+    ]
+    directions[0]["seconds"] = [1e9] * 3  # left out
+    claim = topk._cheaper(directions, "data")
+    assert (claim.verdict, claim.n) == ("confirmed", 3)
+    assert "+1.0000 ± 0.0000" in claim.found and claim.found.endswith("rank 1: 2.00")
+    swapped = {"rank 1": topk.NEWTON_SCHULZ, topk.NEWTON_SCHULZ: "rank 1"}
+    other = [{**d, "direction": swapped[d["direction"]]} for d in directions[1:]]
+    assert topk._cheaper(other, "data").verdict == "refuted"
+    assert topk._cheaper(directions[-1:], "data").verdict == "not testable here"
