@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lit_fanions import norms
 from lit_fanions.bench.report import Table
-from lit_fanions.paper.outcome import Claim, Outcome, Verdict
+from lit_fanions.paper import verdicts
+from lit_fanions.paper.outcome import Claim, Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,10 +192,6 @@ def _sides(solid: Polyhedron) -> str:
 # Claims.
 
 
-def _verdict(holds: bool) -> Verdict:
-    return "confirmed" if holds else "refuted"
-
-
 def _sums(planes: dict[tuple[str, float], Tensor], circle: Tensor) -> Claim:
     # How far a ball reaches in a direction adds up in a Minkowski sum.
     def error(swapped: bool) -> float:
@@ -213,7 +210,7 @@ def _sums(planes: dict[tuple[str, float], Tensor], circle: Tensor) -> Claim:
     printed, lemma = error(swapped=True), error(swapped=False)
     return Claim(
         "blend-balls",
-        _verdict(printed <= fine),
+        verdicts.of(printed <= fine),
         f"the drawn balls reach as far as such a sum within {printed:.2g}; as the sum with the "
         f"spectral ball for F* and the nuclear ball for F2 within {lemma:.2g}",
         f"two singular values, {len(circle)} directions, alpha = "
@@ -234,7 +231,7 @@ def _ky_fan(points: Tensor) -> Claim:
     printed, right = (_agreement(inside, cube & (x.sum(-1) <= radius)) for radius in (0.5, 2.0))
     return Claim(
         "ky-fan-balls",
-        _verdict(first == printed == 1),
+        verdicts.of(first == printed == 1),
         f"of random points the three l1-balls (of two coordinates each) have {first:.1%} on the "
         f"right side; l_inf and l1 of radius 1/2 {printed:.1%}, of radius 2 {right:.1%}",
         "three singular values, normally distributed points",
@@ -259,7 +256,7 @@ def _outside(circle: Tensor) -> Claim:
     outside = {alpha: surpassed(alpha) for alpha in OUTSIDE}
     return Claim(
         "outside-ball",
-        _verdict(inside == 0 and min(outside.values()) > 0),
+        verdicts.of(inside == 0 and min(outside.values()) > 0),
         "directions in which another of the steps goes further than the direction's own: "
         + ", ".join(f"alpha = {alpha:g}: {share:.0%}" for alpha, share in outside.items())
         + f"; alpha in [0, 1]: {inside:.0%}",

@@ -23,7 +23,8 @@ from torch import Tensor
 from lit_fanions import bounds, norms
 from lit_fanions.bench.race import whole
 from lit_fanions.bench.report import Table
-from lit_fanions.paper.outcome import Claim, Outcome, Verdict
+from lit_fanions.paper import verdicts
+from lit_fanions.paper.outcome import Claim, Outcome
 from lit_fanions.paper.runs import spread
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ def _smoothness_claim(values: Values, problems: int) -> Claim:
     )
     return Claim(
         "smoothness",
-        "confirmed" if holds else "refuted",
+        verdicts.of(holds),
         f"{found}; with 2/sqrt(n) instead of 2/n Muon's formula gives "
         f"{_spread(values['Muon'][FITTED])}",
         f"random least squares, {ARTICLE_SIZE} × {ARTICLE_SIZE}",
@@ -357,7 +358,7 @@ def _step_sizes_claim() -> Claim:
     )
     return Claim(
         "step-sizes",
-        "confirmed" if holds else "refuted",
+        verdicts.of(holds),
         f"{lrs}; {steps}",
         "the article's printed L and precisions",
         0,
@@ -456,7 +457,7 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     claims = [
         Claim(
             "gaussian-norms",
-            "confirmed" if all(right.values()) else "refuted",
+            verdicts.of(all(right.values())),
             found,
             data,
             count,
@@ -479,7 +480,7 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     claims.append(
         Claim(
             "square-norms",
-            "confirmed" if len(holds) == len(pairs) else "refuted",
+            verdicts.of(len(holds) == len(pairs)),
             "; ".join(f"{name} over it: {_spread(ratios[1])}" for name, ratios in pairs.items()),
             f"Gaussian matrices of {n} × {n}",
             count,
@@ -500,7 +501,7 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     claims.append(
         Claim(
             "dual-gamma",
-            _verdict(_converges(*product)),
+            verdicts.of(_converges(*product)),
             f"nuclear norm times spectral norm over the Frobenius norm squared: "
             f"{_spread(product[1])}",
             f"Gaussian matrices of {n} × {n}",
@@ -519,7 +520,7 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
     claims.append(
         Claim(
             "proportional-norms",
-            _verdict(variation[1] < min(CLOSE, variation[0])),
+            verdicts.of(variation[1] < min(CLOSE, variation[0])),
             "standard deviation of the ratios to the Frobenius norm, relative: at most "
             f"{variation[0]:.1%} ({first[0]} × {first[1]}), {variation[1]:.1%} ({n} × {n})",
             "square Gaussian matrices",
@@ -528,10 +529,6 @@ def _asymptotics_claims(gaussian: Samples) -> list[Claim]:
         )
     )
     return claims
-
-
-def _verdict(holds: bool) -> Verdict:
-    return "confirmed" if holds else "refuted"
 
 
 NOTES = (

@@ -1,10 +1,10 @@
 r"""Randomised linear least squares, loss and gradient in each norm (section 5.1, Figure 1).
 
-Every recipe solves the same random problems, each problem with a matrix of its own, in four
-settings: the article's (50 x 50, lr 1e-2, 5,000 steps), its earlier draft's (10 x 10, lr 1e-3,
-100,000 steps), and, for nsgd, muon and neon, the article's printed theoretical step sizes (50 x 50,
-5,000 steps) and those that its Lemma 7 does give for the problems at hand. The repetitions
-(--seeds) are the problems: problem i is the same at any number of them.
+Every recipe solves the same random problems, each problem with a matrix of its own, in five
+settings: that of the article's figure (50 x 50, lr 1e-2, 5,000 steps), that of its text (10 x 10),
+its earlier draft's (10 x 10, lr 1e-3, 100,000 steps), and, for nsgd, muon and neon, the article's
+printed theoretical step sizes (50 x 50) and those that its Lemma 7 does give for the problems at
+hand. The repetitions (--seeds) are the problems: problem i is the same at any number of them.
 
   python -m lit_fanions.paper least_squares --jobs 2
 
@@ -27,9 +27,11 @@ import numpy as np
 from lit_fanions import bounds
 from lit_fanions.bench.report import Refused, Table
 from lit_fanions.paper import runs
-from lit_fanions.paper.outcome import Claim, Outcome, Verdict
+from lit_fanions.paper.bounds import ALGORITHMS, PRINTED
+from lit_fanions.paper.outcome import Claim, Outcome
 from lit_fanions.paper.runs import Curves, Run, execute
 from lit_fanions.paper.tuning import stated_lr
+from lit_fanions.paper.verdicts import majority, signs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,29 +62,12 @@ QUANTITIES = ("loss", *NORMS, *(f"best_{norm}" for norm in NORMS))
 FIVE = ("nsgd", "muon", "f_muon", "neon", "f_neon")  # of the article's figure
 
 
-class Theory(NamedTuple):
-    """What the article prints for n = 50, and the precision it asks for.
-
-    Attributes:
-        lr: The step size.
-        steps: Number of iterations.
-        smoothness: L.
-        precision: Of the dual norm as a function of n, for 1 in the spectral norm.
-    """
-
-    lr: float
-    steps: int
-    smoothness: float
-    precision: Callable[[int], float]
-
-
-THEORY = {
-    "nsgd": Theory(1.75e-2, 323, 16.2, lambda n: math.sqrt(n) / 2),
-    "muon": Theory(2.33e-4, 68, 171.4, lambda n: n / 2),
-    "neon": Theory(2.10e-2, 11919, 47.7, lambda n: 1.0),
-}
-Setting = Literal["article", "draft", "printed", "lemma 7"]
-SIZES: dict[Setting, int] = {"article": 50, "draft": 10, "printed": 50, "lemma 7": 50}
+# Recipes whose step sizes the article prints, and their names there.
+THEORY = {"nsgd": "NSGD", "muon": "Muon", "neon": "Neon"}
+# With the printed step sizes: enough to see whether a printed number of them is too small.
+PRINTED_STEPS = 2 * max(printed.steps for printed in PRINTED.values())
+Setting = Literal["article", "text", "draft", "printed", "lemma 7"]
+SIZES: dict[Setting, int] = {"article": 50, "text": 10, "draft": 10, "printed": 50, "lemma 7": 50}
 
 
 @dataclass(frozen=True)
@@ -145,9 +130,11 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
                 traces[key] = _trace(curves[made.name], problems, _lr(paths[key[1]], made))
 
     theory = [name for name in paths if name in THEORY]
-    plain: dict[tuple[Setting, str], tuple[str, ...]] = {("article", name): () for name in paths}
+    same: tuple[Setting, ...] = ("article", "text")
+    plain: dict[tuple[Setting, str], tuple[str, ...]]
+    plain = {(setting, name): () for setting in same for name in paths}
     if not options.quick:
-        plain |= {("printed", name): (f"{LR}={THEORY[name].lr:g}",) for name in theory}
+        plain |= {("printed", name): _printed(name) for name in theory}
     train(plain | {("draft", name): (f"--config={SMALL}",) for name in paths})
     train(
         {
@@ -208,9 +195,18 @@ def _trace(curves: Curves, problems: int, lr: float) -> Trace:
     return Trace(lr, steps, {name: values(name) for name in QUANTITIES}, values("smoothness")[0])
 
 
+def _printed(name: str) -> tuple[str, ...]:
+    return f"{LR}={PRINTED[THEORY[name]].lr:g}", f"--trainer.max_steps={PRINTED_STEPS}"
+
+
+def _precision(name: str, setting: Setting) -> float:
+    """Of the dual norm, for 1 in the spectral norm."""
+    return ALGORITHMS[THEORY[name]].precision(SIZES[setting])
+
+
 def _plan(name: str, trace: Trace) -> bounds.Plan:
     """What Lemma 7 gives for all problems at once: the shortest steps, the most of them."""
-    precision = THEORY[name].precision(SIZES["lemma 7"])
+    precision = _precision(name, "lemma 7")
     plans = [
         bounds.plan(float(smoothness), float(gap), precision)
         for smoothness, gap in zip(trace.smoothness, trace.values["loss"][0], strict=True)
@@ -228,8 +224,8 @@ def _planned(name: str, trace: Trace) -> tuple[str, ...]:
 
 
 def _outcome(traces: Traces, problems: int, recipe: Sequence[str], quick: bool) -> Outcome:
-    both: tuple[Setting, ...] = ("article", "draft")
-    compared = {setting: _of(traces, setting) for setting in both if _of(traces, setting)}
+    whole: tuple[Setting, ...] = ("article", "text", "draft")
+    compared = {setting: _of(traces, setting) for setting in whole if _of(traces, setting)}
     tables = [_last_table(setting, found) for setting, found in compared.items()]
     ranked = {setting: found for setting in SIZES if (found := _ranked(traces, setting))}
     leads = {setting: _leads(found) for setting, found in ranked.items()}
@@ -350,11 +346,6 @@ def _leads_table(title: str, leads: Mapping[str, Mapping[str, int]], problems: i
     return Table(title, ["reading", *names], cells)
 
 
-def _majority(count: int, n: int) -> bool:
-    """Whether a fair coin shows so many heads, or more, with less than 5 % (sign test)."""
-    return sum(math.comb(n, k) for k in range(count, n + 1)) / 2**n < 0.05
-
-
 # Theory.
 
 
@@ -391,17 +382,16 @@ class Promise(NamedTuple):
 def _theory_rows(traces: Traces, source: Setting) -> list[Promise]:
     promises = []
     for name, trace in _of(traces, source).items():
-        theory = THEORY[name]
-        precision = theory.precision(SIZES[source])
-        printed = source == "printed"
+        precision = _precision(name, source)
+        printed = PRINTED[THEORY[name]] if source == "printed" else None
         promises.append(
             Promise(
                 name,
                 source,
                 trace.lr,
-                np.array([theory.smoothness]) if printed else trace.smoothness,
+                np.array([printed.smoothness]) if printed else trace.smoothness,
                 precision,
-                theory.steps if printed else _plan(name, trace).steps,
+                printed.steps if printed else _plan(name, trace).steps,
                 trace.reached("best_dual", precision),
                 trace.reached("best_spectral", 1.0),
                 trace.steps[-1],
@@ -441,6 +431,8 @@ def _steps(needed: np.ndarray, last: int) -> str:
 
 # Claims.
 
+SIGNS = "sign tests over the problems say so at 5 %, refuted if they say the opposite."
+
 
 def _claims(
     compared: Mapping[Setting, Mapping[str, Trace]],
@@ -471,26 +463,19 @@ def _listed(steps: Sequence[int]) -> str:
     return ", ".join(f"{step:,}" for step in steps)
 
 
-def _verdict(holds: bool, problems: int) -> tuple[Verdict, str]:
-    if not _majority(problems, problems):
-        return "not testable here", f"{problems} problems are too few for a sign test. "
-    return ("confirmed" if holds else "refuted"), ""
-
-
 def _worst_in_loss(setting: Setting, found: Mapping[str, Trace]) -> Claim:
     losses = {name: -trace.last("loss") for name, trace in found.items()}
     n = len(losses["neon"])
     count = _firsts(losses)["neon"]
-    verdict, why = _verdict(_majority(count, n), n)
     listed = ", ".join(f"{name} {_range(-values)}" for name, values in losses.items())
     return Claim(
         "neon-loss",
-        verdict,
+        signs([count], n),
         f"largest loss of the {len(found)} in {count} of {n} problems; "
         f"median (least – largest): {listed}",
         _data(setting, found),
         n,
-        f"{why}Confirmed if a sign test over the problems says so at 5 %.",
+        f"Confirmed if {SIGNS}",
     )
 
 
@@ -500,17 +485,16 @@ def _leader(
     n = len(found["neon"].smoothness)
     counts = {reading: firsts["neon"] for reading, firsts in leads.items()}
     plain = [r for r in counts if ("last" in r or "so far" in r) and not r.startswith("own")]
-    verdict, why = _verdict(any(_majority(counts[reading], n) for reading in plain), n)
-    holding = [f"{r} ({count} of {n})" for r, count in counts.items() if _majority(count, n)]
+    holding = [f"{r} ({count} of {n})" for r, count in counts.items() if majority(count, n)]
     return Claim(
         "neon-gradient",
-        verdict,
+        signs([counts[reading] for reading in plain], n, any),
         f"smallest of the {len(found)} in so many of {n} problems: "
         + "; ".join(f"{reading}: {counts[reading]}" for reading in plain),
         _data(setting, found),
         n,
-        f"{why}Confirmed if it is first in one of the three norms, after the last step or in the "
-        "smallest so far, by a sign test at 5 %. Of all readings tried it holds under: "
+        "Confirmed if it is first in one of the three norms, after the last step or in the "
+        f"smallest so far: if {SIGNS} Of all readings tried it holds under: "
         f"{'; '.join(holding) or 'none'}.",
     )
 
@@ -518,52 +502,49 @@ def _leader(
 def _robust(setting: Setting, f_muon: Trace, muon: Trace) -> Claim:
     n = len(muon.smoothness)
     counts = {q: int((f_muon.last(q) < muon.last(q)).sum()) for q in QUANTITIES[:4]}
-    verdict, why = _verdict(all(_majority(count, n) for count in counts.values()), n)
     ratio = f_muon.last("loss") / muon.last("loss")
     ours, theirs = (t.reached("loss", 0.01 * t.values["loss"][0]) for t in (f_muon, muon))
     both = bool(np.isfinite([ours, theirs]).all())
     slower = _range(ours / theirs) if both else "not reached"
     return Claim(
         "f-muon-robust",
-        verdict,
+        signs(counts.values(), n),
         f"smaller than Muon's after the last step in so many of {n} problems: "
         + ", ".join(f"{name} {count}" for name, count in counts.items())
         + f"; loss over Muon's: {_range(ratio)}; steps to a hundredth of the first loss, over "
         f"Muon's: {slower}",
         _data(setting, {"muon": muon, "f_muon": f_muon}),
         n,
-        f"{why}Confirmed if loss, spectral, Frobenius and nuclear norm are all smaller, by sign "
-        "tests at 5 %. What is compared is the cycle that steps of fixed length end in: F-Muon's "
-        "steps are shorter, so its cycle is smaller and the way there longer. As that loss goes "
-        f"with lr squared, Muon with {np.median(ratio**0.5):.2f} of its lr would have F-Muon's, "
-        f"and take {np.median(ratio**-0.5):.2f} times the steps.",
+        f"Confirmed if loss, spectral, Frobenius and nuclear norm are all smaller: if {SIGNS} What "
+        "is compared is the cycle that steps of one length end in: F-Muon's steps are shorter, so "
+        "its cycle is smaller and the way there longer. As that loss goes with lr squared, Muon "
+        f"with {np.median(ratio**0.5):.2f} of its lr would have F-Muon's, and take "
+        f"{np.median(ratio**-0.5):.2f} times the steps.",
     )
 
 
 def _unrelated(promises: Sequence[Promise]) -> Claim:
     n = max(len(p.needed) for p in promises)
 
-    def off(p: Promise) -> bool:
+    def off(p: Promise) -> int:
         factor = p.factor()
-        return _majority(int(((factor < 0.5) | (factor > 2)).sum()), len(factor))
+        return int(((factor < 0.5) | (factor > 2)).sum())
 
-    printed = [p for p in promises if p.source == "printed"]
-    verdict, why = _verdict(all(map(off, printed)), n)
     found = "; ".join(
         f"{p.name}, {p.source}: lr {p.lr:.3g}, {p.promised:,} iterations, needed "
         f"{_steps(p.needed, p.last)}"
         for p in promises
     )
-    right = [p.name for p in promises if p.source == "lemma 7" and not off(p)]
+    right = [p.name for p in promises if p.source == "lemma 7" and majority(n - off(p), n)]
     return Claim(
         "theory-practice",
-        verdict,
+        signs([off(p) for p in promises if p.source == "printed"], n),
         found,
         "random least squares, 50 × 50",
         n,
-        f"{why}Confirmed if the printed number of iterations is more than twice or less than half "
-        "of what the printed lr needs, for each of the three, by sign tests at 5 %. Within a "
-        "factor of 2 with the lr and iterations that Lemma 7 does give: "
+        "Confirmed if the printed number of iterations is more than twice or less than half of "
+        f"what the printed lr needs, for each of the three: if {SIGNS} Within a factor of 2 with "
+        "the lr and iterations that Lemma 7 does give, by the same test: "
         f"{', '.join(right) or 'none'}.",
     )
 
@@ -588,7 +569,7 @@ LABELS = {
 
 def _draw(figure: Figure, traces: Traces, problems: int) -> None:
     """A row of panels for each setting."""
-    settings: list[Setting] = [s for s in ("article", "draft", "lemma 7") if _of(traces, s)]
+    settings: list[Setting] = [s for s in ("article", "text", "draft", "lemma 7") if _of(traces, s)]
     axes = figure.subplots(len(settings), len(LABELS), squeeze=False)
     others = sorted({name for _, name in traces} - {*FIVE})
     styles: dict[str, dict[str, Any]]

@@ -21,7 +21,8 @@ from torch import Tensor
 from lit_fanions import Fanion, lmo, norms
 from lit_fanions.bench.race import whole
 from lit_fanions.bench.report import Table
-from lit_fanions.paper.outcome import Claim, Outcome, Verdict
+from lit_fanions.paper import verdicts
+from lit_fanions.paper.outcome import Claim, Outcome
 
 TIME = "half a minute; quick: a few seconds"
 BLENDS: dict[str, lmo.BlendName] = {"F": "frobenius", "S": "sign"}
@@ -273,10 +274,6 @@ def _claims(found: Checks, shapes: Sequence[tuple[int, int]], seeds: int) -> lis
     ]
 
 
-def _verdict(holds: bool) -> Verdict:
-    return "confirmed" if holds else "refuted"
-
-
 _RULE = f"Confirmed if no error is above {EXACT:.0e}."
 
 
@@ -284,7 +281,7 @@ def _steps_claim(id: str, found: Checks, data: str, n: int, more: str = "") -> C
     worst = {name: max(e.item() for e in _worst(checks)[:3]) for name, checks in found.items()}
     return Claim(
         id,
-        _verdict(max(worst.values()) <= EXACT),
+        verdicts.of(max(worst.values()) <= EXACT),
         "largest error of the step, of <m, d> / dual norm and of |d|: "
         + ", ".join(f"{name} {error:.0e}" for name, error in worst.items()),
         data,
@@ -314,7 +311,7 @@ def _ky_fan_dual(n: int) -> Claim:
         exceeded = max(exceeded, ratio.max().item())
     return Claim(
         "ky-fan-dual",
-        _verdict(attained <= EXACT and exceeded <= 1 + EXACT),
+        verdicts.of(attained <= EXACT and exceeded <= 1 + EXACT),
         f"attained in the Ky Fan ball within {attained:.0e}; of other points at most "
         f"{exceeded:.3f} of it",
         "random 6 × 5 matrices, k = 1 to 5, 600 other points each",
@@ -335,7 +332,7 @@ def _ends(n: int) -> Claim:
     ]
     return Claim(
         "fanion-ends",
-        _verdict(max(errors) <= EXACT),
+        verdicts.of(max(errors) <= EXACT),
         f"largest difference of updates and norms: {errors[0]:.0e}, {errors[1]:.0e}",
         "random 6 × 5 matrices",
         n,
@@ -363,7 +360,7 @@ def _lemma_9(n: int) -> Claim:
             apart = max(apart, *(size.max().item() for size in sizes))
     return Claim(
         "lemma-9",
-        _verdict(beyond <= 1 + EXACT and apart <= EXACT),
+        verdicts.of(beyond <= 1 + EXACT and apart <= EXACT),
         f"largest norm of a sum of points of the two balls: {beyond:.10f}; points of norm 1 are "
         f"such sums, the parts' norms above alpha and 1 - alpha by at most {max(apart, 0.0):.0e}",
         f"F-Muon, F-Neon and F-{K}-Fanion, alpha = {', '.join(f'{a:g}' for a in _ALPHAS)}, random "
@@ -392,7 +389,7 @@ def _minima(n: int) -> Claim:
                 ends = max(ends, (t / limit.value(x) - 1).abs().max().item())
     return Claim(
         "blend-duals",
-        _verdict(gap <= EXACT and ends <= EXACT),
+        verdicts.of(gap <= EXACT and ends <= EXACT),
         f"the minimum is above the dual norm's lower bound by at most {gap:.0e}; at alpha = 1 and "
         f"0 it differs from the spectral or nuclear and the Frobenius norm by at most {ends:.0e}",
         f"alpha = {', '.join(f'{a:g}' for a in _ALPHAS)}, random 6 × 5 matrices",

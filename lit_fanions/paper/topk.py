@@ -334,8 +334,8 @@ def _cheaper(directions: Sequence[Entry], data: str) -> Claim:
     return Claim(
         "draft-neon-cost",
         verdicts.larger(newton_schulz, rank_1, 0.0) if rank_1 else "not testable here",
-        f"power of Newton-Schulz minus that of rank 1: {verdicts.told(newton_schulz, rank_1)}; rank "
-        f"1: {spread(rank_1)[0]:.2f}"
+        f"power of Newton-Schulz minus that of rank 1: {verdicts.told(newton_schulz, rank_1)}; "
+        f"rank 1: {spread(rank_1)[0]:.2f}"
         if rank_1
         else "-",
         f"{data} and its leading blocks",

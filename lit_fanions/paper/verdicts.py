@@ -6,7 +6,7 @@ refutes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lit_fanions.paper.outcome import Verdict
 from lit_fanions.paper.runs import spread
@@ -46,6 +46,27 @@ def told(a: Sample, b: Sample) -> str:
 def of(holds: bool) -> Verdict:
     """The verdict on what is either so or not, as an identity between norms."""
     return "confirmed" if holds else "refuted"
+
+
+def majority(count: int, n: int) -> bool:
+    """Whether a fair coin shows so many heads, or more, with less than 5 % (sign test)."""
+    return sum(math.comb(n, k) for k in range(count, n + 1)) / 2**n < 0.05
+
+
+def signs(counts: Iterable[int], n: int, needed: Callable[[Iterable[bool]], bool] = all) -> Verdict:
+    """Whether something holds in most problems, by sign tests at 5 %.
+
+    Args:
+        counts: In how many problems, of each part of the claim.
+        n: Number of problems.
+        needed: ``all`` parts or ``any``. Refuted if the tests say the opposite: that a part holds
+            in fewer than half (``all``), or every part does (``any``).
+    """
+    counts = list(counts)
+    if needed(majority(count, n) for count in counts):
+        return "confirmed"
+    against = (majority(n - count, n) for count in counts)
+    return "refuted" if (any if needed is all else all)(against) else "not testable here"
 
 
 def larger(a: Sample, b: Sample, margin: float) -> Verdict:

@@ -14,6 +14,7 @@ import yaml
 from lit_fanions import bounds
 from lit_fanions.paper import least_squares
 from lit_fanions.paper.__main__ import main
+from lit_fanions.paper.bounds import ALGORITHMS, PRINTED
 from lit_fanions.paper.least_squares import (
     FIVE,
     QUANTITIES,
@@ -21,7 +22,6 @@ from lit_fanions.paper.least_squares import (
     THEORY,
     Trace,
     _at_loss,
-    _majority,
 )
 from tests.conftest import TESTS
 
@@ -100,7 +100,7 @@ def test_every_setting_has_its_runs(trained):
     asked = trained(usual)
     assert solve("--seeds", "3", "--trainer.accelerator=cpu") == 0
     args = {run.name: run.args for run in asked}
-    assert len(args) == len(asked) == 5 + 5 + 3 + 3
+    assert len(args) == len(asked) == 5 + 5 + 5 + 3 + 3
     sizes = [
         "--seed_everything=0",
         *(f"--model.init_args.{side}" for side in ("problems=3", "rows=50", "cols=50")),
@@ -109,7 +109,10 @@ def test_every_setting_has_its_runs(trained):
     recipe = "--config=configs/least_squares/muon.yaml"
     assert args["article-muon"] == (recipe, "--trainer.accelerator=cpu", *sizes)
     lr = "--model.init_args.optimizer.matrix.lr="
-    assert args["printed-muon"][:2] == (recipe, f"{lr}0.000233")
+    steps = "--trainer.max_steps=23838"
+    assert args["printed-muon"][:3] == (recipe, f"{lr}0.000233", steps)
+    assert args["text-muon"][:1] == (recipe,)
+    assert args["text-muon"][-1] == "--data.init_args.cols=10"
     assert args["draft-muon"][:2] == (recipe, f"--config={SMALL}")
     assert args["draft-muon"][-1] == "--data.init_args.cols=10"
     # Lemma 7 for the problem that asks for most.
@@ -126,7 +129,7 @@ def test_what_is_left(trained, capfd):
     assert "10 × 10, lr 0.001, after 5,000 steps" in printed
     with Path("out/least_squares.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 16 * 2 * len(STEPS)
+    assert len(rows) == 21 * 2 * len(STEPS)
     (row,) = (
         row
         for row in rows
@@ -144,7 +147,7 @@ def test_what_is_left(trained, capfd):
 def test_a_failure_leaves_the_rest(trained, capfd):
     trained(lambda s, r, p: None if r == "neon" else usual(s, r, p))
     assert solve("--seeds", "5") == 1
-    assert "failed runs: 3; see out/runs/*/output.txt" in capfd.readouterr().out
+    assert "failed runs: 4; see out/runs/*/output.txt" in capfd.readouterr().out
     assert "Neon" not in str(outcome()["claims"])
 
 
@@ -201,6 +204,7 @@ def leading(recipe, quantity, setting="article"):
 
 DATA = {
     "article": "50 × 50, lr 0.01,",
+    "text": "10 × 10, lr 0.01,",
     "draft": "10 × 10, lr 0.001,",
     "printed": "50 × 50, each with its lr as printed,",
     "lemma 7": "50 × 50, each with its lr of Lemma 7,",
@@ -219,7 +223,7 @@ def test_neon_worst_and_no_leader(trained):
         (worst,), (leader,) = claims(place, "neon-loss"), claims(place, "neon-gradient")
         assert (worst["verdict"], leader["verdict"]) == ("confirmed", "refuted")
         assert (worst["n"], leader["n"]) == (10, 10)
-        count = 5 if place in ("article", "draft") else 3
+        count = 3 if place in ("printed", "lemma 7") else 5
         start = f"smallest of the {count} in so many of 10 problems: spectral norm, last: 0"
         assert leader["found"].startswith(start)
     (robust,) = claims("article", "f-muon-robust")
@@ -261,11 +265,11 @@ def test_others_worse_than_neon_and_muon_more_robust(trained):
 @pytest.mark.parametrize(("factor", "verdict"), [(1, "refuted"), (5, "confirmed")])
 def test_theory(factor, verdict, trained):
     """The precisions are reached after `factor` times the printed iterations."""
-    steps = sorted({0, 1, *(factor * theory.steps for theory in THEORY.values())})
+    steps = sorted({0, 1, *(factor * PRINTED[name].steps for name in THEORY.values())})
 
     def values(setting, recipe, problem):
-        theory = THEORY.get(recipe, THEORY["muon"])
-        needed, precision = factor * theory.steps, theory.precision(50)
+        name = THEORY.get(recipe, "Muon")
+        needed, precision = factor * PRINTED[name].steps, ALGORITHMS[name].precision(50)
         column = [precision / 2 if step >= needed else 2 * precision for step in steps]
         return dict.fromkeys(QUANTITIES, column)
 
@@ -296,13 +300,6 @@ def test_reached():
     found = trace([5.0, 3.0, 1.0, 2.0])
     assert found.reached("loss", 3.0) == [1]
     assert found.reached("loss", 0.5) == [math.inf]
-
-
-def test_sign_test():
-    assert not _majority(8, 10)
-    assert _majority(9, 10)
-    assert not _majority(4, 4)
-    assert _majority(5, 5)
 
 
 # The whole, with real trainings.

@@ -52,3 +52,21 @@ def test_want_of_data_decides_nothing(rule, confirmed, refuted, blur):
             "divergence": [center, center, math.inf],
         }[blur]
         assert rule(sample) == "not testable here"
+
+
+def test_sign_tests():
+    assert [verdicts.majority(*pair) for pair in ((8, 10), (9, 10), (4, 4), (5, 5))] == [
+        *(False, True),
+        *(False, True),
+    ]
+    assert [verdicts.signs([count], 10) for count in (9, 8, 2, 1)] == [
+        "confirmed",
+        *["not testable here"] * 2,
+        "refuted",
+    ]
+    # Every part is needed, or any.
+    pairs = {(9, 9): ("confirmed", "confirmed"), (9, 1): ("refuted", "confirmed")}
+    pairs |= {(9, 5): ("not testable here", "confirmed"), (1, 1): ("refuted", "refuted")}
+    pairs |= {(5, 1): ("refuted", "not testable here")}
+    for counts, (every, some) in pairs.items():
+        assert (verdicts.signs(counts, 10), verdicts.signs(counts, 10, any)) == (every, some)
