@@ -62,7 +62,7 @@ def train(
         raise Refused("--alphas: give finite numbers")
     variants = {
         (name, alpha): (f"--config={path}", *recipe, f"{ALPHA}={alpha!r}")
-        for alpha in sorted(set(options.alphas))
+        for alpha in sorted(set(map(float, options.alphas)))  # runs are known by "1.0", not "1"
         for name, path in paths.items()
     }
     names = {key: f"{key[0]}-alpha{key[1]:g}" for key in variants}
