@@ -310,19 +310,16 @@ def gaussian_norm(norm: Norm, rows: int, cols: int) -> float:
     Raises:
         ValueError: If the norm depends on singular values and entries at once.
     """
-    part = norm
+    part, entries = norm, False
     if isinstance(norm, Blend):
         part = norm.norm if norm.alpha != 0 else _other(norm)
-        if (
-            norm.blend == "sign"
-            and 0 < norm.alpha < 1
-            and not isinstance(part, (MaxEntry, SumEntry))
-        ):
+        entries = norm.blend == "sign" and 0 < norm.alpha < 1
+        if entries and not isinstance(part, (Frobenius, MaxEntry, SumEntry)):
             raise ValueError(f"{norm!r} mixes singular values and entries: no asymptotic is known")
+    if entries or isinstance(part, (MaxEntry, SumEntry)):
+        return float(norm.value(_gaussian_entries(rows * cols).view(rows, cols)))
     if isinstance(part, Frobenius):
         return math.sqrt(rows * cols)
-    if isinstance(part, (MaxEntry, SumEntry)):
-        return float(norm.value(_gaussian_entries(rows * cols).view(rows, cols)))
     return float(norm.value(torch.diag(gaussian_spectrum(rows, cols))))
 
 

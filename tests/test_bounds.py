@@ -225,6 +225,7 @@ def test_constants_of_the_marchenko_pastur_law():
         norms.Blend(norms.Nuclear(), 0.5),
         norms.Blend(norms.Spectral(), 0.0, "sign", 0.5),
         norms.Blend(norms.MaxEntry(), 0.5, "sign", 2.0),
+        norms.Blend(norms.Frobenius(), 0.5, "sign", 0.2),
     ],
     ids=repr,
 )

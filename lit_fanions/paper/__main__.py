@@ -18,9 +18,9 @@ from lit_fanions.paper import (
     nanogpt_alpha,
     norms,
     ranks,
+    runs,
     topk,
 )
-from lit_fanions.paper.runs import Stopped
 
 COMMANDS = {
     "norms": norms,
@@ -87,13 +87,14 @@ def main(args: Sequence[str] | None = None) -> int:
             return _all(options)
         if options.command == "claims":
             return claims.run(options)
+        runs.refuse_mistyped(recipe, command)
         report.require("matplotlib", options.command)
         return COMMANDS[options.command].run(options, *given)
     except report.Refused as error:
         command.error(str(error))
-    except (KeyboardInterrupt, Stopped) as error:
+    except (KeyboardInterrupt, runs.Stopped) as error:
         print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
-        return error.status if isinstance(error, Stopped) else 130
+        return error.status if isinstance(error, runs.Stopped) else 130
 
 
 def _add_common(parser: argparse.ArgumentParser, name: str) -> None:

@@ -228,6 +228,23 @@ def refuse(args: Iterable[str], reserved: Mapping[str, str]) -> None:
                 raise Refused(f"{given} is set for every run by this command: {instead}")
 
 
+def refuse_mistyped(args: Iterable[str], parser: argparse.ArgumentParser) -> None:
+    """Refuse what was meant for a command and not for fit, which would not know what was meant.
+
+    Args:
+        args: What the command does not know.
+        parser: The command's.
+
+    Raises:
+        Refused: At the first that looks like one of the command's options.
+    """
+    own = [option for action in parser._actions for option in action.option_strings]
+    for arg in args:
+        given = arg.partition("=")[0]
+        if given.startswith("--") and "." not in given and (close := did_you_mean(given, own)):
+            raise Refused(f"unknown option {given}: did you mean {close}?")
+
+
 def execute(
     runs: Iterable[Run], folder: Path, metrics: Sequence[str], jobs: int
 ) -> dict[str, Curves]:

@@ -58,6 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
     try:
+        runs.refuse_mistyped(recipe, parser)
         for package in ("optuna", "matplotlib"):
             report.require(package, "a sweep")
         return run(options, recipe)

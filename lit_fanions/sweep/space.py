@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,9 +11,6 @@ from lit_fanions.bench.report import Refused
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
-
-# What stands between the commas outside of brackets and quotes.
-_VALUE = re.compile(r"""(?:\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""")
 
 
 @dataclass(frozen=True)
@@ -112,10 +108,29 @@ def _add(space: Space, option: str, text: str, read: Callable[[str], Values], ex
 
 
 def _choice(text: str) -> Choice:
-    values = tuple(value.strip() for value in _VALUE.findall(text))
+    values = tuple(value.strip() for value in _parts(text))
+    if "" in values:
+        raise ValueError("a value is missing before, after or between the commas")
     if len(set(map(number, values))) < len(values):
         raise ValueError("a value comes twice")
     return Choice(values)
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the commas outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not (depth or quote):
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _range(text: str) -> Range:

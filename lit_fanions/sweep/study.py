@@ -162,6 +162,7 @@ class Sweep:
             if received:
                 raise Stopped(received[0])
             if self._error is not None:
+                self._forget()
                 raise self._error
             if not (waiting or running):
                 return
@@ -170,6 +171,12 @@ class Sweep:
                 what = f"waiting for {running} of another process"
                 print(f"{what}; if it was killed, they begin anew in {PATIENCE} s", flush=True)
             time.sleep(0 if waiting else LOOK)
+
+    def _forget(self) -> None:
+        """Leave the name of a study without results to a command that does better."""
+        states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+        if states <= {TrialState.FAIL, TrialState.WAITING}:  # nobody else works on it
+            optuna.delete_study(study_name=self.plan.study, storage=_storage(self.plan))
 
     def trials(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, FrozenTrial]]:
         """What became of trainings that were trained."""

@@ -1,5 +1,6 @@
 """Runs in processes of their own: none is trained twice, mixed up, or left behind."""
 
+import argparse
 import json
 import math
 import os
@@ -262,6 +263,19 @@ def test_other_options_are_not():
 
 
 # Curves.
+
+
+def test_what_was_meant_for_the_command_is_refused():
+    parser = argparse.ArgumentParser()
+    for option in ("--config", "--seeds", "--jobs", "--metric", "--out", "--set", "--tune"):
+        parser.add_argument(option)
+    typos = {"--seed": "--seeds", "--job=2": "--jobs", "--metrics": "--metric"}
+    for given, meant in typos.items():
+        with pytest.raises(Refused, match=f"unknown option --.*: did you mean {meant}\\?"):
+            runs.refuse_mistyped(["--trainer.max_steps=2", given, "2"], parser)
+    fit = "config print_config seed_everything trainer model data test_after_fit ckpt_path"
+    names = [*fit.split(), "weights_only", "data.seed", "model.metric", "trainer.logger"]
+    runs.refuse_mistyped([f"--{name}" for name in names], parser)
 
 
 def test_curve_is_read_from_the_logs(tmp_path):

@@ -7,11 +7,13 @@ from lit_fanions.sweep.space import Choice, Range, number, parse, short
 
 
 def test_values_are_split_at_commas_outside_of_brackets():
-    space = parse(["a=-.1,0, 1e-3", "--b=[1,2],[3]", "c={x: 1, y: 2},null", 'd="p,q",r'], [])
+    space = parse(
+        ["a=-.1,0, 1e-3", "--b=[1,2],[3]", "c={x: [1, {z: 3}], y: 2},null", 'd="p,q",r'], []
+    )
     assert space == {
         "a": Choice(("-.1", "0", "1e-3")),
         "b": Choice(("[1,2]", "[3]")),
-        "c": Choice(("{x: 1, y: 2}", "null")),
+        "c": Choice(("{x: [1, {z: 3}], y: 2}", "null")),
         "d": Choice(('"p,q"', "r")),
     }
 
@@ -33,6 +35,14 @@ def test_ranges():
     [
         (["a"], [], "--set a: write it like --set NAME=1,2,3"),
         (["=1"], [], "--set =1: write it like --set NAME=1,2,3"),
+        *(
+            (
+                [f"a={text}"],
+                [],
+                f"--set a={text}: a value is missing before, after or between the commas",
+            )
+            for text in (",", "1,", ",1", "1,,2")
+        ),
         (["a=1,1.0"], [], "--set a=1,1.0: a value comes twice"),
         (["a=1", "a=2"], [], "--set a=2: this option was given before; list all values in one"),
         (

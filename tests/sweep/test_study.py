@@ -219,13 +219,20 @@ def test_missing_metric_ends_the_sweep(fake, monkeypatch):
     fake("time.sleep(0 if x == 1 else 60)")
 
     def read_curves(logs, metrics):
-        raise Refused("no metric")
+        if metrics == ["typo"]:
+            raise Refused("no metric")
+        return {metrics[0]: read(logs)}
 
     monkeypatch.setattr(runs, "read_curves", read_curves)
     with pytest.raises(Refused, match="no metric"):
-        go(seeds=2)
+        go(seeds=2, metric="typo", direction="maximize")
     assert len(trained()) <= 2
     assert_gone(pid for _, _, pid, *_ in trained())
+    # The name is free for a corrected command, as there are no results; then it is not.
+    fake()
+    assert go() == {(1, 0): 1.0, (2, 0): 2.0}
+    with pytest.raises(Refused, match="another metric"):
+        go(metric="typo")
 
 
 @pytest.mark.parametrize(("direction", "worst"), [("minimize", math.inf), ("maximize", -math.inf)])
