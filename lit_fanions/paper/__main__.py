@@ -126,8 +126,9 @@ def _all(options: argparse.Namespace) -> int:
     for name in COMMANDS:
         print(f"== {name}", flush=True)
         start, quick = time.monotonic(), ["--quick"] if options.quick else []
+        sys.argv[1:] = [name, "--out", str(options.out / name), *quick]  # what it saves names it
         try:
-            status = main([name, "--out", str(options.out / name), *quick])
+            status = main()
         except SystemExit as stop:  # refused, and said so
             status = int(stop.code or 0)
         if status >= 128:  # stopped

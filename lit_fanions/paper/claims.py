@@ -183,8 +183,17 @@ def _origin(result: Result) -> Sequence[object]:
     versions = [
         f"{name} {machine[name]}" for name in ("python", "torch", "lightning") if name in machine
     ]
-    commit = result.contents.get("commit") or ""
+    own = result.contents.get("commit") or ""
+    others = {*result.contents.get("commits of runs", ())} - {own}
+    made = ", ".join(map(_short, sorted(others)))
+    commit = _short(own) + (f"; runs: {made}" if made else "")
     return [f"`{result.file}`", commit, device, ", ".join(versions)]
+
+
+def _short(commit: str) -> str:
+    """An abbreviated commit, still with what says that files were changed."""
+    name, dash, changed = commit.partition("-")
+    return f"{name[:10]}{dash}{changed}" if commit else "outside of git"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

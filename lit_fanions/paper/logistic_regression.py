@@ -11,8 +11,7 @@ are splits into training and test examples. The outcome: training loss and gradi
 Other arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
-import argparse
-from collections.abc import Sequence
+import functools
 
 from lit_fanions.paper import tuning
 
@@ -26,20 +25,5 @@ COMPARISON = tuning.Comparison(
     logarithmic=True,
 )
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command; all others are those of fit."""
-    tuning.add_arguments(parser, COMPARISON)
-
-
-def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
-    """Train, tabulate and plot.
-
-    Args:
-        options: See ``add_arguments``.
-        recipe: Further arguments of fit.
-
-    Returns:
-        The exit status: 0, or 1 if a run failed.
-    """
-    return tuning.run(options, recipe, COMPARISON)
+add_arguments = functools.partial(tuning.add_arguments, comparison=COMPARISON)
+run = functools.partial(tuning.run, comparison=COMPARISON)

@@ -12,8 +12,7 @@ the learning rates as a picture, everything as JSON.
 Other arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
-import argparse
-from collections.abc import Sequence
+import functools
 
 from lit_fanions.paper import tuning, verdicts
 from lit_fanions.paper.outcome import Claim
@@ -52,20 +51,5 @@ COMPARISON = tuning.Comparison(
     claims=claims,
 )
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command; all others are those of fit."""
-    tuning.add_arguments(parser, COMPARISON)
-
-
-def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
-    """Train, tabulate and plot.
-
-    Args:
-        options: See ``add_arguments``.
-        recipe: Further arguments of fit.
-
-    Returns:
-        The exit status: 0, or 1 if a run failed.
-    """
-    return tuning.run(options, recipe, COMPARISON)
+add_arguments = functools.partial(tuning.add_arguments, comparison=COMPARISON)
+run = functools.partial(tuning.run, comparison=COMPARISON)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_fanions.bench.report import Table, machine
-from lit_fanions.paper.runs import commit
+from lit_fanions.paper.runs import commit, commits
 from lit_fanions.paper.statements import STATEMENTS
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Outcome:
         contents = {
             "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
+            "commits of runs": commits(folder / "runs"),  # some may have been made before
             "machine": machine(),
             "settings": _plain(self.settings),
             "claims": [vars(claim) for claim in self.claims],

@@ -12,8 +12,8 @@ Other arguments are those of fit and hold for every run, except those that tell 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,20 +127,5 @@ COMPARISON = tuning.Comparison(
     draw=draw,
 )
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command; all others are those of fit."""
-    tuning.add_arguments(parser, COMPARISON)
-
-
-def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
-    """Train, tabulate and plot.
-
-    Args:
-        options: See ``add_arguments``.
-        recipe: Further arguments of fit.
-
-    Returns:
-        The exit status: 0, or 1 if a run failed.
-    """
-    return tuning.run(options, recipe, COMPARISON)
+add_arguments = functools.partial(tuning.add_arguments, comparison=COMPARISON)
+run = functools.partial(tuning.run, comparison=COMPARISON)

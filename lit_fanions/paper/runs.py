@@ -409,6 +409,12 @@ def digests(args: Iterable[str]) -> dict[str, str]:
     }
 
 
+def commits(folder: Path) -> list[str]:
+    """The commits that made the finished runs of a folder, "" for outside of git."""
+    saved = [json.loads(path.read_text()) for path in folder.glob(f"*/{FINISHED}")]
+    return sorted({run.get("commit") or "" for run in saved})
+
+
 @functools.cache
 def commit() -> str | None:
     """Return this program's git commit, "-dirty" if files were changed; None outside of git."""

@@ -33,6 +33,7 @@ BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
 Key = tuple[str, float, int]  # recipe, lr, seed
 Results = dict[Key, Curves]
 Losses = dict[Key, Curve]
+FACTORS, QUICK_FACTORS = (0.5, 1.0, 2.0), (1.0, 2.0)  # of the recipe's lr
 _QUICK = 2  # as many variants are enough to see that it works
 EXTENSIONS = 3  # of the range of learning rates, each by one more
 RESERVED = {
@@ -103,8 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser, comparison: Comparison) -> No
         "--factors",
         type=float,
         nargs="+",
-        default=[0.5, 1.0, 2.0],
-        help="learning rates to try, as multiples of the recipe's; two or more different ones",
+        help="learning rates to try, as multiples of the recipe's; two or more different ones "
+        f"(default: {_listed(FACTORS)}, with --quick {_listed(QUICK_FACTORS)})",
     )
 
 
@@ -123,7 +124,8 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     variants = comparison.variants(paths)
     if options.quick:
         variants = dict(list(variants.items())[:_QUICK])
-    grid = _grid(variants, options.factors)
+    factors = QUICK_FACTORS if options.quick else FACTORS
+    grid = _grid(variants, options.factors or factors)
     done: Results = {}
     failed: set[Key] = set()
 

@@ -1,5 +1,6 @@
 """The page of verdicts: complete, in a fixed order, and from the results alone."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -8,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from lit_fanions.paper import __main__ as paper
-from lit_fanions.paper import claims
+from lit_fanions.paper import claims, outcome
 from lit_fanions.paper.__main__ import main
 from lit_fanions.paper.claims import SECTIONS, STATEMENTS, page, read
 from lit_fanions.paper.outcome import Claim, Outcome
+from lit_fanions.paper.runs import FINISHED
 
 
 def save(folder, name, *found):
@@ -36,6 +38,12 @@ def test_statements_have_ids_of_their_own_and_a_section():
     assert all(SECTIONS[claims._section(s.place)] != "Elsewhere" for s in STATEMENTS)
 
 
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.id)
+def test_some_command_looks_at_every_claim(statement):
+    sources = (inspect.getsource(module) for module in paper.COMMANDS.values())
+    assert any(f'"{statement.id}"' in source for source in sources)
+
+
 def test_what_nobody_looked_at_is_not_run():
     text = page([])
     assert f"Verdicts: {len(STATEMENTS)} not run." in text
@@ -58,6 +66,16 @@ def test_claim_of_a_command(tmp_path, monkeypatch):
     machine = json.loads((tmp_path / "deep/er/ls.json").read_text())["machine"]
     assert f"torch {machine['torch']}" in origin[3]
     assert str(tmp_path) not in text
+
+
+def test_commits_of_the_runs_stand_beside_that_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome, "commit", lambda: "a" * 40)
+    for i, commit in enumerate(("a" * 40, "b" * 40 + "-dirty", None)):
+        (tmp_path / "runs" / str(i)).mkdir(parents=True)
+        (tmp_path / "runs" / str(i) / FINISHED).write_text(json.dumps({"commit": commit}))
+    save(tmp_path, "ls", claim())
+    expected = f"{'a' * 10}; runs: outside of git, {'b' * 10}-dirty"
+    assert rows(page(read(tmp_path)))["`ls.json`"][1] == expected
 
 
 def test_claims_of_several_commands_stand_together(tmp_path):

@@ -48,12 +48,14 @@ def test_all_goes_on_after_a_failure(monkeypatch, tmp_path, capfd):
     def command(name, status):
         def run(options):
             asked.append((name, options.out, options.quick))
+            assert sys.argv[1:] == [name, "--out", str(options.out), "--quick"]  # for the JSON
             if status == 2:
                 raise Refused("no data")
             return status
 
         return SimpleNamespace(__doc__=name, TIME="", add_arguments=lambda parser: None, run=run)
 
+    monkeypatch.setattr(sys, "argv", ["paper", "all"])
     commands = {f"c{status}": command(f"c{status}", status) for status in (2, 1, 0)}
     monkeypatch.setattr(paper, "COMMANDS", commands)
     assert main(["all", "--quick", "--out", str(tmp_path)]) == 1
@@ -72,6 +74,7 @@ def test_all_stops_when_stopped(monkeypatch, tmp_path):
         raise Stopped(signal.SIGTERM)
 
     command = SimpleNamespace(__doc__="", TIME="", add_arguments=lambda parser: None, run=run)
+    monkeypatch.setattr(sys, "argv", ["paper", "all"])
     monkeypatch.setattr(paper, "COMMANDS", {"first": command, "second": command})
     assert main(["all", "--out", str(tmp_path)]) == 143
     assert asked == ["first"]
