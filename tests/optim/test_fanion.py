@@ -4,6 +4,9 @@ import copy
 import io
 import math
 import pickle
+import platform
+import subprocess
+import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -1315,3 +1318,30 @@ def test_every_algorithm_minimises(algorithm):
         optimizer.step()
         schedule.step()
     assert (p.detach() - target).norm() < 0.4 * target.norm()
+
+
+MEMORY = """
+import resource, torch
+from lit_fanions import Fanion
+from lit_fanions.optim import functional
+{}
+weights = [torch.nn.Parameter(torch.randn(768, 1536)) for _ in range(8)]
+optimizer = Fanion([dict(params=weights, algorithm="f_muon", lr=0.1, polar_steps=1)])
+faults = 0
+for step in range(10):
+    for w in weights:
+        w.grad = torch.randn(768, 1536)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    optimizer.step()
+    faults += (step > 3) * (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators differ")
+def test_steps_use_the_same_memory_again():
+    def faults(change=""):
+        command = [sys.executable, "-c", MEMORY.format(change)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert 4 * faults() < faults("functional._keep_freed_memory = lambda: None")
