@@ -185,7 +185,7 @@ def run(options: argparse.Namespace) -> report.Report:
 
     tables, panels, results, peers = [], [], [], []
     for case in matrices:
-        results += (entries := race_case(case, options))
+        results += (entries := race_case(case, exact(case.matrix, max(case.ranks)), options))
         tables.append(table(case, entries, options.error))
         panels += [_panel(case, k, entries) for k in case.ranks]
         if case.name == "gaussian" and compares_cupy:
@@ -365,12 +365,16 @@ def _sequences(options: argparse.Namespace) -> dict[str, list[Tensor]]:
     return recorded.choose(momenta, least)
 
 
-def _exact(m: Tensor, k: int) -> Triplets:
-    """The k leading triplets in float64.
+def exact(m: Tensor, k: int) -> Triplets:
+    """Return the k leading triplets in float64.
 
     Of a large matrix they come from its Gram matrix, in a tenth of the time of the SVD. That
     squares the condition number, but the leading singular values of the large cases are all of the
     size of the first: the vectors are right to about 1e-11.
+
+    Args:
+        m: A matrix.
+        k: How many.
     """
     m = m.double()
     if min(m.shape) <= _EXACT_SIZE:
@@ -379,7 +383,7 @@ def _exact(m: Tensor, k: int) -> Triplets:
     print(f"float64 reference of {polar.shape_text(m.shape)}: some seconds", file=sys.stderr)
     rows, cols = m.shape
     if rows < cols:
-        u, s, vh = _exact(m.mT, k)
+        u, s, vh = exact(m.mT, k)
         return Triplets(vh.mT, s, u.mT)
     gram = m.mT @ m
     if m.device.type == "cpu":  # where torch cannot leave the others out
@@ -444,12 +448,16 @@ def _ours(m: Tensor, k: int, solver: lmo.Solver, cost: float = 1.0, **options: A
 
 
 def race_case(
-    case: Case, options: argparse.Namespace, only: Container[str] | None = None
+    case: Case,
+    reference: Triplets,
+    options: argparse.Namespace,
+    only: Container[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Choose everybody's setting for every rank, then let those that reach the error race.
 
     Args:
         case: The matrix.
+        reference: What is compared with, see ``exact``: as many triplets as the largest rank.
         options: Those of ``add_search`` and ``race.add_turns``.
         only: The names of the competitors; None for all.
 
@@ -457,13 +465,12 @@ def race_case(
         For every rank and competitor its setting, errors and seconds, and those of all the
         settings that were tried.
     """
-    exact = _exact(case.matrix, max(case.ranks))
-    return [entry for k in case.ranks for entry in _race(case, exact, k, options, only)]
+    return [entry for k in case.ranks for entry in _race(case, reference, k, options, only)]
 
 
 def _race(
     case: Case,
-    exact: Triplets,
+    truth: Triplets,
     k: int,
     options: argparse.Namespace,
     only: Container[str] | None,
@@ -471,7 +478,7 @@ def _race(
     print(f"{case.title}, k = {k}: choosing settings, then racing", file=sys.stderr)
 
     def error(found: Triplets) -> float:
-        return rank_k_error(found, exact, k)
+        return rank_k_error(found, truth, k)
 
     competitors = {
         name: solver for name, solver in solvers(case, k).items() if only is None or name in only
@@ -482,7 +489,7 @@ def _race(
 
         def note(level: race.Level, seed: int, seconds: float, found: Triplets) -> None:
             attempt = {"setting": level.setting, "seed": seed, "seconds": seconds}
-            errors = {"error": error(found), "sigma_error": sigma_error(found, exact, k)}
+            errors = {"error": error(found), "sigma_error": sigma_error(found, truth, k)}
             tried[name].append({**attempt, **errors})  # noqa: B023
 
         trials[name] = race.cheapest(

@@ -2,9 +2,11 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from lit_fanions.bench import race
 from lit_fanions.bench import topk as bench
 from lit_fanions.paper import topk
 from lit_fanions.paper.__main__ import main
@@ -56,13 +58,15 @@ def entry(solver, seconds, *, k=1, reached=True, tried=()):
 @pytest.mark.parametrize(
     ("lanczos", "rival", "reached", "verdict"),
     [
-        ([1.0, 1.2], [1.3, 2.0], True, "confirmed"),
-        ([1.0, 1.4], [1.3, 2.0], True, "refuted"),  # within the spread
-        ([1.0, 1.2], [5.0], False, "confirmed"),  # 5 s do not suffice
-        ([6.0, 6.0], [5.0], False, "not testable here"),
+        ([1.0, 1.2], [2.5, 3.0], True, "confirmed"),
+        ([1.0, 1.4], [2.5, 3.0], True, "not testable here"),  # one turn says otherwise
+        ([1.0, 1.2], [1.3, 1.9], True, "refuted"),  # faster, not much
+        ([1.0, 1.2], [0.5], True, "refuted"),
+        ([1.0, 1.2], [9.0], False, "confirmed"),  # 5 s do not suffice
+        ([3.0, 3.0], [9.0], False, "not testable here"),
     ],
 )
-def test_faster_allows_for_the_spread(lanczos, rival, reached, verdict):
+def test_much_faster_allows_for_the_spread(lanczos, rival, reached, verdict):
     entries = [
         entry(bench.LANCZOS, lanczos),
         entry(bench.PCA, rival, reached=reached, tried=[("s", 5.0, 0.5, 0.1)]),
@@ -85,47 +89,64 @@ def test_lanczos_that_does_not_reach_the_error_is_not_faster(reached, verdict):
     assert "Lanczos not in time" in claim.found
 
 
+def solved(monkeypatch, errors):
+    """Replace solvers: the errors of a setting by (solver, setting), one a seed from 2 on."""
+    solvers = {
+        name: bench.Solver(
+            [
+                race.Level(setting, lambda seed, values=values: values[seed - 2])
+                for (solver, setting), values in errors.items()
+                if solver == name
+            ]
+        )
+        for name, _ in errors
+    }
+    monkeypatch.setattr(bench, "solvers", lambda case, k: solvers)
+    chosen = {name: lambda x, exact, k, i=i: x[i] for i, name in enumerate(topk.ERRORS)}
+    monkeypatch.setattr(topk, "ERRORS", chosen)
+
+
 @pytest.mark.parametrize(
-    ("sigma", "matrix", "verdict"),
+    ("matrix", "sigma", "verdict"),
     [
-        (1e-6, 0.5, "confirmed"),
-        (1e-2, 0.5, "refuted"),
-        (1e-6, 1e-4, "refuted"),
-        (1.5e-4, 0.5, "not testable here"),  # among Lanczos's
+        ([0.5, 0.4], [1e-6, 1e-5], "confirmed"),
+        ([0.5, 0.4], [1e-2, 1e-2], "refuted"),
+        ([1e-4, 1e-4], [1e-6, 1e-6], "refuted"),
+        ([0.5, 0.4], [1e-6, 1.5e-4], "not testable here"),  # among Lanczos's
     ],
 )
-def test_errors_are_compared_at_equal_time(sigma, matrix, verdict):
+def test_errors_are_compared_at_equal_time(matrix, sigma, verdict, monkeypatch):
     entries = [
+        entry(bench.LANCZOS, [1.0], tried=[("s", 1.0, 0.009, 1e-4), ("other", 9.0, 1.0, 1.0)]),
+        # Of the first the matrix is better, of the second sigma; the third takes longer.
         entry(
-            bench.LANCZOS,
-            [1.0],
-            tried=[("s", 0.8, 0.008, 2e-4), ("s", 1.0, 0.009, 1e-4), ("other", 0.1, 1.0, 1.0)],
+            bench.PCA,
+            [2.0],
+            tried=[("m", 0.9, 0.1, 0.9), ("s", 0.9, 0.9, 0.1), ("t", 1.1, 1e-9, 1e-9)],
         ),
-        # The second takes longer than Lanczos.
-        entry(bench.PCA, [2.0], tried=[("s", 0.9, matrix, sigma), ("t", 1.1, 1e-9, 1e-9)]),
     ]
-    (equal,) = topk._at_equal_time(entries)
+    errors = {
+        (bench.LANCZOS, "s"): [(0.008, 1e-4), (0.009, 2e-4)],
+        (bench.PCA, "m"): [(value, 7.0) for value in matrix],
+        (bench.PCA, "s"): [(7.0, value) for value in sigma],
+    }
+    solved(monkeypatch, errors)
+    equal = topk._at_equal_time(None, None, 1, entries, SimpleNamespace(seeds=2))
+    assert (equal["n"], equal["seconds"]) == (2, 1.0)
     assert equal["lanczos"] == {"error": (0.008, 0.009), "sigma_error": (1e-4, 2e-4)}
-    assert equal["rsvd"] == {"error": (matrix, matrix), "sigma_error": (sigma, sigma)}
+    assert equal["rsvd"]["error"] == (min(matrix), max(matrix))
+    assert equal["rsvd"]["sigma_error"] == (min(sigma), max(sigma))
     assert topk._better([equal], "data").verdict == verdict
 
 
-def test_the_worst_seed_of_a_setting_counts():
-    lucky = [("s", 0.5, 1e-6, 1e-6), ("s", 0.5, 0.5, 0.5)]
-    entries = [
-        entry(bench.LANCZOS, [1.0], tried=[("s", 1.0, 0.009, 1e-4)]),
-        entry(bench.PCA, [2.0], tried=[*lucky, ("t", 0.5, 0.1, 0.1)]),
-    ]
-    (equal,) = topk._at_equal_time(entries)
-    assert equal["rsvd"] == {"error": (0.1, 0.1), "sigma_error": (0.1, 0.1)}
-
-
 def test_nothing_to_compare_at_equal_time():
-    entries = [
-        entry(bench.LANCZOS, [1.0], tried=[("s", 1.0, 0.009, 1e-4)]),
-        entry(bench.PCA, [2.0], tried=[("s", 1.1, 1e-9, 1e-9)]),
-    ]
-    assert list(topk._at_equal_time(entries)) == []
+    slow = entry(bench.PCA, [2.0], tried=[("s", 1.1, 1e-9, 1e-9)])
+    fast = entry(bench.PCA, [2.0], tried=[("s", 0.9, 1e-9, 1e-9)])
+    lanczos = {"tried": [("s", 1.0, 0.009, 1e-4)]}
+    for other, reached in ((slow, True), (fast, False)):
+        entries = [entry(bench.LANCZOS, [1.0], reached=reached, **lanczos), other]
+        found = topk._at_equal_time(None, None, 1, entries, SimpleNamespace(seeds=2))
+        assert found is None
     assert topk._better([], "data").verdict == "not testable here"
 
 
@@ -140,8 +161,9 @@ def test_crossover_is_where_lanczos_stays_faster():
     claim = topk._beats_newton_schulz(directions, "data")
     assert (claim.verdict, claim.n) == ("confirmed", 3)
     assert claim.found == "rank 1: 0.1 of the time; faster from 96 rows on"
-    directions[-2]["seconds"] = [0.1, 1.1, 0.1]
-    assert topk._beats_newton_schulz(directions, "data").verdict == "refuted"
+    for seconds, verdict in (([0.1, 0.9, 0.1], "not testable here"), ([0.6] * 3, "refuted")):
+        directions[-2]["seconds"] = seconds
+        assert topk._beats_newton_schulz(directions, "data").verdict == verdict
     assert topk._beats_newton_schulz(directions[1::2], "data").verdict == "not testable here"
 
 
