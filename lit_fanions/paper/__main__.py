@@ -126,11 +126,14 @@ def _all(options: argparse.Namespace) -> int:
     for name in COMMANDS:
         print(f"== {name}", flush=True)
         start, quick = time.monotonic(), ["--quick"] if options.quick else []
-        sys.argv[1:] = [name, "--out", str(options.out / name), *quick]  # what it saves names it
+        given = sys.argv
+        sys.argv = [given[0], name, "--out", str(options.out / name), *quick]  # the JSON names it
         try:
             status = main()
         except SystemExit as stop:  # refused, and said so
             status = int(stop.code or 0)
+        finally:
+            sys.argv = given
         if status >= 128:  # stopped
             return status
         outcomes.append([name, "failed" if status else "done", time.monotonic() - start])

@@ -24,7 +24,9 @@ SMALL = "configs/airbench/small.yaml"
 QUICK = ("configs/quickstart.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=4")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1, 1.1), (0, 1)
 METRIC = "test/acc"
-MARGIN = 0.01  # of the accuracy, below which recipes count as equal
+# Of the accuracy, below which recipes count as equal: of a part of the recipe, and of the whole,
+# which is as exact as the paper's (a standard deviation of .0014).
+MARGIN, FULL_MARGIN = 0.01, 0.002
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +56,9 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
         values,
         recipe,
         metric=METRIC,
-        claims=_claims(values, data) if runs.has_claims(options) else [],
+        claims=_claims(values, data, FULL_MARGIN if options.full else MARGIN)
+        if runs.has_claims(options)
+        else [],
         notes=[
             "paper, whole recipe with test-time augmentation, 200 runs: Muon .9400 ± .0013, tuned "
             "F-Muon .9401 ± .0014"
@@ -62,7 +66,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     )
 
 
-def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
+def _claims(values: Mapping[str, alphas.Values], data: str, margin: float) -> list[Claim]:
     muons, tuned = (
         {alpha: [*own.values()] for alpha, own in values.get(name, {}).items()}
         for name in (MUONS, TUNED)
@@ -77,19 +81,19 @@ def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
     return [
         Claim(
             "airbench-equal",
-            verdicts.equal(f_muon, muon, MARGIN),
+            verdicts.equal(f_muon, muon, margin),
             found,
             data,
             n,
-            f"{whole} is within ± {MARGIN}.",
+            f"{whole} is within ± {margin}.",
         ),
         Claim(
             "draft-ahead",
-            verdicts.larger(f_muon, muon, MARGIN),
+            verdicts.larger(f_muon, muon, margin),
             found,
             data,
             n,
-            f"{whole} is above 0, refuted if it is below {MARGIN}.",
+            f"{whole} is above {margin}, refuted if it is below.",
         ),
         Claim(
             "alpha-0.1",

@@ -15,25 +15,27 @@ Other arguments are those of fit and hold for every run, except those that tell 
 import functools
 
 from lit_fanions.paper import tuning, verdicts
-from lit_fanions.paper.outcome import Claim
+from lit_fanions.paper.outcome import Claim, untested
 
 TIME = "an hour for eight recipes; quick: half a minute"
+DATA = "web text, 4 layers of width 128"
 MARGIN = 0.01  # nats, below which losses count as equal
 
 
-def claims(finals: tuning.Finals) -> list[Claim]:
+def claims(finals: tuning.Finals, data: str) -> list[Claim]:
     """What the last losses say about Neon."""
-    neon, adamw = finals.get("neon_cpu"), finals.get("adamw_cpu")
-    if not neon or not adamw:
-        return []
+    neon, adamw, muon = (finals.get(f"{name}_cpu") for name in ("neon", "adamw", "muon"))
+    if not (neon and adamw and muon):
+        return [untested("neon-training", data, tuning.NO_BEST)]
     return [
         Claim(
             "neon-training",
-            verdicts.larger(neon, adamw, MARGIN),
-            f"Neon's loss minus AdamW's, each at its own lr: {verdicts.told(neon, adamw)}",
-            "web text, 4 layers of width 128",
+            verdicts.every(verdicts.larger(neon, other, MARGIN) for other in (adamw, muon)),
+            f"Neon's loss minus AdamW's: {verdicts.told(neon, adamw)}; minus Muon's: "
+            f"{verdicts.told(neon, muon)}; each at its own lr",
+            data,
             len(neon),
-            f"Confirmed if the 95 % interval is above 0, refuted if it is below {MARGIN} nats.",
+            f"Confirmed if both 95 % intervals are above {MARGIN} nats, refuted if one is below.",
         )
     ]
 
@@ -48,6 +50,7 @@ COMPARISON = tuning.Comparison(
         *("--data.val_every_n_steps=2", "--test_after_fit=false"),
     ),
     seeds=3,
+    data=DATA,
     claims=claims,
 )
 

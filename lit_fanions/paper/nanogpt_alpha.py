@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from lit_fanions.paper import alphas, runs, verdicts
-from lit_fanions.paper.nanogpt import COMPARISON
+from lit_fanions.paper.nanogpt import COMPARISON, DATA, MARGIN
 from lit_fanions.paper.outcome import Claim
 
 TIME = "about 45 minutes; quick: half a minute"
@@ -22,7 +22,6 @@ RECIPES = ("configs/nanogpt/muon_cpu.yaml", "configs/nanogpt/f_muon_cpu.yaml")
 FULL = ("configs/nanogpt/speedrun_muon.yaml", "configs/nanogpt/speedrun_f_muon.yaml")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0.3, 0.5, 1), (0.5, 1)
 METRIC = COMPARISON.metrics[0]
-MARGIN = 0.01  # nats, below which losses count as equal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +41,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
         The exit status: 0, or 1 if a run failed.
     """
     paths, recipe = runs.plan(options, recipe, alphas.RESERVED, COMPARISON.quick)
-    size = "276 M parameters" if options.full else "4 layers of width 128"
-    data = runs.described("web text", [size], recipe)
+    data = runs.described("web text, 276 M parameters" if options.full else DATA, recipe)
     values = alphas.train(options, paths, recipe, METRIC)
     return alphas.conclude(
         "nanogpt_alpha",

@@ -33,7 +33,8 @@ class Claim:
         verdict: Whether it holds here.
         found: The result, with its spread.
         data: What it was tried on.
-        n: Independent repetitions: problems, seeds, turns; 0 for a proof or a count.
+        n: Independent repetitions: problems, seeds, turns, or the points that were looked at; 0
+            for a proof.
         why: Why it cannot be tested, or under which reading it holds; may be empty.
 
     Raises:
@@ -50,6 +51,11 @@ class Claim:
     def __post_init__(self) -> None:
         if self.id not in _IDS:
             raise ValueError(f"the paper has no claim with the id {self.id!r}")
+
+
+def untested(id: str, data: str, why: str) -> Claim:
+    """A claim about which a command found nothing out, and why."""
+    return Claim(id, "not testable here", "-", data, 0, why)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Outcome:
         contents = {
             "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
-            "commits of runs": commits(folder / "runs"),  # some may have been made before
+            # Some may have been made before; sweeps note each run's own.
+            **({"commits of runs": made} if (made := commits(folder / "runs")) else {}),
             "machine": machine(),
             "settings": _plain(self.settings),
             "claims": [vars(claim) for claim in self.claims],

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LR = "--model.init_args.optimizer.matrix.lr"
 BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
+NO_BEST = "A training failed, or a better lr may lie beyond the last one tried."
 Key = tuple[str, float, int]  # recipe, lr, seed
 Results = dict[Key, Curves]
 Losses = dict[Key, Curve]
@@ -79,10 +80,11 @@ class Comparison:
         recipes: Patterns of the files that are trained if none is given.
         quick: What --quick trains, see ``runs.plan``.
         seeds: Their default number.
+        data: On what they are trained, in words.
         logarithmic: Whether metrics are shown on logarithmic axes.
         variants: What is made of the recipes.
         claims: What the last values of the first metric say about the paper's claims; is not given
-            those of which a better lr may lie beyond the last one tried.
+            those of which a better lr may lie beyond the last one tried, and is told the data.
         draw: Draws the last values, if not curves and learning rates.
     """
 
@@ -91,9 +93,10 @@ class Comparison:
     recipes: Sequence[str]
     quick: Sequence[str]
     seeds: int
+    data: str = ""
     logarithmic: bool = False
     variants: Variants = as_stated
-    claims: Callable[[Finals], Sequence[Claim]] = lambda finals: ()
+    claims: Callable[[Finals, str], Sequence[Claim]] = lambda finals, data: ()
     draw: Callable[[Figure, Finals], None] | None = None
 
 
@@ -281,7 +284,10 @@ def _outcome(
             else comparison.draw(figure, lasts)
         ),
         size=(5 + 4 * (1 + len(others) if others else 2), 5) if comparison.draw is None else (7, 5),
-        claims=comparison.claims({name: lasts[name] for name in lasts if name not in edge}),
+        claims=comparison.claims(
+            {name: lasts[name] for name in lasts if name not in edge},
+            runs.described(comparison.data, recipe),
+        ),
         notes=notes if edge else [],
     )
 

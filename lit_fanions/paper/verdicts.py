@@ -1,8 +1,8 @@
-"""The rules by which claims of the paper about means with a spread are judged.
+"""The rules by which claims of the paper are judged.
 
-All look at the 95 % confidence interval of a difference of means (Welch's). Where it does not
-tell, or something diverged, the verdict is "not testable here": want of data neither confirms nor
-refutes.
+Those about means look at the 95 % confidence interval of a difference of means (Welch's). Where it
+does not tell, or something diverged, the verdict is "not testable here": want of data neither
+confirms nor refutes.
 """
 
 import math
@@ -48,6 +48,14 @@ def of(holds: bool) -> Verdict:
     return "confirmed" if holds else "refuted"
 
 
+def every(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict on a claim of several parts, all of which have to hold."""
+    found = set(verdicts)
+    if "refuted" in found:
+        return "refuted"
+    return "confirmed" if found == {"confirmed"} else "not testable here"
+
+
 def majority(count: int, n: int) -> bool:
     """Whether a fair coin shows so many heads, or more, with less than 5 % (sign test)."""
     return sum(math.comb(n, k) for k in range(count, n + 1)) / 2**n < 0.05
@@ -70,40 +78,50 @@ def signs(counts: Iterable[int], n: int, needed: Callable[[Iterable[bool]], bool
 
 
 def larger(a: Sample, b: Sample, margin: float) -> Verdict:
-    """Whether a's mean is larger; refuted if it is by less than a margin, if at all."""
-    return _verdict(*difference(a, b), confirmed_above=0, refuted_below=margin)
+    """Whether a's mean is larger by more than a margin."""
+    return _above(*difference(a, b), margin)
 
 
 def at_most(a: Sample, b: Sample, margin: float) -> Verdict:
     """Whether a's mean is larger by no more than a margin."""
     distance, half = difference(b, a)
-    return _verdict(distance, half, confirmed_above=-margin, refuted_below=-margin)
+    return _above(distance, half, -margin)
 
 
 def equal(a: Sample, b: Sample, margin: float) -> Verdict:
     """Whether the means differ by no more than a margin."""
     distance, half = difference(a, b)
-    return _verdict(-abs(distance), half, confirmed_above=-margin, refuted_below=-margin)
+    return _above(-abs(distance), half, -margin)
 
 
 def nearly(a: Sample, good: Sample, bad: Sample) -> Verdict:
-    """Whether a is nearly as good, or better: at most a quarter of the way to the bad one."""
-    towards, half = difference(a, good)
-    whole = difference(good, bad)[0]
-    sign, limit = math.copysign(1, whole), -PART * abs(whole)
-    return _verdict(sign * towards, half, confirmed_above=limit, refuted_below=limit)
+    """Whether a is as large as the good one, but for a quarter of its distance to the bad one.
+
+    Nothing can be said where the good one is not the larger.
+    """
+    distance, half = difference(a, good)
+    return _above(distance, half, -PART * _gap(good, bad))
 
 
 def far_above(a: Sample, good: Sample, bad: Sample) -> Verdict:
-    """Whether a is far above the bad one: more than half of the way to the good one."""
+    """Whether a is above the bad one by more than half of the good one's distance to it.
+
+    Nothing can be said where the good one is not the larger.
+    """
     distance, half = difference(a, bad)
-    limit = difference(good, bad)[0] / 2
-    return _verdict(distance, half, confirmed_above=limit, refuted_below=limit)
+    return _above(distance, half, _gap(good, bad) / 2)
 
 
-def _verdict(distance: float, half: float, confirmed_above: float, refuted_below: float) -> Verdict:
-    if not all(map(math.isfinite, (distance, half, confirmed_above, refuted_below))):
+def _gap(good: Sample, bad: Sample) -> float:
+    """How much larger the good one is; NaN if that is not certain."""
+    distance, half = difference(good, bad)
+    return distance if distance > half else math.nan
+
+
+def _above(distance: float, half: float, limit: float) -> Verdict:
+    """Whether a distance, known but for half an interval, is above a limit."""
+    if not all(map(math.isfinite, (distance, half, limit))):
         return "not testable here"
-    if distance - half > confirmed_above:
+    if distance - half > limit:
         return "confirmed"
-    return "refuted" if distance + half < refuted_below else "not testable here"
+    return "refuted" if distance + half < limit else "not testable here"

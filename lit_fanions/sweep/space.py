@@ -130,6 +130,10 @@ def _parts(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += letter
+        if depth < 0:
+            break
+    if depth or quote:
+        raise ValueError("a bracket or a quote has no other half")
     return parts
 
 

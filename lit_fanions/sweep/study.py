@@ -101,6 +101,10 @@ class Wanted:
         return json.dumps([values, self.seed])
 
 
+class _NoMetric(Refused):
+    """What the study is about is not logged."""
+
+
 class _Failed(Exception):
     """A training came to nothing; Optuna notes it as failed."""
 
@@ -162,7 +166,8 @@ class Sweep:
             if received:
                 raise Stopped(received[0])
             if self._error is not None:
-                self._forget()
+                if isinstance(self._error, _NoMetric):
+                    self._forget()
                 raise self._error
             if not (waiting or running):
                 return
@@ -173,7 +178,7 @@ class Sweep:
             time.sleep(0 if waiting else LOOK)
 
     def _forget(self) -> None:
-        """Leave the name of a study without results to a command that does better."""
+        """Leave the name of a study about what is not logged to a command that does better."""
         states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
         if states <= {TrialState.FAIL, TrialState.WAITING}:  # nobody else works on it
             optuna.delete_study(study_name=self.plan.study, storage=_storage(self.plan))
@@ -325,7 +330,10 @@ class Sweep:
                 trial.set_user_attr("stopped", True)
             self._tell(training, trial, f"failed: {reason}")
             raise _Failed
-        curve = runs.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
+        try:
+            curve = runs.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
+        except Refused as error:
+            raise _NoMetric(str(error)) from None
         self._report(curve, trial)
         self._tell(training, trial, f"{self.plan.metric} {curve[-1][1]:.4g}")
         return self._comparable(curve[-1][1])

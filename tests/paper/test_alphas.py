@@ -61,6 +61,7 @@ def test_every_recipe_alpha_and_seed(command, trained, capfd):
     end = ("--model.init_args.optimizer.matrix.alpha=-0.1", "--seed_everything=0")
     assert first.args[-2:] == end
     assert last.args[-1] == "--seed_everything=2"
+    assert any("--model.init_args.optimizer.matrix.alpha=1.0" in run.args for run in asked)
     small = "--config=configs/airbench/small.yaml"
     assert all((small in run.args) == (command == "airbench") for run in asked)
     with Path("out", f"{command}.csv").open() as file:

@@ -43,6 +43,10 @@ def test_ranges():
             )
             for text in (",", "1,", ",1", "1,,2")
         ),
+        *(
+            ([f"a={text}"], [], f"--set a={text}: a bracket or a quote has no other half")
+            for text in ("[1,2", "1],[2", '"x,y', "don't,x")
+        ),
         (["a=1,1.0"], [], "--set a=1,1.0: a value comes twice"),
         (["a=1", "a=2"], [], "--set a=2: this option was given before; list all values in one"),
         (
