@@ -94,7 +94,7 @@ def draw(figure: Figure, finals: Finals) -> None:
     """The last loss over the rank."""
     axes = figure.subplots()
     spreads = {name: spread(values) for name, values in finals.items()}
-    for color, (algorithm, ranks) in enumerate(RANKS.items()):
+    for i, (algorithm, ranks) in enumerate(RANKS.items()):
         for feedback, style in (("", "-o"), (FEEDBACK, "--s")):
             points = {
                 rank: spreads[name]
@@ -105,10 +105,11 @@ def draw(figure: Figure, finals: Finals) -> None:
             errors = [deviation for _, deviation in points.values()]
             words = f"{algorithm}{', error feedback' if feedback else ''}"
             axes.errorbar(
-                [*points], means, errors, fmt=style, color=f"C{color}", capsize=3, label=words
+                [*points], means, errors, fmt=style, color=f"C{i}", capsize=3, label=words
             )
-    for i, name in enumerate(name for name in _OTHERS if name in spreads):
-        axes.axhline(spreads[name][0], color=f"C{2 + i}", linestyle=":", label=name)
+    others = [name for name in _OTHERS if name in spreads]
+    for j, name in enumerate(others, len(RANKS)):
+        axes.axhline(spreads[name][0], color=f"C{j}", linestyle=":", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(RANKS["fanion"], [str(rank) for rank in RANKS["fanion"]])
     axes.set(xlabel="rank", ylabel=COMPARISON.metrics[0], title="each at its own best lr")
