@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_fanions.paper import runs, tuning
+from lit_fanions.paper import nanogpt, ranks, runs, tuning
 from lit_fanions.paper.__main__ import main
 from tests.conftest import TESTS, toy_recipe
 
@@ -275,3 +275,30 @@ def test_stopped_command(number, status, hears_signals, monkeypatch, tmp_path, c
     recipe_file("a.yaml", 0.1)
     assert compare() == status
     assert capfd.readouterr().err.startswith("stopped; the same command goes on")
+
+
+def test_claims_about_training():
+    """Of last losses, of which those without a certain best lr are left out."""
+
+    def around(loss):
+        return [loss - 0.001, loss, loss + 0.001]
+
+    finals = {"neon_cpu": around(3), "adamw_cpu": around(2), "muon_cpu": around(1)}
+    (claim,) = nanogpt.claims(finals, "data")
+    assert (claim.verdict, claim.data, claim.n) == ("confirmed", "data", 3)
+    (claim,) = nanogpt.claims({**finals, "adamw_cpu": around(4)}, "data")
+    assert claim.verdict == "refuted"
+    del finals["muon_cpu"]
+    (claim,) = nanogpt.claims(finals, "data")
+    assert (claim.verdict, claim.why) == ("not testable here", tuning.NO_BEST)
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0.1, "confirmed"), (0.001, "refuted"), (-0.1, "refuted")]
+)
+def test_claims_about_error_feedback(gain, verdict):
+    finals = {"f_fanion-1": [2.001, 2.0, 1.999], "f_fanion-1-feedback": [2 - gain] * 3}
+    (claim,) = ranks.claims(finals, "data")
+    assert (claim.verdict, claim.n) == (verdict, 3)
+    (claim,) = ranks.claims({}, "data")
+    assert (claim.verdict, claim.why) == ("not testable here", tuning.NO_BEST)

@@ -75,3 +75,10 @@ def test_sign_tests():
 @pytest.mark.parametrize(("good", "bad"), [(BAD, GOOD), (around(1, width=9), BAD)])
 def test_nothing_is_measured_by_references_out_of_order(rule, good, bad):
     assert {rule(around(x), good, bad) for x in (-1, 0, 0.4, 0.6, 1, 2)} == {"not testable here"}
+
+
+def test_every_part_has_to_hold():
+    yes, no, unknown = "confirmed", "refuted", "not testable here"
+    assert verdicts.every([yes, yes]) == yes
+    assert verdicts.every([yes, unknown, no]) == no
+    assert verdicts.every([yes, unknown]) == verdicts.every([]) == unknown
