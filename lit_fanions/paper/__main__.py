@@ -43,6 +43,7 @@ WITH_RECIPE = (
     "nanogpt_alpha",
     "ranks",
 )
+TIME = "about five hours; quick: three minutes"  # as all times, on 2 cores with --jobs 2
 RESULTS = Path("results")
 QUICK = RESULTS / "quick"
 
@@ -65,14 +66,15 @@ def main(args: Sequence[str] | None = None) -> int:
         _add_common(command, name)
     report.add_command(commands, "claims", claims)
     everything = commands.add_parser("all", help="All of them, one after the other, then claims.")
+    everything.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     _add_common(everything, "")
     options, recipe = parser.parse_known_args(args)
     if options.list:
         for name, module in COMMANDS.items():
             summary = (module.__doc__ or "").partition("\n")[0].rstrip(".")
             print(f"{name:20} {summary} ({module.TIME})")
-        print(f"{'all':20} All of these, one after the other, then claims")
-        print(f"{'claims':20} {(claims.__doc__ or '').partition('.')[0]}")
+        print(f"{'all':20} All of these, one after the other, then claims ({TIME})")
+        print(f"{'claims':20} {(claims.__doc__ or '').partition(chr(10))[0].rstrip('.')}")
         return 0
     if options.command is None:
         parser.error(f"name a command: {', '.join([*COMMANDS, 'claims', 'all'])}")
@@ -80,14 +82,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if "quick" in options and options.out is None:
         options.out = (QUICK if options.quick else RESULTS) / options.name
     given = [recipe] if options.command in WITH_RECIPE else []
-    if recipe and not given:
-        command.error(f"unrecognized arguments: {' '.join(recipe)}")
     try:
+        runs.refuse_mistyped(recipe, command)
+        if recipe and not given:
+            raise report.Refused(f"unrecognized arguments: {' '.join(recipe)}")
         if options.command == "all":
             return _all(options)
         if options.command == "claims":
             return claims.run(options)
-        runs.refuse_mistyped(recipe, command)
         report.require("matplotlib", options.command)
         return COMMANDS[options.command].run(options, *given)
     except report.Refused as error:
@@ -127,7 +129,9 @@ def _all(options: argparse.Namespace) -> int:
         print(f"== {name}", flush=True)
         start, quick = time.monotonic(), ["--quick"] if options.quick else []
         given = sys.argv
-        sys.argv = [given[0], name, "--out", str(options.out / name), *quick]  # the JSON names it
+        jobs = ["--jobs", str(options.jobs)] if name in WITH_RECIPE else []
+        # The JSON names it.
+        sys.argv = [given[0], name, "--out", str(options.out / name), *quick, *jobs]
         try:
             status = main()
         except SystemExit as stop:  # refused, and said so

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
         "airbench",
         options,
         values,
+        paths,
         recipe,
         metric=METRIC,
         claims=_claims(values, data, FULL_MARGIN if options.full else MARGIN)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lit_fanions.bench.report import Refused, Table
 from lit_fanions.paper import runs
-from lit_fanions.paper.outcome import Claim, Outcome, drawable
+from lit_fanions.paper.outcome import Claim, Outcome, drawable, plural
 from lit_fanions.paper.runs import spread
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def conclude(
     name: str,
     options: argparse.Namespace,
     values: Mapping[str, Values],
+    paths: Mapping[str, Path],
     recipe: Sequence[str],
     *,
     metric: str,
@@ -91,6 +92,7 @@ def conclude(
         name: Of the command.
         options: Its options.
         values: What ``train`` returned.
+        paths: Recipes by name.
         recipe: Further arguments of fit.
         metric: What the values are.
         claims: See ``Outcome``.
@@ -122,7 +124,12 @@ def conclude(
         rows=[
             [name, alpha, seed, value] for name, alpha, own in points for seed, value in own.items()
         ],
-        settings={"arguments": list(recipe)},
+        settings={
+            "recipes": {name: str(path) for name, path in paths.items()},
+            "arguments": list(recipe),
+            "alphas": sorted({alpha for _, alpha, _ in points}),
+            "seeds": list(range(options.seeds)),
+        },
         draw=lambda figure: _draw(figure, values, metric),
         size=(6.5 * len(values), 5),
         claims=claims,
@@ -145,5 +152,5 @@ def _draw(figure: Figure, values: Mapping[str, Values], metric: str) -> None:
         panel.errorbar([*alphas], means, deviations, marker="o", capsize=3)
         panel.axvspan(0, 1, color="0.5", alpha=0.1, linewidth=0)
         seeds = max((len(own) for own in alphas.values()), default=0)
-        panel.set(xlabel="alpha (shaded: a norm ball)", title=f"{name}, {seeds} seeds")
+        panel.set(xlabel="alpha (shaded: a norm ball)", title=f"{name}, {plural(seeds, 'seed')}")
     panels[0].set_ylabel(metric)

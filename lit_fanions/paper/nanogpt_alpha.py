@@ -47,6 +47,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
         "nanogpt_alpha",
         options,
         values,
+        paths,
         recipe,
         metric=METRIC,
         claims=_claims(values, data) if runs.has_claims(options) else [],

@@ -125,6 +125,11 @@ class Outcome:
         print(f"saved: {folder}/{name}{endings}")
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things in words."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def drawable(values: Sequence[float]) -> list[float]:
     """Values for a plot, in which what is not finite leaves a gap."""
     return [value if math.isfinite(value) else math.nan for value in values]

@@ -104,7 +104,7 @@ def add_arguments(
     parser.add_argument(
         "--seeds", type=int, help=f"number of repetitions (default: {seeds}, with --quick 1)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     if full:
         parser.add_argument(
             "--full", action="store_true", help=f"for GPUs: {' '.join(full)}, as they are"
@@ -263,7 +263,8 @@ def execute(
         The curves of each run that succeeded; one that diverged ends with infinity.
 
     Raises:
-        Refused: If a finished run in the folder had other arguments or recipes, or read others.
+        Refused: If a finished run in the folder had other arguments or recipes, or read others; or
+            if nothing succeeds and the first two failed alike, as for want of data.
         Stopped: By a signal.
     """
     with _alone(folder):
@@ -295,6 +296,9 @@ def _execute(
     curves = {run.name: curve for run, curve in found.items() if curve is not None}
     waiting = deque(run for run, curve in found.items() if curve is None)
     total, count = len(waiting), 0
+    reasons: list[str] = []  # of failures, as long as nothing succeeds
+    if curves:
+        print(f"finished before: {len(curves)}", flush=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     running: list[Training] = []
     with signals() as received:
@@ -313,12 +317,18 @@ def _execute(
                         break
                     running.remove(training)
                     count += 1
-                    outcome = _outcome(training, metrics)
+                    reason = failure(training)
+                    outcome = None if reason else _outcome(training, metrics)
                     first = metrics[0]
                     text = "failed" if outcome is None else f"{first} {outcome[first][-1][1]:.4g}"
                     print(f"[{count}/{total}] {training.run.name}: {text}", flush=True)
                     if outcome is not None:
                         curves[training.run.name] = outcome
+                        continue
+                    print(f"{training.run.name}: {reason}", file=sys.stderr, flush=True)
+                    reasons.append(str(reason))
+                    if not curves and reasons[:-1] == reasons[-1:]:
+                        raise Refused(f"the first two runs failed alike: {reason}")
         finally:
             end([training.process for training in running], received)
         if received:  # during the last outcome
@@ -392,11 +402,22 @@ def _finished(run: Run, folder: Path, metrics: Sequence[str]) -> Curves | None:
 
 def _changed(saved: Mapping[str, Any], run: Run, metrics: Sequence[str]) -> str:
     """What tells a finished run from the one that is wanted."""
-    differing = sorted(set(saved["args"]) ^ set(run.args))
+    differing = sorted(set(_options(saved["args"])) ^ set(_options(run.args)))
     recipes = digests(run.args)
     files = [name for name, digest in saved["recipes"].items() if recipes.get(name) != digest]
     others = [] if list(saved.get("curves", ())) == list(metrics) else ["other scalars"]
     return ", ".join([*differing, *files, *others]) or "their order"
+
+
+def _options(args: Iterable[str]) -> list[str]:
+    """Arguments with values that stand apart joined to their options."""
+    joined: list[str] = []
+    for arg in args:
+        if arg.startswith("--") or not joined or "=" in joined[-1]:
+            joined.append(arg)
+        else:
+            joined[-1] += f"={arg}"
+    return joined
 
 
 def digests(args: Iterable[str]) -> dict[str, str]:
@@ -476,12 +497,9 @@ def failure(training: Training) -> str | None:
     return f"exit status {status}: {reason}" if status else None
 
 
-def _outcome(training: Training, metrics: Sequence[str]) -> Curves | None:
-    """Save and return the curves of a training that has ended; None if it failed."""
+def _outcome(training: Training, metrics: Sequence[str]) -> Curves:
+    """Save and return the curves of a training that has succeeded."""
     run, logs = training.run, training.logs
-    if (reason := failure(training)) is not None:
-        print(f"{run.name}: {reason}", file=sys.stderr, flush=True)
-        return None
     curves = read_curves(logs, metrics)
     outcome = {
         "args": run.args,

@@ -21,7 +21,7 @@ import yaml
 
 from lit_fanions.bench.report import Refused, Table
 from lit_fanions.paper import runs
-from lit_fanions.paper.outcome import Claim, Outcome, drawable
+from lit_fanions.paper.outcome import Claim, Outcome, drawable, logarithmic
 from lit_fanions.paper.runs import Curve, Curves, Run, execute, mean_curve, spread
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     train({(name, lr, seed) for name, lr in best.items() for seed in range(options.seeds)})
     if not best:
         raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
-    outcome = _outcome(done, best, list(recipe), comparison)
+    outcome = _outcome(done, best, variants, list(recipe), comparison)
     if not runs.has_claims(options):
         outcome = dataclasses.replace(outcome, claims=())
     print(outcome)
@@ -236,7 +236,11 @@ def _at_edge(lr: float, tried: Mapping[float, float]) -> bool:
 
 
 def _outcome(
-    done: Results, best: Mapping[str, float], recipe: Sequence[str], comparison: Comparison
+    done: Results,
+    best: Mapping[str, float],
+    variants: Mapping[str, Variant],
+    recipe: Sequence[str],
+    comparison: Comparison,
 ) -> Outcome:
     metric, *others = comparison.metrics
     chosen = {
@@ -277,7 +281,14 @@ def _outcome(
             for (name, lr, seed), curves in sorted(done.items())
             for step, _ in curves[metric]
         ],
-        settings={"arguments": recipe, "best_lr": best, "best_lr_at_the_edge": edge},
+        settings={
+            "recipes": {name: str(variants[name].path) for name in order},
+            "variants": {name: variants[name].args for name in order},
+            "arguments": recipe,
+            "seeds": sorted({seed for *_, seed in done}),
+            "best_lr": best,
+            "best_lr_at_the_edge": edge,
+        },
         draw=lambda figure: (
             _draw(figure, {name: chosen[name] for name in order}, finals, tried, comparison)
             if comparison.draw is None
@@ -323,10 +334,8 @@ def _draw(
     seeds = max(map(len, chosen.values()))
     title = f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "seed 0"
     axes[metric].set(xlabel="optimizer step", ylabel=metric, title=f"at the best lr: {title}")
-    axes["lr"].set(xlabel="lr of the matrices", title="after the last step, seed 0", xscale="log")
-    lrs = [lr for losses in tried.values() for lr in losses]
-    if max(lrs) > 10 * min(lrs):
-        axes["lr"].xaxis.set_minor_formatter("")  # the labels of the powers of ten are enough
+    axes["lr"].set(xlabel="lr of the matrices", title="after the last step, seed 0")
+    logarithmic(axes["lr"])
     for other in others:
         axes[other].set(xlabel="optimizer step", title=f"{other}, at the best lr")
     means = [mean for mean, _ in finals.values() if math.isfinite(mean)]
@@ -345,7 +354,9 @@ def _draw(
 
 def _curve(axis: Axes, curves: Sequence[Curve], color: str, label: str) -> None:
     steps, means, deviations = mean_curve(curves)
-    axis.plot(steps, drawable(means), color=color, label=label)
+    marker = "." if len(steps) < 3 else ""
+    axis.plot(steps, drawable(means), marker=marker, color=color, label=label)
+    axis.locator_params(axis="x", integer=True)
     low = drawable([m - d for m, d in zip(means, deviations, strict=True)])
     high = drawable([m + d for m, d in zip(means, deviations, strict=True)])
     axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)

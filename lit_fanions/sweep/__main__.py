@@ -144,7 +144,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--jobs", type=int, metavar="N", help="trainings at a time (default: one per GPU, or 1)")
     add("--retry-failed", action="store_true", help="try again what failed in earlier calls")
-    add("--out", type=Path, metavar="DIR", help="of the outcome (default: sweeps/RECIPE)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="of the outcome (default: sweeps/RECIPE, and -SAMPLER)",
+    )
     add("--study", metavar="NAME", help="in the storage (default: the last part of --out)")
     add(
         "--storage",
@@ -186,7 +191,8 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
             tried = {**first, name: value}
             reader.read(["fit", *recipe, *(f"--{name}={value}" for name, value in tried.items())])
     devices = _devices(fit.trainer.accelerator)
-    out = options.out or Path("sweeps", Path(files[0]).stem)
+    stem = Path(files[0]).stem
+    out = options.out or Path("sweeps", stem if sampler == "grid" else f"{stem}-{sampler}")
     maximize = "acc" in options.metric.lower()
     return Plan(
         recipe=tuple(recipe),

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_fanions.bench.report import Refused, Table
-from lit_fanions.paper.outcome import Outcome, drawable, logarithmic
+from lit_fanions.paper.outcome import Outcome, drawable, logarithmic, plural
 from lit_fanions.paper.runs import spread
 from lit_fanions.sweep.space import number, short
 from lit_fanions.sweep.study import Settings, Sweep, Wanted, hidden
@@ -73,6 +73,7 @@ def outcome(sweep: Sweep, wanted: Sequence[Wanted]) -> tuple[Outcome, bool]:
     chosen = "  ".join(f"{n}={_cell(v)}" for n, v in zip(labels, order[0], strict=True))
     notes = [
         *([f"best: {chosen}"] if chosen else []),
+        *(["seed 0 chose the best, which alone was trained with more seeds"] if searches else []),
         *([f"pruned: {pruned} of {len(trials)}"] if pruned else []),
         *(f"failed: {reason}" for reason in reasons),
         *(["--retry-failed tries them again"] if failed else []),
@@ -207,7 +208,7 @@ def _draw_grid(axes: Axes, labels: Sequence[str], values: Mapping[Point, Sequenc
         if len(numbers) == len(places) and max(numbers) > LINEAR * min(numbers):
             logarithmic(axes)
     seeds = max(map(len, values.values()))
-    axes.set_title(f"mean ± standard deviation, {seeds} seeds", fontsize="medium")
+    axes.set_title(f"mean ± standard deviation, {plural(seeds, 'seed')}", fontsize="medium")
     if len(lines) > 1:
         axes.legend()
 

@@ -83,10 +83,25 @@ def test_failed_run_has_no_curve_and_says_why(fake, capfd):
     assert not Path("out/run0", runs.FINISHED).exists()
 
 
-def test_other_arguments_are_refused(fake):
+def test_no_more_is_tried_where_nothing_can_succeed(fake, capfd):
+    fake(HERE + "print('error: no data'); sys.exit(1)")
+    with pytest.raises(Refused, match="the first two runs failed alike: exit status 1: error: no"):
+        go(some(5))
+    assert len(pids()) == 2
+    # What has succeeded before shows that something can.
     fake(HERE)
-    go(some(args=["--a=1"]))
-    with pytest.raises(Refused, match=r"out/run0 holds a run with other settings"):
+    go(some())
+    fake(HERE + "print('error: no data'); sys.exit(1)")
+    assert go(some(4)) == {"run0": CURVE}
+    assert "finished before: 1\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["--a=1"], ["--a", "1"]])
+def test_other_arguments_are_refused(fake, args):
+    fake(HERE)
+    go(some(args=args))
+    changed = r"out/run0 holds a run with other settings \(--a=1, --a=2\)"
+    with pytest.raises(Refused, match=changed):
         go(some(args=["--a=2"]))
 
 
