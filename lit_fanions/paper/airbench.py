@@ -68,10 +68,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
 
 
 def _claims(values: Mapping[str, alphas.Values], data: str, margin: float) -> list[Claim]:
-    muons, tuned = (
-        {alpha: [*own.values()] for alpha, own in values.get(name, {}).items()}
-        for name in (MUONS, TUNED)
-    )
+    muons, tuned = (values.get(name, {}) for name in (MUONS, TUNED))
     if not {0, 0.1, 0.5, 1} <= tuned.keys() or not {-0.1, 0, 1, 1.1} <= muons.keys():
         return []
     muon, f_muon, n = muons[1], tuned[0.5], len(muons[1])

@@ -59,9 +59,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
 
 
 def _claims(values: Mapping[str, alphas.Values], data: str) -> list[Claim]:
-    muons, own = (
-        {alpha: [*losses.values()] for alpha, losses in each.items()} for each in values.values()
-    )
+    muons, own = values.values()
     if 1 not in muons or not {-0.1, 0.3, 0.5} <= own.keys():
         return []
     muon, n = muons[1], len(muons[1])

@@ -93,7 +93,7 @@ def claims(finals: Finals, data: str) -> list[Claim]:
 def draw(figure: Figure, finals: Finals) -> None:
     """The last loss over the rank."""
     axes = figure.subplots()
-    spreads = {name: spread(values) for name, values in finals.items()}
+    spreads = {name: spread([*values.values()]) for name, values in finals.items()}
     for i, (algorithm, ranks) in enumerate(RANKS.items()):
         for feedback, style in (("", "-o"), (FEEDBACK, "--s")):
             points = {

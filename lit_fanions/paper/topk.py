@@ -385,12 +385,14 @@ def _beats_newton_schulz(directions: Sequence[Entry], data: str) -> Claim:
 
 def _cheaper(directions: Sequence[Entry], data: str) -> Claim:
     """Whether the time of rank 1 grows with a smaller power of the size than Newton-Schulz's."""
-    rank_1, newton_schulz = (_powers(directions, name) for name in (_rank(1), NEWTON_SCHULZ))
+    rank_1, newton_schulz = (
+        dict(enumerate(_powers(directions, name))) for name in (_rank(1), NEWTON_SCHULZ)
+    )
     return Claim(
         "draft-neon-cost",
         verdicts.larger(newton_schulz, rank_1, 0.0) if rank_1 else "not testable here",
         f"power of Newton-Schulz minus that of rank 1: {verdicts.told(newton_schulz, rank_1)}; "
-        f"rank 1: {spread(rank_1)[0]:.2f}"
+        f"rank 1: {spread([*rank_1.values()])[0]:.2f}"
         if rank_1
         else "-",
         f"{data} and its leading blocks",

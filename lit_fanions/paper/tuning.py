@@ -62,7 +62,7 @@ class Variant:
 
 
 Variants = Callable[[Mapping[str, Path]], dict[str, Variant]]
-Finals = Mapping[str, Sequence[float]]  # the last values with each seed, by name
+Finals = Mapping[str, Mapping[int, float]]  # the last values by name and seed
 
 
 def as_stated(paths: Mapping[str, Path]) -> dict[str, Variant]:
@@ -249,8 +249,15 @@ def _outcome(
         ]
         for name in best
     }
-    lasts = {name: [each[metric][-1][1] for each in curves] for name, curves in chosen.items()}
-    finals = {name: spread(values) for name, values in lasts.items()}
+    lasts = {
+        name: {
+            s: curves[metric][-1][1]
+            for (n, x, s), curves in sorted(done.items())
+            if (n, x) == (name, lr)
+        }
+        for name, lr in best.items()
+    }
+    finals = {name: spread([*values.values()]) for name, values in lasts.items()}
     order = sorted(best, key=lambda name: finals[name])
     losses = {key: curves[metric] for key, curves in done.items()}
     tried = {name: _tried(name, losses) for name in order}

@@ -1,12 +1,12 @@
 """The rules by which claims of the paper are judged.
 
-Those about means look at the 95 % confidence interval of a difference of means (Welch's). Where it
-does not tell, or something diverged, the verdict is "not testable here": want of data neither
-confirms nor refutes.
+Those about means look at the 95 % confidence interval of the mean difference at equal seeds
+(Student's). Where it does not tell, or something diverged, the verdict is "not testable here": want
+of data neither confirms nor refutes.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from lit_fanions.paper.outcome import Verdict
 from lit_fanions.paper.runs import spread
@@ -18,29 +18,27 @@ _QUANTILES = {
     10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980,
 }  # fmt: skip
 
-Sample = Sequence[float]
+Sample = Mapping[int, float]  # by seed, or by what else two samples have in common
 
 
 def difference(a: Sample, b: Sample) -> tuple[float, float]:
-    """Difference of the means of two independent samples, a's minus b's, and half its interval.
+    """Mean of the differences a - b at equal seeds, and half its interval.
 
-    The half is infinite where a sample is a single value.
+    A seed is an initialisation and an order of the data, which both samples share: what it does to
+    both is no part of the difference. The half is infinite with less than two such seeds.
     """
-    (mean_a, deviation_a), (mean_b, deviation_b) = spread(a), spread(b)
-    if len(a) < 2 or len(b) < 2:
-        return mean_a - mean_b, math.inf
-    parts = [deviation_a**2 / len(a), deviation_b**2 / len(b)]
-    squares = parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)
-    freedom = sum(parts) ** 2 / squares if squares else math.inf
-    quantile = min((t for least, t in _QUANTILES.items() if least <= freedom), default=math.inf)
-    return mean_a - mean_b, quantile * math.sqrt(sum(parts))
+    both = [a[seed] - b[seed] for seed in a if seed in b]
+    if len(both) < 2:
+        return (both or [math.nan])[0], math.inf
+    mean, deviation = spread(both)
+    quantile = min(t for least, t in _QUANTILES.items() if least <= len(both) - 1)
+    return mean, quantile * deviation / math.sqrt(len(both))
 
 
 def told(a: Sample, b: Sample) -> str:
     """The difference with its interval, in words."""
-    if len(a) < 2 or len(b) < 2:
-        return f"{difference(a, b)[0]:+.4f}"
-    return "{:+.4f} ± {:.4f} (95 %)".format(*difference(a, b))
+    distance, half = difference(a, b)
+    return f"{distance:+.4f}" + (f" ± {half:.4f} (95 %)" if math.isfinite(half) else "")
 
 
 def of(holds: bool) -> Verdict:

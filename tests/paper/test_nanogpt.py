@@ -281,7 +281,7 @@ def test_claims_about_training():
     """Of last losses, of which those without a certain best lr are left out."""
 
     def around(loss):
-        return [loss - 0.001, loss, loss + 0.001]
+        return {0: loss - 0.001, 1: loss, 2: loss + 0.001}
 
     finals = {"neon_cpu": around(3), "adamw_cpu": around(2), "muon_cpu": around(1)}
     (claim,) = nanogpt.claims(finals, "data")
@@ -297,7 +297,10 @@ def test_claims_about_training():
     ("gain", "verdict"), [(0.1, "confirmed"), (0.001, "refuted"), (-0.1, "refuted")]
 )
 def test_claims_about_error_feedback(gain, verdict):
-    finals = {"f_fanion-1": [2.001, 2.0, 1.999], "f_fanion-1-feedback": [2 - gain] * 3}
+    finals = {
+        "f_fanion-1": {0: 2.001, 1: 2.0, 2: 1.999},
+        "f_fanion-1-feedback": dict.fromkeys(range(3), 2 - gain),
+    }
     (claim,) = ranks.claims(finals, "data")
     assert (claim.verdict, claim.n) == (verdict, 3)
     (claim,) = ranks.claims({}, "data")

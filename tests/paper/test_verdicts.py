@@ -6,24 +6,32 @@ import pytest
 
 from lit_fanions.paper import verdicts
 
-GOOD, BAD = [1.0, 1.002, 0.998], [0.0, 0.002, -0.002]
-MARGIN = 0.1
-
 
 def around(center, width=0.002):
-    return [center + x for x in (-width, 0, width)]
+    """Samples of three seeds that differ from those of another center by so much and a noise."""
+    return {seed: center + seed + x for seed, x in enumerate((-width, width, 0))}
+
+
+GOOD, BAD = around(1.0, width=0), around(0.0, width=0)
+MARGIN = 0.1
 
 
 def test_difference_and_its_interval():
     stats = pytest.importorskip("scipy.stats")
-    a, b = [3.0, 5.0, 4.0, 4.5], [1.0, 1.5, 0.5]
-    distance, half = verdicts.difference(a, b)
-    exact = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    a, b = [3.0, 5.0, 4.0, 4.5], [1.0, 1.5, 0.5, 2.5]
+    of_a, of_b = dict(enumerate(a)), dict(enumerate(b))
+    distance, half = verdicts.difference(of_a, {**of_b, 9: 7.0})
+    exact = stats.ttest_rel(a, b).confidence_interval()
     assert distance == pytest.approx((exact.low + exact.high) / 2)
-    # The table's degrees of freedom are whole: never a narrower interval.
-    assert 1 <= half / ((exact.high - exact.low) / 2) < 1.2
-    assert verdicts.told([3.0, 5.0], [1.0, 1.0]) == "+3.0000 ± 12.7060 (95 %)"
-    assert verdicts.told([3.0], [1.0]) == "+2.0000"
+    assert half == pytest.approx((exact.high - exact.low) / 2, rel=1e-3)
+    # Between the table's degrees of freedom never a narrower interval.
+    many = {i: (i * 7 % 12) / 3 for i in range(12)}
+    exact = stats.ttest_1samp([*many.values()], 0).confidence_interval()
+    _, half = verdicts.difference(many, dict.fromkeys(many, 0.0))
+    assert 1 <= half / ((exact.high - exact.low) / 2) < 1.02
+    assert verdicts.told({0: 3.0, 1: 5.0}, {0: 1.0, 1: 1.0}) == "+3.0000 ± 12.7060 (95 %)"
+    assert verdicts.told({0: 3.0, 2: 1.0}, {0: 1.0, 1: 1.0}) == "+2.0000"
+    assert verdicts.told({0: 3.0}, {1: 1.0}) == "+nan"
 
 
 RULES = {
@@ -46,9 +54,9 @@ def test_rules(rule, confirmed, refuted):
 def test_want_of_data_decides_nothing(rule, confirmed, refuted, blur):
     for center in (*confirmed, *refuted):
         sample = {
-            "one value": [center],
+            "one value": {0: center},
             "a wide spread": around(center, width=5),
-            "divergence": [center, center, math.inf],
+            "divergence": {0: center, 1: center + 1, 2: math.inf},
         }[blur]
         assert rule(sample) == "not testable here"
 
