@@ -8,7 +8,8 @@ they are, the paper's.
   python -m lit_fanions.paper airbench --jobs 2
   python -m lit_fanions.paper airbench --full --seeds 10    # on a GPU
 
-Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+CIFAR-10 is downloaded to data/cifar10 if it is not there. Other arguments are those of fit and hold
+for every run, except those that tell the runs apart.
 """
 
 import argparse

@@ -9,7 +9,8 @@ the learning rates as a picture, everything as JSON.
 
   python -m lit_fanions.paper nanogpt --jobs 2 --data.data_dir data/fineweb_bytes
 
-Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+The folder has the tokens of `python -m datamodules.fineweb tokenize`; its --help tells how. Other
+arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
 import functools

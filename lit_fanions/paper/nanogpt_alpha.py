@@ -7,7 +7,8 @@ validation loss over alpha: 1 is Muon, and below 0 there is no norm. By default 
   python -m lit_fanions.paper nanogpt_alpha --jobs 2 --data.data_dir data/fineweb_bytes
   python -m lit_fanions.paper nanogpt_alpha --full --seeds 2    # on GPUs
 
-Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+The folder has the tokens of `python -m datamodules.fineweb tokenize`; its --help tells how. Other
+arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
 import argparse

@@ -7,7 +7,8 @@ does F-Neon need error feedback?
 
   python -m lit_fanions.paper ranks --jobs 2 --data.data_dir data/fineweb_bytes
 
-Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+The folder has the tokens of `python -m datamodules.fineweb tokenize`; its --help tells how. Other
+arguments are those of fit and hold for every run, except those that tell the runs apart.
 """
 
 from __future__ import annotations
