@@ -339,8 +339,8 @@ def _draw(
         losses = drawable(list(tried[name].values()))
         axes["lr"].plot(list(tried[name]), losses, marker="o", color=colors[name])
     seeds = max(map(len, chosen.values()))
-    title = f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "seed 0"
-    axes[metric].set(xlabel="optimizer step", ylabel=metric, title=f"at the best lr: {title}")
+    title = f"{seeds} seeds:\nmean ± standard deviation" if seeds > 1 else "seed 0"
+    axes[metric].set(xlabel="optimizer step", ylabel=metric, title=f"at the best lr, {title}")
     axes["lr"].set(xlabel="lr of the matrices", title="after the last step, seed 0")
     logarithmic(axes["lr"])
     for other in others:
