@@ -86,22 +86,19 @@ def run(options: argparse.Namespace) -> int:
             f"--results: no file below {options.results} says anything about a claim: run commands "
             "without --quick, which proves nothing"
         )
-    write(options.results, options.out or options.results)
+    write(found, options.out or options.results)
     return 0
 
 
-def write(results: Path, out: Path) -> None:
+def write(results: Sequence[Result], out: Path) -> None:
     """Write claims.md.
 
     Args:
-        results: The folder of the results.
+        results: As from ``read``.
         out: The folder of the page.
-
-    Raises:
-        Refused: If a result cannot be understood.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / NAME).write_text(page(read(results)))
+    (out / NAME).write_text(page(results))
     print(f"saved: {out / NAME}")
 
 
