@@ -24,6 +24,7 @@ from lit_fanions.paper.nanogpt import DATA, MARGIN
 from lit_fanions.paper.outcome import Claim, drawable, untested
 from lit_fanions.paper.runs import spread
 from lit_fanions.paper.tuning import Finals, Variant
+from lit_fanions.paper.verdicts import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,20 +76,33 @@ def _variant(path: Path, lr: float, options: Mapping[str, object]) -> Variant:
 
 
 def claims(finals: Finals, data: str) -> list[Claim]:
-    """What the last losses say about the question."""
-    with_it, without = finals.get(f"f_fanion-1{FEEDBACK}"), finals.get("f_fanion-1")
-    if not with_it or not without:
-        return [untested("error-feedback", data, tuning.NO_BEST)]
+    """What the last losses say about the question: for F-Neon, and for the others together."""
+    names = [f"{algorithm}-{rank}" for algorithm, ranks in RANKS.items() for rank in ranks]
+    pairs = {
+        name: (finals[name], finals[f"{name}{FEEDBACK}"])
+        for name in names
+        if {name, f"{name}{FEEDBACK}"} <= finals.keys()
+    }
+    neon = {name: pairs.pop(name) for name in ["f_fanion-1"] if name in pairs}
     return [
-        Claim(
-            "error-feedback",
-            verdicts.larger(without, with_it, MARGIN),
-            f"F-Neon's loss without minus with error feedback: {verdicts.told(without, with_it)}",
-            data,
-            len(without),
-            f"Confirmed if the 95 % interval is above {MARGIN} nats, refuted if it is below.",
-        )
+        _claim(found, f"{data}, {what}")
+        for found, what in ((neon, "F-Neon"), (pairs, "k-Fanions and F-Fanions"))
     ]
+
+
+def _claim(pairs: Mapping[str, tuple[Sample, Sample]], data: str) -> Claim:
+    if not pairs:
+        return untested("error-feedback", data, tuning.NO_BEST)
+    return Claim(
+        "error-feedback",
+        verdicts.every(verdicts.larger(*pair, MARGIN) for pair in pairs.values()),
+        "loss without minus with error feedback, each at its own lr: "
+        + ", ".join(f"{name} {verdicts.told(*pair)}" for name, pair in pairs.items()),
+        data,
+        min(len(without) for without, _ in pairs.values()),
+        f"Confirmed if all 95 % intervals are above {MARGIN} nats, refuted if one is below. Left "
+        "out is what has no certain best lr.",
+    )
 
 
 def draw(figure: Figure, finals: Finals) -> None:

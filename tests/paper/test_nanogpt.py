@@ -301,7 +301,10 @@ def test_claims_about_error_feedback(gain, verdict):
         "f_fanion-1": {0: 2.001, 1: 2.0, 2: 1.999},
         "f_fanion-1-feedback": dict.fromkeys(range(3), 2 - gain),
     }
-    (claim,) = ranks.claims(finals, "data")
-    assert (claim.verdict, claim.n) == (verdict, 3)
-    (claim,) = ranks.claims({}, "data")
-    assert (claim.verdict, claim.why) == ("not testable here", tuning.NO_BEST)
+    neon, others = ranks.claims(finals, "data")
+    assert (neon.verdict, neon.n, neon.data) == (verdict, 3, "data, F-Neon")
+    assert (others.verdict, others.why) == ("not testable here", tuning.NO_BEST)
+    finals = {name.replace("-1", "-16"): values for name, values in finals.items()}
+    neon, others = ranks.claims({**finals, "fanion-1": {0: 1.0}}, "data")
+    assert (neon.verdict, others.verdict) == ("not testable here", verdict)
+    assert others.found.count("±") == 1
