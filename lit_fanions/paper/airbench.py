@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from lit_fanions.paper import alphas, runs, verdicts
 from lit_fanions.paper.outcome import Claim
 
-TIME = "about 90 minutes; quick: half a minute"
+TIME = "about an hour; quick: half a minute"
 MUONS, TUNED = "f_muon_untuned", "f_muon"  # recipes: at Muon's settings, and with its own
 RECIPES = (f"configs/airbench/{MUONS}.yaml", f"configs/airbench/{TUNED}.yaml")
 SMALL = "configs/airbench/small.yaml"

@@ -15,7 +15,7 @@ import functools
 
 from lit_fanions.paper import tuning
 
-TIME = "about ten minutes; quick: half a minute"
+TIME = "about three minutes; quick: half a minute"
 COMPARISON = tuning.Comparison(
     name="logistic_regression",
     metrics=["train/loss", "gradient/spectral", "gradient/frobenius", "gradient/nuclear"],

@@ -18,7 +18,7 @@ from lit_fanions.paper import alphas, runs, verdicts
 from lit_fanions.paper.nanogpt import COMPARISON, DATA, MARGIN
 from lit_fanions.paper.outcome import Claim
 
-TIME = "about 45 minutes; quick: half a minute"
+TIME = "half an hour; quick: half a minute"
 RECIPES = ("configs/nanogpt/muon_cpu.yaml", "configs/nanogpt/f_muon_cpu.yaml")
 FULL = ("configs/nanogpt/speedrun_muon.yaml", "configs/nanogpt/speedrun_f_muon.yaml")
 ALPHAS, QUICK_ALPHAS = (-0.1, 0.3, 0.5, 1), (0.5, 1)

@@ -25,7 +25,7 @@ from lit_fanions.bench import polar, race, topk
 from lit_fanions.bench.report import Table
 from lit_fanions.lmo import Triplets
 from lit_fanions.paper import verdicts
-from lit_fanions.paper.outcome import Claim, Outcome, Verdict, logarithmic
+from lit_fanions.paper.outcome import Claim, Outcome, Verdict, logarithmic, untested
 from lit_fanions.paper.runs import spread
 
 if TYPE_CHECKING:
@@ -314,8 +314,7 @@ def _better(equal: Sequence[Entry], data: str) -> Claim:
     a k it is the other way round.
     """
     if not equal:
-        why = "no setting of RSVD takes as little time as Lanczos"
-        return Claim("rsvd-sigma", "not testable here", "-", data, 0, why)
+        return untested("rsvd-sigma", data, "no setting of RSVD takes as little time as Lanczos")
     signs = [
         sign
         for e in equal
@@ -352,8 +351,8 @@ def _much(seconds: Sequence[float]) -> tuple[float, float]:
 
 def _verdict(signs: Sequence[int]) -> Verdict:
     """On something that has to hold in each of several comparisons, see ``_sign``."""
-    verdicts: tuple[Verdict, ...] = ("refuted", "not testable here", "confirmed")
-    return verdicts[1 + min(signs, default=0)]
+    by_sign: dict[int, Verdict] = {-1: "refuted", 0: "not testable here", 1: "confirmed"}
+    return by_sign[min(signs, default=0)]
 
 
 def _sign(better: tuple[float, float], worse: tuple[float, float]) -> int:
@@ -388,14 +387,15 @@ def _cheaper(directions: Sequence[Entry], data: str) -> Claim:
     rank_1, newton_schulz = (
         dict(enumerate(_powers(directions, name))) for name in (_rank(1), NEWTON_SCHULZ)
     )
+    data = f"{data} and its leading blocks"
+    if not rank_1:
+        return untested("draft-neon-cost", data, f"rank 1 was not timed for {LARGEST} sizes")
     return Claim(
         "draft-neon-cost",
-        verdicts.larger(newton_schulz, rank_1, 0.0) if rank_1 else "not testable here",
+        verdicts.larger(newton_schulz, rank_1, 0.0),
         f"power of Newton-Schulz minus that of rank 1: {verdicts.told(newton_schulz, rank_1)}; "
-        f"rank 1: {spread([*rank_1.values()])[0]:.2f}"
-        if rank_1
-        else "-",
-        f"{data} and its leading blocks",
+        f"rank 1: {spread([*rank_1.values()])[0]:.2f}",
+        data,
         len(rank_1),
         f"time ~ size ** power over the {LARGEST} largest sizes, fitted for each turn (one matrix "
         "a size, a start of its own each turn); confirmed if the 95 % interval of the difference "
