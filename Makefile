@@ -37,7 +37,7 @@ types: $(READY) ## check types
 	$(BIN)/mypy
 
 bench: $(READY) ## time Lightning's loop against bare steps
-	$(BIN)/python -m lit_fanions.bench overhead --config configs/quickstart.yaml
+	$(BIN)/python -m experiments.bench overhead --config configs/quickstart.yaml
 
 gpu-check: $(READY) ## run everything that has a CUDA path; skipped without a GPU
 	$(BIN)/python tests/gpu_check.py

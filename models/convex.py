@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_fanions import FanionConfig, configure_optimizers, norms
 from lit_fanions.callbacks import quantities
+from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.optim.functional import resolve_rank
 
 NORMS = ("spectral", "frobenius", "nuclear", "dual")
@@ -27,11 +28,11 @@ def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
     Returns:
         (4, ...), float64.
     """
-    spectrum = quantities.spectrum(gradient, exact=True)
+    spectrum = spectra.measure(gradient, exact=True)
     found = (
-        quantities.spectral(spectrum),
+        spectra.spectral(spectrum),
         spectrum.frobenius,
-        quantities.nuclear(spectrum),
+        spectra.nuclear(spectrum),
         quantities.own_dual(spectrum, gradient, group),
     )
     return torch.stack(found)

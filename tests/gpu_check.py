@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fanions.bench import report
+from lit_fanions.cli import console
 
 FILE = Path(__file__).with_name("test_cuda.py")
 
@@ -22,13 +22,13 @@ class Results:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome, and what the test measured."""
-        if report.when != "call" and report.passed:
+        if console.when != "call" and console.passed:
             return
-        name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
-        measured = dict(report.user_properties).get("measured", "")
-        if report.skipped and isinstance(report.longrepr, tuple):
-            measured = report.longrepr[2].removeprefix("Skipped: ")
-        self.rows.append((name, report.outcome, f"{report.duration:.1f} s", str(measured)))
+        name = console.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        measured = dict(console.user_properties).get("measured", "")
+        if console.skipped and isinstance(console.longrepr, tuple):
+            measured = console.longrepr[2].removeprefix("Skipped: ")
+        self.rows.append((name, console.outcome, f"{console.duration:.1f} s", str(measured)))
 
 
 def main() -> int:
@@ -39,8 +39,8 @@ def main() -> int:
     results = Results()
     status = pytest.main(["-m", "cuda", "--quiet", "--tb=short", str(FILE)], plugins=[results])
     print()
-    print(report.table(["check", "outcome", "time", "measured"], results.rows))
-    print(f"\n{report.machine_line(torch.device('cuda'))}")
+    print(console.table(["check", "outcome", "time", "measured"], results.rows))
+    print(f"\n{console.machine_line(torch.device('cuda'))}")
     return int(status)
 
 

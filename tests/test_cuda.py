@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from datamodules.shards import write_shard
+from experiments.bench.__main__ import main as bench
 from lit_fanions import Fanion, lmo, norms
-from lit_fanions.bench.__main__ import main as bench
 from lit_fanions.callbacks import SpectralMonitor
-from lit_fanions.cli import main
+from lit_fanions.cli.app import main
 from models import gpt
 from tests.callbacks.nets import Net, fit
 from tests.conftest import TESTS

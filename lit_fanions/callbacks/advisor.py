@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from lit_fanions import lmo
-from lit_fanions.callbacks import quantities
-from lit_fanions.callbacks.quantities import Spectrum
 from lit_fanions.callbacks.watching import Seen, Watcher, stepped
-from lit_fanions.lmo.polar import polynomials
+from lit_fanions.lmo import spectrum as spectra
+from lit_fanions.lmo.newton_schulz import polynomials
+from lit_fanions.lmo.spectrum import Spectrum
 from lit_fanions.optim.factory import configured_group
 from lit_fanions.optim.parameters import STANDARD_GROUPS
 
@@ -169,8 +169,8 @@ class NormAdvisor(Watcher):
             with torch.no_grad():
                 for leaf, x in rows(inputs).items():
                     x = x[:: max(1, len(x) // _ROWS)][:_ROWS]
-                    spectrum = quantities.spectrum(x, leading=True)
-                    value = float(quantities.stable_rank(spectrum))
+                    spectrum = spectra.measure(x, leading=True)
+                    value = float(spectra.stable_rank(spectrum))
                     self._activations[f"{path}.{leaf}" if path else leaf] = value
 
         return look
@@ -205,9 +205,9 @@ class NormAdvisor(Watcher):
                     self._compare(name, self.evidence[name], momentum[i])
             return
         # As a whole: ranks and polar methods hang on the small singular values.
-        gradients = quantities.spectrum(seen.gradient, small=limit)
-        momenta = quantities.spectrum(momentum, small=limit)
-        lows = quantities.quantiles(momenta, [0.1])[..., 0]
+        gradients = spectra.measure(seen.gradient, small=limit)
+        momenta = spectra.measure(momentum, small=limit)
+        lows = spectra.quantiles(momenta, [0.1])[..., 0]
         options = {} if seen.inside is None else seen.inside.group
         for i, name in enumerate(seen.names):
             if not float(momenta.frobenius[i]) > 0 or not float(gradients.frobenius[i]) > 0:
@@ -222,7 +222,7 @@ class NormAdvisor(Watcher):
                     bool(options.get("error_feedback")),
                 ),
             )
-            found.nuclear_rank.append(float(quantities.nuclear_rank(gradients)[i]))
+            found.nuclear_rank.append(float(spectra.nuclear_rank(gradients)[i]))
             activation = self._activations.get(name, self._activations.get(seen.parameter))
             if activation is not None and math.isfinite(activation):
                 found.stable_rank.append(activation)
@@ -347,10 +347,10 @@ def polar_needed(s: Spectrum) -> tuple[str, int] | None:
             x = start
             for a, b, c in polynomials(method, steps):
                 x = x * (a + b * x.square() + c * x.square().square())
-            quality = (s.weights * s.values * x).sum() / quantities.nuclear(s)
+            quality = (s.weights * s.values * x).sum() / spectra.nuclear(s)
             images, order = x.sort(descending=True)
             imaged = Spectrum(images, s.weights[order], s.frobenius)
-            lowest = quantities.quantiles(imaged, [0.1])[0] * images[0]
+            lowest = spectra.quantiles(imaged, [0.1])[0] * images[0]
             if quality >= QUALITY and lowest >= LOWEST:
                 return method, steps
     return None

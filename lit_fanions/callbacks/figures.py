@@ -20,7 +20,7 @@ _ROWS = 160
 
 
 class Sample(NamedTuple):
-    """Singular values of one matrix, as in ``quantities.Spectrum``.
+    """Singular values of one matrix, as in ``spectrum.Spectrum``.
 
     Attributes:
         values: Descending.

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lit_fanions import lmo
 from lit_fanions.callbacks import figures, quantities
-from lit_fanions.callbacks.quantities import QUANTILES, Spectrum
 from lit_fanions.callbacks.watching import Seen, Watcher, positive_int, stepped
+from lit_fanions.lmo import spectrum as spectra
+from lit_fanions.lmo.spectrum import QUANTILES, Spectrum
 from lit_fanions.optim.factory import configured_group
 from lit_fanions.optim.functional import Observation, resolve_rank
 
@@ -71,7 +72,7 @@ class SpectralMonitor(Watcher):
     Args:
         every_n_steps: Interval in optimizer steps, from the first one on.
         exact: Singular value decompositions in float64, instead of estimates whose errors
-            ``quantities.spectrum`` states.
+            ``spectrum.measure`` states.
         rank: k of the Ky Fan norm and of the energy; None: the group's own rank, and a quarter of
             the smaller side where that is full.
         parameters: Patterns of the names of parameters to look at, * for anything; None: all.
@@ -238,7 +239,7 @@ def measured(
 
     Args:
         seen: The matrices.
-        exact: As in ``quantities.spectrum``.
+        exact: As in ``spectrum.measure``.
         rank: As in ``SpectralMonitor``.
 
     Returns:
@@ -252,12 +253,12 @@ def measured(
     found: dict[str, Tensor] = {}
     spectrum = None
     if seen.gradient is not None:
-        spectrum = quantities.spectrum(seen.gradient, exact=exact)
+        spectrum = spectra.measure(seen.gradient, exact=exact)
         found |= _of_direction("gradient", spectrum, k)
         if inside is not None:
             found["gradient_dual"] = quantities.own_dual(spectrum, seen.gradient, inside.group)
     if inside is not None:
-        spectrum = quantities.spectrum(inside.momentum, exact=exact)
+        spectrum = spectra.measure(inside.momentum, exact=exact)
         found |= _of_direction("momentum", spectrum, k)
         found |= _of_step(inside, spectrum)
     found |= _of_weights(seen.before, change, exact)
@@ -281,15 +282,15 @@ def _rank(rank: int | None, inside: Observation | None, shape: torch.Size) -> in
 def _of_direction(what: str, s: Spectrum, k: int) -> dict[str, Tensor]:
     """Norms and ranks of the gradient or of the momentum."""
     found = {
-        "nuclear": quantities.nuclear(s),
-        "kyfan": quantities.ky_fan(s, k),
+        "nuclear": spectra.nuclear(s),
+        "kyfan": spectra.ky_fan(s, k),
         "frobenius": s.frobenius,
-        "spectral": quantities.spectral(s),
-        "nuclear_rank": quantities.nuclear_rank(s),
-        "energy": quantities.energy(s, k),
+        "spectral": spectra.spectral(s),
+        "nuclear_rank": spectra.nuclear_rank(s),
+        "energy": spectra.energy(s, k),
     }
     if what == "momentum":
-        parts = quantities.quantiles(s).unbind(-1)
+        parts = spectra.quantiles(s).unbind(-1)
         found |= {f"quantile{round(100 * q)}": x for q, x in zip(QUANTILES, parts, strict=True)}
     return {f"{what}_{name}": value for name, value in found.items()}
 
@@ -300,7 +301,7 @@ def _of_step(inside: Observation, s: Spectrum) -> dict[str, Tensor]:
     direction = inside.direction / inside.factor
     found = {
         "momentum_dual": dual,
-        "oracle_quality": quantities.inner(inside.momentum, direction) / dual,
+        "oracle_quality": spectra.inner(inside.momentum, direction) / dual,
     }
     if inside.captured is not None:
         rest = inside.momentum - inside.captured.to(inside.momentum.dtype)
@@ -309,14 +310,14 @@ def _of_step(inside: Observation, s: Spectrum) -> dict[str, Tensor]:
 
 
 def _of_weights(before: Tensor, change: Tensor, exact: bool) -> dict[str, Tensor]:
-    weights = quantities.spectrum(before, exact=exact, leading=True)
-    changes = quantities.spectrum(change, exact=exact, leading=True)
+    weights = spectra.measure(before, exact=exact, leading=True)
+    changes = spectra.measure(change, exact=exact, leading=True)
     return {
         "update_rms": changes.frobenius / (change.shape[-2] * change.shape[-1]) ** 0.5,
-        "update_spectral": quantities.spectral(changes),
+        "update_spectral": spectra.spectral(changes),
         "update_relative": changes.frobenius / weights.frobenius,
-        "weight_spectral": quantities.spectral(weights),
-        "weight_stable_rank": quantities.stable_rank(weights),
+        "weight_spectral": spectra.spectral(weights),
+        "weight_stable_rank": spectra.stable_rank(weights),
     }
 
 

@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from lit_fanions.lmo.block_power import dion, subspace
 from lit_fanions.lmo.cupy_svds import BEYOND, cupy_svds
-from lit_fanions.lmo.lanczos import Lanczos, block_width, lanczos
-from lit_fanions.lmo.polar import (
+from lit_fanions.lmo.factorisations import noise, wide
+from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
+from lit_fanions.lmo.newton_schulz import (
     AUTO,
     GRAM_ASPECT,
     PolarMethod,
@@ -26,8 +28,6 @@ from lit_fanions.lmo.polar import (
     unit_polar,
 )
 from lit_fanions.lmo.scaling import blend_part, frobenius_norm, largest_entry, unit_frobenius
-from lit_fanions.lmo.small import noise, wide
-from lit_fanions.lmo.subspace import dion, subspace
 
 __all__ = [
     "Ball",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from lit_fanions.optim.matrices import (
     scatter,
     to_matrices,
 )
+from lit_fanions.optim.observing import Observation, Observer, Options
 
 Rank = int | float | Literal["full"]
 Scale = Literal["none", "original", "match_rms_adamw", "spectral_unclamped"]
@@ -39,47 +40,7 @@ _CPU_STACK_ENTRIES = 5 * 2**20
 # The largest block, in bytes, by which glibc learns to keep freed memory.
 _LEARNED = 31 * 2**20
 
-Options = Mapping[str, Any]
 State = dict[str, Tensor]
-
-
-class Observation(NamedTuple):
-    """What a step did to matrices of one shape of one parameter, for monitors.
-
-    The tensors are to be read, and only during the call: some are the optimizer's own memory.
-    Distributed parameters are shown whole. A tensor of matrices is (count, rows, cols).
-
-    Attributes:
-        parameter: The parameter.
-        group: Its group's options, lr among them.
-        first: Place of the first of these matrices among all of the parameter's.
-        gradient: The gradient, as the step found it.
-        momentum: What the direction is taken of, the Nesterov form if the group has it. Where the
-            gradient is broken and the step skipped, the momentum as it was.
-        direction: The direction times ``factor``; what was subtracted is lr times it.
-        factor: The step-size factor: a number, or (count, 1, 1).
-        captured: The part of the momentum that error feedback takes away; None without it.
-        before: The weights before the step.
-        after: The weights after it: decay and renormalisation have changed them too.
-        finite: Whether the parameter was stepped, a 0-dimensional bool.
-        skipped: How many of its steps have been left out so far, 0-dimensional.
-    """
-
-    parameter: Tensor
-    group: Options
-    first: int
-    gradient: Tensor
-    momentum: Tensor
-    direction: Tensor
-    factor: Tensor | float
-    captured: Tensor | None
-    before: Tensor
-    after: Tensor
-    finite: Tensor
-    skipped: Tensor
-
-
-Observer = Callable[[Observation], None]
 
 
 def resolve_rank(rank: Rank, rows: int, cols: int) -> int:

@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_fanions._messages import config_files
-from lit_fanions.bench import report
-from lit_fanions.bench.report import Refused
-from lit_fanions.paper import runs
+from lit_fanions.cli import console, runner
+from lit_fanions.cli.console import Refused
+from lit_fanions.cli.errors import config_files
 from lit_fanions.sweep import space
 
 if TYPE_CHECKING:
@@ -58,15 +57,15 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
     try:
-        runs.refuse_mistyped(recipe, parser)
+        runner.refuse_mistyped(recipe, parser)
         for package in ("optuna", "matplotlib"):
-            report.require(package, "a sweep")
+            console.require(package, "a sweep")
         return run(options, recipe)
     except Refused as error:
         parser.error(str(error))
-    except (KeyboardInterrupt, runs.Stopped) as error:
+    except (KeyboardInterrupt, runner.Stopped) as error:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
-        return error.status if isinstance(error, runs.Stopped) else 130
+        return error.status if isinstance(error, runner.Stopped) else 130
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
@@ -88,7 +87,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     from lit_fanions.sweep import result
     from lit_fanions.sweep.study import Sweep, Wanted, grid
 
-    with runs.signals() as received:
+    with runner.signals() as received:
         sweep = Sweep(plan)
         if plan.sampler == "grid":
             wanted = grid(plan.space, options.seeds)
@@ -161,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     """Check what was given, as far as that is possible before anything is trained."""
-    from lit_fanions.cli import Reader
+    from lit_fanions.cli.app import Reader
     from lit_fanions.sweep.study import Plan
 
     searches = options.tune or options.trials is not None
@@ -176,11 +175,11 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     if not (files := config_files(recipe)):
         raise Refused("give a recipe: --config FILE")
     given = space.parse(options.set, options.tune)
-    runs.refuse([*recipe, *(f"--{name}" for name in given)], RESERVED)
+    runner.refuse([*recipe, *(f"--{name}" for name in given)], RESERVED)
     swept = {
         f"--{space.short(name)}": "choose its values in --set or --tune alone" for name in given
     }
-    runs.refuse(recipe, swept)
+    runner.refuse(recipe, swept)
     reader = Reader(["fit", *recipe])
     fit = reader.config.fit
     if not given and sampler != "grid":

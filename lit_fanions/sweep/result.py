@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lit_fanions.bench.report import Refused, Table
-from lit_fanions.paper.outcome import Outcome, drawable, logarithmic, plural
-from lit_fanions.paper.runs import spread
+from lit_fanions.cli.console import Refused, Table
+from lit_fanions.cli.results import Outcome, drawable, logarithmic, plural
+from lit_fanions.cli.runner import spread
 from lit_fanions.sweep.space import number, short
 from lit_fanions.sweep.study import Settings, Sweep, Wanted, hidden
 

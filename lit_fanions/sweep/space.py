@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lit_fanions.bench.report import Refused
+from lit_fanions.cli.console import Refused
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -26,9 +26,9 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_fanions.bench.report import Refused
-from lit_fanions.paper import runs
-from lit_fanions.paper.runs import Run, Stopped, Training
+from lit_fanions.cli import runner
+from lit_fanions.cli.console import Refused
+from lit_fanions.cli.runner import Run, Stopped, Training
 from lit_fanions.sweep.space import Choice, Space, number, short
 
 Sampler = Literal["grid", "random", "tpe"]
@@ -123,7 +123,7 @@ class Sweep:
         self.plan = plan
         self.study = _study(plan)
         self._names = {short(name): name for name in plan.space}
-        self._recipes = runs.digests(plan.recipe)
+        self._recipes = runner.digests(plan.recipe)
         self._keys: set[str] = set()
         self._error: Exception | None = None  # that ends all
         self._seen: dict[int, float] = {}  # when a trial that has not begun was first seen
@@ -138,7 +138,7 @@ class Sweep:
 
         Args:
             wanted: All trainings that are asked for, finished ones as well.
-            received: Signals, see ``runs.signals``.
+            received: Signals, see ``runner.signals``.
             resume: Whether to try again what was stopped in earlier calls, and what failed.
 
         Raises:
@@ -255,7 +255,7 @@ class Sweep:
         slot = self._slots.get()
         training = self._start(trial, slot)
         try:
-            if runs.digests(self.plan.recipe) != self._recipes:
+            if runner.digests(self.plan.recipe) != self._recipes:
                 raise Refused("the recipe was changed during the sweep: choose another --out")
             self._watch(training, trial, received)
             return self._value(training, trial, received)
@@ -265,7 +265,7 @@ class Sweep:
             self._error = error
             raise _Failed from None
         finally:
-            runs.end([training.process], received)
+            runner.end([training.process], received)
             self._slots.put(slot)
             if received or self._error is not None:
                 self.study.stop()
@@ -298,23 +298,23 @@ class Sweep:
         safe = re.sub(r"[^\w.,=+-]", "_", label)[:120]
         name = "-".join(filter(None, [f"{trial.number:03d}", safe, f"seed{seed}"]))
         trial.set_user_attr("folder", name)
-        trial.set_user_attr("commit", runs.commit())
+        trial.set_user_attr("commit", runner.commit())
         options = [f"--{self._names[name]}={value}" for name, value in settings.items()]
         args = (*plan.recipe, *options, f"--seed_everything={seed}", "--trainer.devices=1")
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // plan.jobs))}
         if plan.devices:
             environment["CUDA_VISIBLE_DEVICES"] = plan.devices[slot % len(plan.devices)]
-        return runs.start(Run(name, args), plan.out / "runs", environment)
+        return runner.start(Run(name, args), plan.out / "runs", environment)
 
     def _watch(self, training: Training, trial: Trial, received: Sequence[int]) -> None:
         """Wait for the end; on the way report to the pruner what a search's training logs."""
         prunes = self.plan.prune and trial.user_attrs["searched"]
-        events = runs.events(training.logs)
+        events = runner.events(training.logs)
         look = time.monotonic() + LOOK
         while training.process.poll() is None and not received and self._error is None:
-            time.sleep(runs.POLL)
+            time.sleep(runner.POLL)
             if prunes and time.monotonic() > look:
-                self._report(runs.curve(events, self.plan.metric), trial)
+                self._report(runner.curve(events, self.plan.metric), trial)
                 if trial.should_prune():
                     self._tell(training, trial, "pruned")
                     raise optuna.TrialPruned
@@ -324,21 +324,21 @@ class Sweep:
         status = training.process.poll()
         if status is None or (status and received):
             raise _Failed  # without a reason: it was stopped
-        if (reason := runs.failure(training)) is not None:
+        if (reason := runner.failure(training)) is not None:
             trial.set_user_attr("reason", reason)
-            if status in runs.KILLED:
+            if status in runner.KILLED:
                 trial.set_user_attr("stopped", True)
             self._tell(training, trial, f"failed: {reason}")
             raise _Failed
         try:
-            curve = runs.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
+            curve = runner.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
         except Refused as error:
             raise _NoMetric(str(error)) from None
         self._report(curve, trial)
         self._tell(training, trial, f"{self.plan.metric} {curve[-1][1]:.4g}")
         return self._comparable(curve[-1][1])
 
-    def _report(self, curve: runs.Curve, trial: Trial) -> None:
+    def _report(self, curve: runner.Curve, trial: Trial) -> None:
         """Let the study know values that it does not know yet."""
         (known,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
         for step, value in curve:
@@ -427,7 +427,7 @@ def _check_identity(study: optuna.Study, plan: Plan) -> None:
     searched = {short(name): repr(values) for name, values in plan.space.items()}
     identity: dict[str, Any] = {
         "arguments of fit": list(plan.recipe),
-        "recipe": runs.digests(plan.recipe),
+        "recipe": runner.digests(plan.recipe),
         "metric": [plan.metric, plan.direction],
         "search": None if plan.sampler == "grid" else searched,
     }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_fanions import FanionConfig, configure_optimizers, lmo, split_parameters
 from lit_fanions.callbacks import NormAdvisor
 from lit_fanions.callbacks.advisor import Evidence, _patches, advice, polar_needed, rank_with
-from lit_fanions.callbacks.quantities import Spectrum, spectrum
+from lit_fanions.lmo.spectrum import Spectrum, measure
 from lit_fanions.optim.factory import configured_group
 from tests.callbacks.nets import MATRICES, Net, assert_bit_equal, everything, fit
 
@@ -121,22 +121,22 @@ def test_patches_are_what_the_flattened_weight_multiplies(options):
 
 def test_the_rank_that_has_a_part():
     s = torch.tensor([3.0, 2.0, 1.0, 0.1], dtype=torch.float64)
-    one = spectrum(with_values(s, 7))
+    one = measure(with_values(s, 7))
     for power in (1, 2):
         parts = (s**power).cumsum(0) / (s**power).sum()
         for part in (0.1, 0.5, 0.9, 0.95, 0.9999, 1.0):
             want = int((parts < part - 1e-7).sum()) + 1
             assert rank_with(one, part, power=power) == want
     large = with_values(torch.arange(1, 201, dtype=torch.float64) ** -1.0, 300)
-    exact = rank_with(spectrum(large, exact=True), 0.9, power=2)
-    assert abs(rank_with(spectrum(large), 0.9, power=2) - exact) <= 1
+    exact = rank_with(measure(large, exact=True), 0.9, power=2)
+    assert abs(rank_with(measure(large), 0.9, power=2) - exact) <= 1
 
 
 @pytest.mark.parametrize("condition", [3, 30, 300])
 def test_the_polar_method_needed_is_one_that_suffices(condition):
     values = torch.logspace(0, -torch.tensor(float(condition)).log10(), 48, dtype=torch.float64)
     m = with_values(values, 60)
-    method, steps = polar_needed(spectrum(m))
+    method, steps = polar_needed(measure(m))
     d = lmo.polar(m.double(), method=method, steps=steps)
     assert float((m * d).sum()) / float(values.sum()) >= 0.98 - 2e-3
     assert torch.linalg.svdvals(d).quantile(0.1) >= 0.5 - 1e-2
@@ -144,7 +144,7 @@ def test_the_polar_method_needed_is_one_that_suffices(condition):
 
 def test_smaller_values_need_more_steps():
     steps = [
-        polar_needed(spectrum(with_values(torch.logspace(0, -power, 48).double(), 60)))[1]
+        polar_needed(measure(with_values(torch.logspace(0, -power, 48).double(), 60)))[1]
         for power in (0.2, 2, 3.5)
     ]
     assert steps[0] < steps[1] < steps[2]
@@ -152,7 +152,7 @@ def test_smaller_values_need_more_steps():
 
 def test_a_matrix_that_no_polynomial_serves():
     m = with_values(torch.tensor([1.0] + [1e-9] * 9, dtype=torch.float64), 20)
-    assert polar_needed(spectrum(m)) is None
+    assert polar_needed(measure(m)) is None
 
 
 def evidence(nuclear: float, stable: float | None, ranks: tuple[int, int], **more: Any) -> Evidence:

@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 
 from lit_fanions import Fanion
 from lit_fanions.callbacks import FanionOptimizer
-from lit_fanions.cli import main
+from lit_fanions.cli.app import main
 from tests.callbacks.nets import BATCHES, Net, assert_bit_equal, everything, fit
 from tests.conftest import toy_recipe
 

@@ -22,7 +22,8 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_fanions import Fanion, norms
 from lit_fanions.callbacks import NormAdvisor, SpectralMonitor, figures, spectral_monitor
-from lit_fanions.callbacks.quantities import QUANTILES, QUANTITIES
+from lit_fanions.callbacks.quantities import QUANTITIES
+from lit_fanions.lmo.spectrum import QUANTILES
 from lit_fanions.optim.matrices import to_matrices
 from tests.callbacks.nets import (
     BATCHES,

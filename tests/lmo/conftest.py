@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 # The package's attribute of that name is the function.
-polar_module = importlib.import_module("lit_fanions.lmo.polar")
+polar_module = importlib.import_module("lit_fanions.lmo.newton_schulz")
 
 GPU = torch.device("cuda")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_fanions import lmo, norms
-from lit_fanions.lmo.lanczos import Lanczos
+from lit_fanions.lmo.krylov import Lanczos
 from tests.lmo.conftest import PretendGPU
 from tests.lmo.matrices import (
     MATRICES,

@@ -24,9 +24,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from datamodules import FineWebDataModule
 from datamodules.shards import write_shard
 from datamodules.tokenizers import ByteTokenizer
-from lit_fanions.bench.__main__ import main as bench
+from experiments.bench.__main__ import main as bench
 from lit_fanions.cli import SaveLastStep
-from lit_fanions.paper.runs import read_curves
+from lit_fanions.cli.runner import read_curves
 from models import GPTConfig, NanoGPT
 from models.nanogpt import sequences, tokens
 

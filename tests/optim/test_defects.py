@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.bench.step import peak_bytes
 from lit_fanions import Fanion, configure_optimizers, split_parameters
-from lit_fanions.bench.step import peak_bytes
 from lit_fanions.optim import functional
 
 # The package's attribute of that name is the function.
-polar_module = importlib.import_module("lit_fanions.lmo.polar")
+polar_module = importlib.import_module("lit_fanions.lmo.newton_schulz")
 
 MATRIX = [
     "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lit_fanions import Fanion, lmo
 from lit_fanions.optim import functional
-from lit_fanions.optim.functional import Observation
 from lit_fanions.optim.matrices import to_matrices
+from lit_fanions.optim.observing import Observation
 
 ALGORITHMS = [
     "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",

@@ -167,8 +167,8 @@ def test_training_ends_with_its_parent(tmp_path):
     code = (
         "import runpy, sys, time, types\n"
         "main = lambda: print('here', flush=True) or time.sleep(60)\n"
-        "sys.modules['lit_fanions.cli'] = types.SimpleNamespace(main=main)\n"
-        "runpy.run_module('lit_fanions.paper.child', run_name='__main__')\n"
+        "sys.modules['lit_fanions.cli.app'] = types.SimpleNamespace(main=main)\n"
+        "runpy.run_module('lit_fanions.cli.child', run_name='__main__')\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_fanions.bench.report import Refused
+from lit_fanions.cli.console import Refused
 from lit_fanions.sweep.space import Choice, Range, number, parse, short
 
 

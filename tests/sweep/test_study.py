@@ -17,8 +17,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from lit_fanions.bench.report import Refused
-from lit_fanions.paper import runs
+from lit_fanions.cli import runner
+from lit_fanions.cli.console import Refused
 from lit_fanions.sweep import result, study
 from lit_fanions.sweep.space import Choice, Range
 from lit_fanions.sweep.study import Plan, Sweep, Wanted, grid
@@ -67,15 +67,15 @@ def fake(hears_signals, monkeypatch, tmp_path, database):
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
     shutil.copy(database, "out")
-    monkeypatch.setattr(runs, "POLL", 0.01)
-    monkeypatch.setattr(runs, "events", lambda logs: logs)
-    monkeypatch.setattr(runs, "curve", read)
-    monkeypatch.setattr(runs, "read_curves", lambda logs, metrics: {metrics[0]: read(logs)})
+    monkeypatch.setattr(runner, "POLL", 0.01)
+    monkeypatch.setattr(runner, "events", lambda logs: logs)
+    monkeypatch.setattr(runner, "curve", read)
+    monkeypatch.setattr(runner, "read_curves", lambda logs, metrics: {metrics[0]: read(logs)})
     monkeypatch.setattr(study, "LOOK", 0.05)
     Path("recipe.yaml").write_text("lr: 1")
 
     def replace(code=SIMPLE):
-        monkeypatch.setattr(runs, "_command", training(code))
+        monkeypatch.setattr(runner, "_command", training(code))
 
     replace()
     return replace
@@ -102,7 +102,7 @@ def go(seeds=1, **changes):
     plan = dataclasses.replace(PLAN, **changes)
     sweep = Sweep(plan)
     wanted = grid(plan.space, seeds)
-    with runs.signals() as received:
+    with runner.signals() as received:
         sweep.train(wanted, received, resume=True)
     return {
         (*map(float, request.settings.values()), request.seed): trial.value
@@ -150,8 +150,8 @@ def test_seed_by_seed(fake):
 
 def test_arguments_of_a_training(fake, monkeypatch):
     given = []
-    command = runs._command
-    monkeypatch.setattr(runs, "_command", lambda run, out: given.append(run) or command(run, out))
+    command = runner._command
+    monkeypatch.setattr(runner, "_command", lambda run, out: given.append(run) or command(run, out))
     space = {"model.init_args.x": Choice(("1",))}
     go(space=space, recipe=("--config=recipe.yaml", "--x=7"))
     assert given[0].name == "000-x=1-seed0"
@@ -223,7 +223,7 @@ def test_missing_metric_ends_the_sweep(fake, monkeypatch):
             raise Refused("no metric")
         return {metrics[0]: read(logs)}
 
-    monkeypatch.setattr(runs, "read_curves", read_curves)
+    monkeypatch.setattr(runner, "read_curves", read_curves)
     with pytest.raises(Refused, match="no metric"):
         go(seeds=2, metric="typo", direction="maximize")
     assert len(trained()) <= 2
@@ -258,7 +258,7 @@ time.sleep(60)
 """
     )
     start = time.monotonic()
-    with pytest.raises(runs.Stopped):
+    with pytest.raises(runner.Stopped):
         go(seeds=2)
     assert time.monotonic() - start < 20
     assert_gone(pid for _, _, pid, *_ in trained())
@@ -284,7 +284,7 @@ def wait_for(condition):
 def test_killed_sweep_is_resumed(fake, monkeypatch):
     monkeypatch.setattr(study, "HEARTBEAT", 1)
     monkeypatch.setattr(study, "PATIENCE", 1)
-    # The second sees that its parent has gone, as `lit_fanions.paper.child` does.
+    # The second sees that its parent has gone, as `lit_fanions.cli.child` does.
     fake("log(x) if x == 1 else os.read(0, 1) or open('ended', 'w')")
     parent = in_another_process(lambda: go(jobs=1))
     wait_for(lambda: len(trained()) == 2)
@@ -357,7 +357,7 @@ SEARCH = {"sampler": "tpe", "space": {"x": Range(0.0, 1.0)}, "jobs": 1}
 def search(trials, seeds=1, **changes):
     sweep = Sweep(dataclasses.replace(PLAN, **(SEARCH | changes)))
     wanted = [Wanted(0, {}, trial) for trial in range(trials)]
-    with runs.signals() as received:
+    with runner.signals() as received:
         sweep.train(wanted, received, resume=True)
         best = result.best(sweep, wanted)
         wanted += [Wanted(seed, best) for seed in range(1, seeds)]

@@ -1,0 +1,157 @@
+"""What SpectralMonitor costs: its looks against the steps of the same training.
+
+The recipe is trained with a monitor that looks at every other optimizer step, so that steps with
+and without a look see the same noise of a shared machine. The difference of their medians is the
+price of a look; over the interval that a monitor really has, it is the overhead. The figures that
+TensorBoard gets after each validation are timed by themselves.
+
+  python -m experiments.bench monitor --config configs/nanogpt/muon_cpu.yaml --steps 40
+
+All options of fit are accepted.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from experiments.bench import race
+from experiments.bench.overhead import Recipe
+from lit_fanions.callbacks import SpectralMonitor
+from lit_fanions.cli import console
+
+GOAL = 0.02
+_EVERY = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command; all others are those of fit."""
+    parser.add_argument(
+        "--steps", type=race.whole, default=40, help="timed steps, half of them with a look"
+    )
+    parser.add_argument(
+        "--every",
+        type=race.whole,
+        default=50,
+        help="interval that the overhead is told for (default: 50)",
+    )
+    parser.add_argument("--exact", action="store_true", help="time the monitor's exact mode")
+
+
+def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
+    """Time the monitor.
+
+    Args:
+        options: See ``add_arguments``.
+        recipe: Arguments of fit, such as `--config FILE`.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    timing = _train(recipe, options.steps, SpectralMonitor(_EVERY, exact=options.exact))
+    plain, looking = (statistics.median(turns) for turns in (timing.plain, timing.looking))
+    look = looking - plain
+    overhead = look / (options.every * plain)
+    return console.Report(
+        title=f"SpectralMonitor in {' '.join(recipe)}",
+        columns=["", "median seconds", "min", "max"],
+        rows=[
+            ["a step", plain, min(timing.plain), max(timing.plain)],
+            ["a step with a look", looking, min(timing.looking), max(timing.looking)],
+            *([["figures", timing.figures, "", ""]] if timing.figures is not None else []),
+        ],
+        notes=[
+            f"{timing.matrices} matrices, {len(timing.looking)} looks of {look:.3g} s, "
+            f"{'exact' if options.exact else 'estimates'}",
+            "figures: after each validation"
+            if timing.figures is not None
+            else "figures: none without TensorBoard's logger and matplotlib",
+            console.machine_line(timing.device),
+            f"a look every {options.every} steps: {overhead:.2%} of the training time, without "
+            f"figures; goal: at most {GOAL:.0%}: {'met' if overhead <= GOAL else 'missed'}",
+        ],
+        data={
+            "recipe": list(recipe),
+            "exact": options.exact,
+            "device": str(timing.device),
+            "matrices": timing.matrices,
+            "plain_seconds": timing.plain,
+            "looking_seconds": timing.looking,
+            "figure_seconds": timing.figures,
+            "every": options.every,
+            "overhead": overhead,
+        },
+    )
+
+
+def _train(recipe: Sequence[str], steps: int, monitor: SpectralMonitor) -> "Timing":
+    with tempfile.TemporaryDirectory() as logs, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        args = [
+            *recipe,
+            f"--trainer.max_steps={_EVERY + steps}",
+            f"--trainer.default_root_dir={logs}",
+            "--trainer.num_sanity_val_steps=0",
+            "--trainer.limit_val_batches=0",
+        ]
+        fit = Recipe(args, logs)
+        timing = Timing(monitor)
+        theirs = fit.trainer.callbacks  # type: ignore[attr-defined]
+        kept = [own for own in theirs if not isinstance(own, SpectralMonitor)]
+        fit.trainer.callbacks = [*kept, monitor, timing]  # type: ignore[attr-defined]
+        fit.trainer.fit(fit.model, datamodule=fit.datamodule)
+    return timing
+
+
+class Timing(Callback):
+    """Times optimizer steps from end to end, those with a look apart from the others.
+
+    Args:
+        monitor: Whose looks they are.
+
+    Attributes:
+        plain: Seconds of each step without a look, the first ones left out.
+        looking: Likewise with one.
+        figures: Seconds of drawing; None if there is nobody to draw for.
+        matrices: How many are looked at.
+    """
+
+    def __init__(self, monitor: SpectralMonitor) -> None:
+        self.monitor = monitor
+        self.plain: list[float] = []
+        self.looking: list[float] = []
+        self.figures: float | None = None
+        self.matrices = 0
+        self._steps = 0
+        self._clock = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self.device = trainer.strategy.root_device
+        self._clock = console.now(self.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Takes the time if an optimizer step has ended."""
+        if trainer.global_step == self._steps:
+            return
+        self._steps, now = trainer.global_step, console.now(self.device)
+        seconds, self._clock = now - self._clock, now
+        if self._steps > _EVERY:
+            # The step that has ended, counted from 0 as the monitor does.
+            looked = (self._steps - 1) % _EVERY == 0
+            (self.looking if looked else self.plain).append(seconds)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Times the figures of what was seen."""
+        self.monitor.draw(trainer)  # the first time matplotlib is imported
+        start = console.now(self.device)
+        if self.monitor.draw(trainer):
+            self.figures = console.now(self.device) - start
+        tags = [tag.split("/") for tag in trainer.callback_metrics]
+        self.matrices = sum(tag[0] == "update_rms" and tag[1] != "group" for tag in tags)

@@ -1,0 +1,219 @@
+"""A verdict on every claim of the paper, from what the commands left: claims.md.
+
+Every JSON below --results that a command saved is read. What no command has looked at yet is listed
+as well, as not run.
+
+  python -m experiments.paper claims --results results --out docs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.paper.outcome import Claim
+from experiments.paper.statements import STATEMENTS, Statement
+from lit_fanions.cli.console import Refused
+
+NAME = "claims.md"
+NOT_RUN = "not run"
+# As they are numbered in the article; the earlier draft's own claims come last.
+SECTIONS = {
+    "2": "2 and appendix D: norms and the updates they imply",
+    "3": "3: the matrix side of updates",
+    "4": "4: trust-region bounds",
+    "5.1": "5.1: randomized linear least squares",
+    "5.2": "5.2: CIFAR-10 airbench",
+    "5.3": "5.3: NanoGPT",
+    "6": "6: related work",
+    "B": "Appendix B: duals of blends",
+    "C": "Appendix C: the balls",
+    "draft": "The earlier draft",
+    "": "Elsewhere",
+}
+
+
+class Result(NamedTuple):
+    """What one command left.
+
+    Attributes:
+        file: Where, below the folder of results.
+        contents: Of the JSON.
+        claims: What it says about the paper's.
+    """
+
+    file: str
+    contents: Mapping[str, Any]
+    claims: Sequence[Claim]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="what the commands left, at any depth (default: results)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="of claims.md (default: that of the results)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read the results and write the page.
+
+    Args:
+        options: Those of ``add_arguments``.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        Refused: If there is no such folder, or a result cannot be understood.
+    """
+    if not options.results.is_dir():
+        raise Refused(f"--results: there is no folder {options.results}")
+    found = read(options.results)
+    if not any(result.claims for result in found):
+        raise Refused(
+            f"--results: no file below {options.results} says anything about a claim: run commands "
+            "without --quick, which proves nothing"
+        )
+    write(found, options.out or options.results)
+    return 0
+
+
+def write(results: Sequence[Result], out: Path) -> None:
+    """Write claims.md.
+
+    Args:
+        results: As from ``read``.
+        out: The folder of the page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / NAME).write_text(page(results))
+    print(f"saved: {out / NAME}")
+
+
+def read(folder: Path) -> list[Result]:
+    """Return what commands saved below a folder, by the names of the files.
+
+    Args:
+        folder: Any other JSON below it is left out.
+
+    Raises:
+        Refused: If a claim is not written as ``Claim`` is.
+    """
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        file = path.relative_to(folder).as_posix()
+        try:
+            contents = json.loads(path.read_text())
+            if not isinstance(contents, dict) or not contents.keys() >= {"command", "claims"}:
+                continue
+            claims = [Claim(**claim) for claim in contents["claims"]]
+        except (OSError, ValueError, TypeError) as error:
+            raise Refused(f"{path} cannot be read: {error}") from None
+        found.append(Result(file, contents, claims))
+    return found
+
+
+def page(results: Sequence[Result]) -> str:
+    """Return the page.
+
+    Args:
+        results: As from ``read``.
+    """
+    found = [(claim, result) for result in results for claim in result.claims]
+    rows: list[tuple[str, Sequence[object]]] = []  # of the tables, by section
+    verdicts: Counter[str] = Counter()
+    for statement in STATEMENTS:
+        section = _section(statement.place)
+        about = [pair for pair in found if pair[0].id == statement.id]
+        for claim, result in about:
+            rows.append((section, _row(statement, claim, result)))
+            verdicts[claim.verdict] += 1
+        if not about:
+            command = f"python -m experiments.paper {statement.command}"
+            rows.append(
+                (
+                    section,
+                    [_text(statement.text), statement.place, NOT_RUN, *[""] * 3, _code(command)],
+                )
+            )
+            verdicts[NOT_RUN] += 1
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    lines = [
+        "# What the paper claims, and what was found here",
+        "",
+        "Generated by `python -m experiments.paper claims`. Every verdict is computed from the "
+        "numbers of the command beside it, by the rule that stands with it. "
+        f"Verdicts, one for each set of data: {counts}. n: independent repetitions.",
+    ]
+    headings = ["claim", "where", "verdict", "result", "data", "n", "command"]
+    for section, title in SECTIONS.items():
+        if own := [row for of, row in rows if of == section]:
+            lines += ["", f"## {title}", "", *_table(headings, own)]
+    if found:
+        lines += ["", "## Where the numbers come from", ""]
+        origins = [_origin(result) for result in results if result.claims]
+        lines += _table(["result", "commit", "processor", "versions"], origins)
+    return "\n".join([*lines, ""])
+
+
+def _section(place: str) -> str:
+    """The key in SECTIONS of a place such as "section 5.1, Figure 1"."""
+    if "draft" in place.casefold():
+        return "draft"
+    match = re.search(r"(?:section|appendix)\s+([\dA-E][\d.]*)", place, re.IGNORECASE)
+    number = match[1].upper().rstrip(".") if match else ""
+    while number and number not in SECTIONS:
+        number = number.rpartition(".")[0]
+    return number
+
+
+def _row(statement: Statement, claim: Claim, result: Result) -> Sequence[object]:
+    verdict = f"**{claim.verdict}**" + (f": {_text(claim.why)}" if claim.why else "")
+    texts = [_text(text) for text in (statement.text, statement.place, claim.found, claim.data)]
+    return [*texts[:2], verdict, *texts[2:], claim.n or "", _code(result.contents["command"])]
+
+
+def _code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _origin(result: Result) -> Sequence[object]:
+    machine = dict(result.contents.get("machine") or {})
+    device = machine.get("gpu") or machine.get("processor") or ""
+    versions = [
+        f"{name} {machine[name]}" for name in ("python", "torch", "lightning") if name in machine
+    ]
+    own = result.contents.get("commit") or ""
+    others = {*result.contents.get("commits of runs", ())} - {own}
+    made = ", ".join(map(_short, sorted(others)))
+    commit = _short(own) + (f"; runs: {made}" if made else "")
+    return [f"`{result.file}`", commit, device, ", ".join(versions)]
+
+
+def _short(commit: str) -> str:
+    """An abbreviated commit, still with what says that files were changed."""
+    name, dash, changed = commit.partition("-")
+    return f"{name[:10]}{dash}{changed}" if commit else "outside of git"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+
+
+def _text(text: str) -> str:
+    """Text as Markdown, in which it looks the same."""
+    return re.sub(r"([\\`*_<|])", r"\\\1", " ".join(text.split()))

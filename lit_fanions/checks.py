@@ -1,0 +1,101 @@
+"""Checks of arguments that every room makes, with errors of one form.
+
+On the ground floor, because norms, solvers, optimizer, callbacks and the command line all refuse
+bad values, and should do so in the same words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["check_choice", "check_flag", "did_you_mean", "real_number", "whole_number"]
+
+
+def did_you_mean(given: object, allowed: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest allowed name, or an empty string."""
+    close = difflib.get_close_matches(str(given), list(allowed), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value that is not one of the allowed names.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value given.
+        allowed: The names that may be given.
+
+    Raises:
+        ValueError: If the value is not allowed.
+    """
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        hint = did_you_mean(value, allowed)
+        raise ValueError(f"{name} {value!r} is none of {', '.join(allowed)}{hint}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is not a bool.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value given.
+
+    Raises:
+        ValueError: If the value is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number as an int; integers of NumPy are accepted, booleans are not.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value given.
+        least: Smallest allowed value.
+
+    Raises:
+        ValueError: If the value is not a whole number of at least ``least``.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def real_number(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    below: float = math.inf,
+    *,
+    above: float = -math.inf,
+) -> float:
+    """Return a finite number as a float; numbers of NumPy are accepted, booleans and NaN are not.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value given.
+        least: Smallest allowed value.
+        below: Bound that the value must stay below.
+        above: Bound that the value must exceed.
+
+    Raises:
+        ValueError: If the value is not a finite number within these bounds.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not (least <= value < below and value > above):
+        raise ValueError(f"{name} must be a number {_interval(least, below, above)}, got {value!r}")
+    return float(value)
+
+
+def _interval(least: float, below: float, above: float) -> str:
+    if least > -math.inf:
+        return f"in [{least:g}, {below:g})" if below < math.inf else f"of at least {least:g}"
+    return f"above {above:g}" if above > -math.inf else "that is finite"

@@ -1,0 +1,145 @@
+"""The commands over alpha: which runs they ask for, and what they make of them."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.paper import airbench, nanogpt_alpha
+from experiments.paper.__main__ import main
+from lit_fanions.cli import runner
+
+pytest.importorskip("matplotlib")
+
+COMMANDS = {"airbench": airbench, "nanogpt_alpha": nanogpt_alpha}
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Replace trainings: their last value is what `value(recipe, alpha, seed)` says, or None."""
+    monkeypatch.chdir(tmp_path)
+    for path in [*airbench.RECIPES, *nanogpt_alpha.RECIPES, *nanogpt_alpha.FULL, airbench.SMALL]:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("")
+    asked = []
+
+    def replace(value):
+        def execute(given, folder, metrics, jobs):
+            curves = {}
+            for run in given:
+                asked.append(run)
+                name, alpha, seed = re.fullmatch(r"(\w+)-alpha(.+)-seed(\d)", run.name).groups()
+                last = value(name, float(alpha), int(seed))
+                if last is not None:
+                    curves[run.name] = {metrics[0]: [(0, 9.0), (4, last)]}
+            return curves
+
+        monkeypatch.setattr(runner, "execute", execute)
+        monkeypatch.setattr(runner, "check", lambda args: None)
+        return asked
+
+    return replace
+
+
+def contents(command):
+    return json.loads(Path("out", f"{command}.json").read_text())
+
+
+def verdicts(command):
+    return [claim["verdict"] for claim in contents(command)["claims"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_recipe_alpha_and_seed(command, trained, capfd):
+    asked = trained(lambda name, alpha, seed: alpha + 0.01 * seed)
+    assert main([command, "--out", "out"]) == 0
+    alphas = COMMANDS[command].ALPHAS
+    assert len(asked) == len(set(asked)) == 2 * 3 * len(alphas)
+    first, last = asked[0], asked[-1]
+    assert first.args[0] == f"--config={COMMANDS[command].RECIPES[0]}"
+    end = ("--model.init_args.optimizer.matrix.alpha=-0.1", "--seed_everything=0")
+    assert first.args[-2:] == end
+    assert last.args[-1] == "--seed_everything=2"
+    assert any("--model.init_args.optimizer.matrix.alpha=1.0" in run.args for run in asked)
+    small = "--config=configs/airbench/small.yaml"
+    assert all((small in run.args) == (command == "airbench") for run in asked)
+    with Path("out", f"{command}.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(asked)
+    assert Path("out", f"{command}.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r" 0\.3 +0\.3100 ± 0\.0100 +3$", capfd.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_full_recipes(command, trained):
+    asked = trained(lambda name, alpha, seed: 1.0)
+    assert main([command, "--full", "--alphas", "1", "1", "0.5", "--seeds", "1", "--out", "o"]) == 0
+    full = getattr(COMMANDS[command], "FULL", COMMANDS[command].RECIPES)
+    assert [run.args[0] for run in asked] == [f"--config={path}" for path in full] * 2
+    assert not any("small" in arg for run in asked for arg in run.args)
+
+
+def test_airbench_claims(trained):
+    def good(name, alpha, seed):
+        return min(0.94, 0.8 + 0.3 * abs(alpha)) + 0.001 * seed
+
+    trained(good)
+    main(["airbench", "--out", "out"])
+    # Equal, not ahead; alpha .1 no far above 0; above 1 as good, below 0 not.
+    assert verdicts("airbench") == ["confirmed", "refuted", "refuted", "confirmed", "refuted"]
+    trained(lambda *key: good(*key) + 0.05 * (key[:2] == ("f_muon", 0.5)))
+    main(["airbench", "--out", "out"])
+    assert verdicts("airbench")[:2] == ["refuted", "confirmed"]
+
+
+def test_nanogpt_claims(trained):
+    trained(lambda name, alpha, seed: 3.3 - 0.1 * alpha + 0.001 * seed)
+    main(["nanogpt_alpha", "--out", "out"])
+    assert verdicts("nanogpt_alpha") == ["refuted", "refuted"]
+    trained(lambda name, alpha, seed: 3.3 + 0.001 * seed)
+    main(["nanogpt_alpha", "--out", "out"])
+    assert verdicts("nanogpt_alpha") == ["confirmed", "confirmed"]
+
+
+def test_no_claims_from_other_alphas(trained):
+    trained(lambda name, alpha, seed: 1.0)
+    main(["airbench", "--alphas", "0", "1", "--out", "out"])
+    assert verdicts("airbench") == []
+
+
+def test_failed_runs_are_told(trained, capfd):
+    trained(lambda name, alpha, seed: None if alpha > 1 else 0.9)
+    assert main(["airbench", "--out", "out"]) == 1
+    assert "failed runs: 6; see out/runs/*/output.txt" in capfd.readouterr().out
+    assert [row[1] for row in contents("airbench")["rows"] if row[2] == 0][-1] == 1
+    trained(lambda name, alpha, seed: None)
+    with pytest.raises(SystemExit):
+        main(["airbench", "--out", "out"])
+    assert "error: every run failed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--alphas", "nan"], "--alphas: give finite numbers"),
+        (["--seeds", "0"], "--seeds and --jobs must be at least 1"),
+        (["--model.optimizer.matrix.alpha=1"], "choose with --alphas"),
+        (["--config", "a/x.yaml", "b/x.yaml"], "a/x.yaml, b/x.yaml have a file name in common"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(args, message, trained, capfd):
+    asked = trained(lambda *key: 1.0)
+    with pytest.raises(SystemExit) as stop:
+        main(["airbench", "--out", "out", *args])
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+    assert asked == []
+
+
+def test_outside_of_a_checkout(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["airbench"])
+    assert "start the command in a checkout of lit_fanions" in capfd.readouterr().err

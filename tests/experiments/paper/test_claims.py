@@ -1,0 +1,157 @@
+"""The page of verdicts: complete, in a fixed order, and from the results alone."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.paper import __main__ as paper
+from experiments.paper import claims
+from experiments.paper.__main__ import main
+from experiments.paper.claims import SECTIONS, STATEMENTS, page, read
+from experiments.paper.outcome import Claim, Outcome
+from lit_fanions.cli import results
+from lit_fanions.cli.runner import FINISHED
+
+
+def save(folder, name, *found):
+    Outcome([], ["x"], [], {}, claims=found).save(folder, name)
+
+
+def claim(verdict="confirmed", **changes):
+    facts = {"id": "neon-loss", "found": "1 ± 2", "data": "D", "n": 10}
+    return Claim(verdict=verdict, **(facts | changes))
+
+
+def rows(text):
+    """Rows of the tables, by their first cell."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    cells = [[re.sub(r"\\([*_<|])", r"\1", cell).strip() for cell in row] for row in cells]
+    return {row[0]: row for row in cells}
+
+
+def test_statements_have_ids_of_their_own_and_a_section():
+    assert len({s.id for s in STATEMENTS}) == len({s.text for s in STATEMENTS}) == len(STATEMENTS)
+    assert all(SECTIONS[claims._section(s.place)] != "Elsewhere" for s in STATEMENTS)
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.id)
+def test_some_command_looks_at_every_claim(statement):
+    assert f'"{statement.id}"' in inspect.getsource(paper.COMMANDS[statement.command])
+
+
+def test_what_nobody_looked_at_is_not_run():
+    text = page([])
+    assert f": {len(STATEMENTS)} not run." in text
+    for s in STATEMENTS:
+        command = f"`python -m experiments.paper {s.command}`"
+        assert rows(text)[s.text][1:] == [s.place, "not run", "", "", "", command]
+
+
+def test_claim_of_a_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["paper", "ls", "--out", "results/l s"])
+    neon = next(s for s in STATEMENTS if s.id == "neon-loss")
+    refuted = claim("refuted", why="a | b\nc")
+    save(tmp_path / "deep/er", "ls", refuted, claim(id=STATEMENTS[-1].id))
+    text = page(read(tmp_path))
+    assert rows(text)[neon.text] == [
+        *(neon.text, neon.place, "**refuted**: a | b c", "1 ± 2", "D", "10"),
+        "`python -m experiments.paper ls --out 'results/l s'`",
+    ]
+    assert rows(text)[STATEMENTS[-1].text][2] == "**confirmed**"
+    assert f"{len(STATEMENTS) - 2} not run, 1 refuted" in text
+    origin = rows(text)["`deep/er/ls.json`"]
+    machine = json.loads((tmp_path / "deep/er/ls.json").read_text())["machine"]
+    assert f"torch {machine['torch']}" in origin[3]
+    assert str(tmp_path) not in text
+
+
+def test_commits_of_the_runs_stand_beside_that_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "commit", lambda: "a" * 40)
+    for i, commit in enumerate(("a" * 40, "b" * 40 + "-dirty", None)):
+        (tmp_path / "runs" / str(i)).mkdir(parents=True)
+        (tmp_path / "runs" / str(i) / FINISHED).write_text(json.dumps({"commit": commit}))
+    save(tmp_path, "ls", claim())
+    expected = f"{'a' * 10}; runs: outside of git, {'b' * 10}-dirty"
+    assert rows(page(read(tmp_path)))["`ls.json`"][1] == expected
+
+
+def test_claims_of_several_commands_stand_together(tmp_path):
+    save(tmp_path, "b", claim("refuted", id="neon-loss", data="B"))
+    save(tmp_path, "a", claim(id="neon-loss", data="A"))
+    lines = page(read(tmp_path)).splitlines()
+    about = [i for i, line in enumerate(lines) if line.startswith("| Neon converges worst")]
+    assert [lines[i].split(" | ")[4] for i in about] == ["A", "B"]
+    assert about[1] == about[0] + 1
+
+
+def test_page_is_the_same_each_time(tmp_path):
+    save(tmp_path, "b", claim(), claim(id="neon-gradient"))
+    save(tmp_path, "a", claim(id="lemmas"))
+    assert page(read(tmp_path)) == page(read(tmp_path))
+
+
+def test_other_files_are_left_out(tmp_path):
+    (tmp_path / "result.json").write_text('{"args": []}')
+    (tmp_path / "list.json").write_text("[1]")
+    assert read(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "a.json cannot be read"),
+        ('{"command": "", "claims": [{"verdict": "x"}]}', "a.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, message, tmp_path, capfd):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["claims", "--results", str(tmp_path), "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_unknown_ids_are_refused():
+    with pytest.raises(ValueError, match="the paper has no claim with the id 'neon'"):
+        claim(id="neon")
+
+
+def test_missing_results_are_named(tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        main(["claims", "--results", str(tmp_path / "none")])
+    assert "--results: there is no folder" in capfd.readouterr().err
+
+
+def test_command_writes_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("results"), "a", claim(id="neon-loss"))
+    assert main(["claims"]) == 0
+    assert "**confirmed**" in Path("results/claims.md").read_text()
+    assert main(["claims", "--out", "docs"]) == 0
+    assert "**confirmed**" in Path("docs/claims.md").read_text()
+
+
+def test_what_proves_nothing_overwrites_no_page(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    save(Path("results/quick"), "a")
+    Path("results/claims.md").write_text("kept")
+    with pytest.raises(SystemExit):
+        main(["claims"])
+    assert "no file below results says anything about a claim" in capfd.readouterr().err
+    assert Path("results/claims.md").read_text() == "kept"
+
+
+def test_all_ends_with_the_page(tmp_path, monkeypatch):
+    command = SimpleNamespace(
+        __doc__="", TIME="", add_arguments=lambda parser: None, run=lambda options: 0
+    )
+    monkeypatch.setattr(paper, "COMMANDS", {"nothing": command})
+    assert main(["all", "--quick", "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "claims.md").exists()
+    assert main(["all", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "claims.md").exists()

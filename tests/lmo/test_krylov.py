@@ -1,0 +1,275 @@
+"""Thick-restart block Lanczos: what it finds, and what it says of it."""
+
+import pytest
+import torch
+
+from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
+from tests.lmo.conftest import PretendGPU
+from tests.lmo.matrices import (
+    CLUSTER,
+    broken,
+    distances,
+    gaussian,
+    orthonormal_vectors,
+    power_law,
+    with_spectrum,
+)
+
+DTYPES = [torch.float32, torch.float64]
+TALL_AND_WIDE = [(120, 90), (90, 120)]
+
+
+def find(m: torch.Tensor, k: int, width: int | None = None, **options) -> Lanczos:
+    """``lanczos`` from a random start of the width that a cold start has."""
+    width = block_width(k, min(m.shape[-2:])) if width is None else width
+    start = gaussian(m.shape[-1], width, seed=99).to(m.dtype).expand(len(m), -1, -1)
+    return lanczos(m, k, start, **{"tol": 1e-2, "cycles": 100, **options})
+
+
+def assert_right(m: torch.Tensor, k: int, found: Lanczos, tol: float) -> None:
+    """The first k are leading singular triplets, to the tolerance; all vectors are orthonormal."""
+    assert found.U.shape[-1] == found.S.shape[-1] == found.Vh.shape[-2] >= k
+    exact = torch.linalg.svdvals(m.double())[..., :k]
+    torch.testing.assert_close(found.S[..., :k].double(), exact, rtol=tol, atol=0)
+    rounding = 200 * torch.finfo(m.dtype).eps * exact[..., :1] / exact
+    assert (distances(m, *found[:3])[..., :k] <= tol + rounding).all()
+    assert (found.residuals <= tol).all()
+    assert orthonormal_vectors(found.U, found.Vh)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-5])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 4, 20])
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+@pytest.mark.parametrize("spectrum", ["gaussian", "power law", "condition 1e3", "clustered"])
+def test_the_tolerance_is_met(spectrum, shape, k, dtype, tol):
+    if spectrum == "gaussian":
+        m = gaussian(2, *shape)
+    else:
+        s = {
+            "power law": power_law(90, 0.7),
+            "condition 1e3": torch.logspace(0, -3, 90),
+            "clustered": torch.tensor([1.0] * 7 + [0.5] * 83),
+        }[spectrum]
+        m = torch.stack([with_spectrum(s, *shape, seed) for seed in (0, 2)])
+    m = m.to(dtype)
+    assert_right(m, k, find(m, k, tol=tol), tol)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_there_may_be_more_copies_of_a_singular_value_than_a_block_has_vectors(k):
+    m = with_spectrum(torch.tensor([1.0] * 30 + [0.5] * 60), 120, 90)[None]
+    assert_right(m, k, find(m, k), 1e-2)
+
+
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+@pytest.mark.parametrize("basis", [32, 60, None])
+@pytest.mark.parametrize("tol", [0.1, 1e-3, 1e-6])
+def test_the_residuals_are_the_distances(tol, basis, shape):
+    m = gaussian(2, *shape).double()
+    found = find(m, 4, tol=tol, basis=basis)
+    torch.testing.assert_close(
+        found.residuals, distances(m, *found[:3])[:, :4], rtol=1e-3, atol=1e-12
+    )
+
+
+def test_in_float64_the_residuals_of_small_singular_values_count_too():
+    m = with_spectrum(torch.logspace(0, -12, 60), 80, 70)[None]
+    found = find(m, 32, tol=1e-2)  # of which the last is 5e-7
+    assert (distances(m, *found[:3])[:, :32] <= 1e-2).all()
+
+
+def test_the_products_are_those_with_m_and_its_transpose():
+    m = gaussian(1, 200, 150)
+    found = find(m, 3)
+    # 8 columns at a time, once by m and once by m^T; each of the 150 is multiplied at most once.
+    assert found.products % 16 == 0
+    assert 3 * 16 <= found.products < 2 * 150
+    assert find(m, 3, tol=1e-5).products > found.products
+    assert find(m.expand(3, -1, -1), 3).products == 3 * found.products
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(300, 260), (260, 300)])
+@pytest.mark.parametrize("k, basis", [(3, 32), (3, 40), (10, 60)])
+def test_restarts_go_on_from_where_the_search_was(k, basis, shape, dtype):
+    m = gaussian(1, *shape).to(dtype)
+    once = find(m, k, tol=1e-5, basis=basis, cycles=1)
+    assert once.residuals.max() > 1e-2
+    restarted = find(m, k, tol=1e-5, basis=basis)
+    assert_right(m, k, restarted, 1e-5)
+    # At least three restarts: each has a basis of that many, of which it multiplies the new ones.
+    assert restarted.products > 2 * (basis + 3 * (basis - k - 2 * block_width(k, 260)))
+    # From scratch the last cycle alone would be as bad as the first.
+    errors = [find(m, k, tol=0, basis=basis, cycles=n).residuals.max().item() for n in (1, 2, 3, 4)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("cols", [*range(33, 41), 45])
+@pytest.mark.parametrize("cycles", [2, 3, 5])
+def test_a_block_may_be_wider_than_what_is_left(cols, cycles):
+    # A basis of 32 of these vectors leaves less than one block of 8; no tolerance ever stops it.
+    m = gaussian(1, 70, cols).double()
+    found = find(m, 3, tol=0, basis=32, cycles=cycles)
+    assert orthonormal_vectors(found.U, found.Vh)
+    torch.testing.assert_close(found.S[0, 0], torch.linalg.svdvals(m)[0, 0], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(40, 33), (33, 40), (20, 20), (1, 9), (9, 1), (1, 1), (2, 2)])
+def test_all_of_them(shape, dtype):
+    m = gaussian(2, *shape).to(dtype)
+    k = min(shape)
+    found = find(m, k)
+    assert found.U.shape == (2, shape[0], k)
+    assert found.Vh.shape == (2, k, shape[1])
+    assert_right(m, k, found, 1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 30])
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+def test_the_start_may_have_any_width(shape, width):
+    m = gaussian(2, *shape)
+    assert_right(m, 3, find(m, 3, width=width, tol=1e-4), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+@pytest.mark.parametrize("rank", [0, 1, 2, 7])
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_a_rank_deficient_matrix_has_orthonormal_vectors_all_the_same(k, rank, shape, dtype):
+    m = (with_spectrum(power_law(7, 1)[:rank], *shape) if rank else torch.zeros(shape))[None]
+    m = m.to(dtype)
+    found = find(m, k)
+    wanted = torch.linalg.svdvals(m.double())
+    torch.testing.assert_close(
+        found.S[:, :k].double(), wanted[:, :k], rtol=1e-3, atol=float(1e-5 * wanted[0, 0])
+    )
+    assert (found.residuals <= 1e-2).all()
+    assert orthonormal_vectors(found.U, found.Vh)
+    back = (found.U * found.S[:, None]) @ found.Vh
+    if k >= rank:
+        torch.testing.assert_close(back, m, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [2, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "s", [torch.tensor([1.0] * 6 + [0.5] * 244), torch.ones(250), power_law(35, 0.5)],
+    ids=["two values", "one value", "rank 35"],
+)  # fmt: skip
+def test_a_krylov_space_that_ends_early_is_left(s, dtype, width):
+    # It has as many dimensions as there are different singular values, times the width.
+    m = with_spectrum(s, 260, 250)[None].to(dtype)
+    found = find(m, 200, width=width)
+    wanted = torch.linalg.svdvals(m.double())[:, :200]
+    torch.testing.assert_close(found.S[:, :200].double(), wanted, rtol=1e-3, atol=1e-5)
+    assert orthonormal_vectors(found.U, found.Vh)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+@pytest.mark.parametrize("tol", [2e-2, 4e-3, 1e-3, 1e-5])
+@pytest.mark.parametrize("basis", [40, None])
+def test_after_a_coarse_search_the_dtype_of_the_matrix_decides(basis, tol, shape, dtype):
+    m = with_spectrum(power_law(90, 0.5), *shape)[None].to(dtype)
+    found = find(m, 4, tol=tol, coarse=torch.bfloat16, basis=basis)
+    assert_right(m, 4, found, tol)
+    true = distances(m, *found[:3])[:, :4].to(dtype)
+    torch.testing.assert_close(found.residuals, true, rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_a_coarse_search_costs_no_more_than_it_saves(tol):
+    m = gaussian(1, 300, 260)
+    alone = find(m, 4, tol=tol)
+    both = find(m, 4, tol=tol, coarse=torch.bfloat16)
+    # Products in bfloat16 are several times faster, but residuals as small never come of them.
+    assert alone.products < both.products < 2 * alone.products
+
+
+@pytest.mark.parametrize("coarse", [None, torch.bfloat16])
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+def test_a_batch_is_a_loop(shape, coarse):
+    parts = [
+        gaussian(*shape),
+        torch.zeros(shape),  # stops at once
+        with_spectrum(power_law(1, 1), *shape).float(),
+        with_spectrum(torch.tensor([1.0] * 9), *shape).float(),
+        with_spectrum(power_law(90, 2), *shape).float(),
+        with_spectrum(power_law(90, 0.01), *shape).float(),  # takes longest
+    ]
+    m = torch.stack(parts)
+    batched = find(m, 12, tol=1e-3, coarse=coarse)
+    looped = [find(x, 12, tol=1e-3, coarse=coarse) for x in m.split(1)]
+    assert batched.products == sum(found.products for found in looped)
+    for field in ("S", "residuals"):
+        together = torch.cat([getattr(found, field)[:, :12] for found in looped])
+        assert torch.equal(getattr(batched, field)[:, :12], together)
+    together = torch.cat([found.U[..., :12] @ found.Vh[:, :12] for found in looped])
+    assert torch.equal(batched.U[..., :12] @ batched.Vh[:, :12], together)
+
+
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_scale_goes_to_the_singular_values_alone(scale, shape):
+    m = gaussian(2, *shape)
+    found, scaled = find(m, 3), find(m * scale, 3)
+    torch.testing.assert_close(scaled.S[:, :3] / scale, found.S[:, :3], rtol=1e-4, atol=0)
+    for field in ("residuals", "U", "Vh"):
+        torch.testing.assert_close(
+            getattr(scaled, field).abs(), getattr(found, field).abs(), rtol=0, atol=1e-3
+        )
+    assert scaled.products == found.products
+
+
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+def test_a_broken_matrix_spoils_no_other(shape):
+    m = broken(gaussian(*shape))
+    found = find(m, 3)
+    for field in found[:4]:
+        assert field[1:3].isnan().all()
+    assert_right(m[[0, 3]], 3, Lanczos(*(field[[0, 3]] for field in found[:4]), 0), 1e-2)
+
+
+@pytest.mark.parametrize("shape", TALL_AND_WIDE)
+@pytest.mark.parametrize("k, basis", [(4, None), (3, 32), (30, None), (90, None)])
+def test_on_a_gpu_a_batch_goes_in_step(k, basis, shape):
+    m = torch.stack(
+        [
+            gaussian(*shape),
+            torch.zeros(shape),
+            gaussian(*shape) * torch.inf,
+            with_spectrum(power_law(90, 0.01), *shape).float(),
+            with_spectrum(CLUSTER, *shape).float(),
+        ]
+    )
+    with PretendGPU():
+        found = find(m, k, tol=1e-3, basis=basis)
+        alone = [find(x, k, tol=1e-3, basis=basis).products for x in m.split(1)]
+    good = [0, 1, 3, 4]
+    found_good = Lanczos(*(field[good] for field in found[:4]), found.products)
+    exact = torch.linalg.svdvals(m[good])[:, :k]
+    torch.testing.assert_close(found_good.S[:, :k], exact, rtol=1e-3, atol=1e-5)
+    assert orthonormal_vectors(found_good.U, found_good.Vh)
+    assert (found_good.residuals <= 1e-3).all()
+    assert found.products == max(alone)
+    for field in found[:4]:
+        assert field[2].isnan().all()
+
+
+def test_a_good_start_saves_products():
+    m = gaussian(1, 300, 260)
+    cold = find(m, 6, tol=1e-3)
+    warm = lanczos(m + 0.01 * gaussian(1, 300, 260, seed=1), 6, cold.Vh.mT, tol=1e-3, cycles=50)
+    assert warm.products < cold.products
+    assert_right(m + 0.01 * gaussian(1, 300, 260, seed=1), 6, warm, 1e-3)
+
+
+def test_the_start_is_left_alone():
+    m, start = gaussian(2, 50, 40), gaussian(2, 40, 8)
+    before = m.clone(), start.clone()
+    lanczos(m, 3, start, tol=1e-3, cycles=9)
+    assert torch.equal(m, before[0])
+    assert torch.equal(start, before[1])
