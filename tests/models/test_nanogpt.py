@@ -25,7 +25,7 @@ from datamodules import FineWebDataModule
 from datamodules.shards import write_shard
 from datamodules.tokenizers import ByteTokenizer
 from experiments.bench.__main__ import main as bench
-from lit_fanions.cli import SaveLastStep
+from lit_fanions.cli.app import SaveLastStep
 from lit_fanions.cli.runner import read_curves
 from models import GPTConfig, NanoGPT
 from models.nanogpt import sequences, tokens
