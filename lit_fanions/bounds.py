@@ -14,24 +14,24 @@ docstring says that it is a bound or an asymptotic.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_fanions.minkowski import Coordinates
 from lit_fanions.norms import (
     Blend,
-    Frobenius,
-    KyFan,
-    KyFanDual,
-    MaxEntry,
+    CoordinateNorm,
     Norm,
-    Nuclear,
-    Spectral,
-    SumEntry,
-    root,
+    column_lengths,
+    entries,
+    row_lengths,
+    singular_values,
 )
+from lit_fanions.vector_norms import Euclidean, Largest, TopSumDual, root
 
 __all__ = [
     "Plan",
@@ -115,12 +115,13 @@ def plan(
 
 
 def smoothness(norm: Norm, a: Tensor, b: Tensor) -> Tensor:
-    """L of (A1) for the gradient A (X - S) B: the largest dual norm of A X B over the unit ball.
+    """Return L of (A1) for the gradient A (X - S) B.
 
-    Exact for all norms of singular values (Frobenius, Spectral, Nuclear, KyFan, KyFanDual), their
-    Frobenius blends and SumEntry. An upper bound, which is a valid L all the same, for MaxEntry,
-    where the exact value is NP-hard, and for blends of or with norms of entries: for those,
-    (alpha sqrt(L_1) + (1 - alpha) sqrt(L_2))^2 from the L of the two parts.
+    L is the largest dual norm of A X B over the unit ball. Exact for all norms of singular values
+    (Frobenius, Spectral, Nuclear, KyFan, KyFanDual), their Frobenius blends and SumEntry. An upper
+    bound, which is a valid L all the same, for MaxEntry, MaxRow and MaxColumn, whose exact value
+    is NP-hard, and for all other blends: (alpha sqrt(L_1) + weight sqrt(L_2))^2 from the L of the
+    two parts.
 
     Args:
         norm: Any of ``lit_fanions.norms``.
@@ -141,39 +142,39 @@ def smoothness(norm: Norm, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
-    size = products.shape[-1]
+    """Return L, from the products of eigenvalues, (..., size), descending."""
     if isinstance(norm, Blend):
-        alpha, weight = _weights(norm)
-        if norm.blend == "frobenius" and isinstance(
-            norm.norm, (Spectral, Nuclear, KyFan, KyFanDual)
-        ):
-            return _blended(products, _extremes(norm.norm, size), alpha, weight)
-        other = Frobenius() if norm.blend == "frobenius" else MaxEntry()
-        roots = [_smoothness(part, a, b, products).sqrt() for part in (norm.norm, other)]
-        return (alpha * roots[0] + weight * roots[1]) ** 2
-    if isinstance(norm, Frobenius):
+        norm.check_alpha()
+        first, second = _coordinate_norm(norm.norm), _coordinate_norm(norm.other)
+        extremes = first.vector.extremes(products.shape[-1])
+        spectral = first.coordinates is singular_values and extremes is not None
+        if spectral and isinstance(second.vector, Euclidean):
+            assert extremes is not None
+            return _blended(products, extremes, norm.alpha, norm.weight)
+        roots = [_smoothness(part, a, b, products).sqrt() for part in (first, second)]
+        return (norm.alpha * roots[0] + norm.weight * roots[1]) ** 2
+    norm = _coordinate_norm(norm)
+    extremes = norm.vector.extremes(products.shape[-1])
+    if extremes is None:  # Frobenius
         return products[..., 0]
-    if isinstance(norm, SumEntry):
+    if norm.coordinates is singular_values:
+        return (products.unsqueeze(-2) * extremes.square()).sum(-1).amax(-1)
+    if norm.coordinates is entries and isinstance(norm.vector, TopSumDual) and norm.vector.k == 1:
         return _largest_diagonal(a) * _largest_diagonal(b)
-    if isinstance(norm, MaxEntry):
-        return _sign_bound(a) * _sign_bound(b)
-    vectors = _extremes(norm, size)
-    return (products.unsqueeze(-2) * vectors.square()).sum(-1).amax(-1)
+    if isinstance(norm.vector, Largest):
+        # For rows of length 1 only A mixes rows: B acts within each, by its largest eigenvalue.
+        left = _largest_eigenvalue if norm.coordinates is column_lengths else _sign_bound
+        right = _largest_eigenvalue if norm.coordinates is row_lengths else _sign_bound
+        return left(a) * right(b)
+    # |A X B|_dual <= rho |A X B|_F, and |X|_F <= rho in the ball.
+    furthest = rho(norm, a.shape[-1], b.shape[-1])
+    return furthest**2 * _largest_eigenvalue(a) * _largest_eigenvalue(b)
 
 
-def _extremes(norm: Norm, size: int) -> Tensor:
-    """The extreme points of the ball of vectors, but for order and signs: (count, size)."""
-    first, ones = torch.zeros(2, size, dtype=torch.float64)
-    first[0], ones[:] = 1, 1
-    if isinstance(norm, Spectral):
-        return ones.unsqueeze(0)
-    if isinstance(norm, Nuclear):
-        return first.unsqueeze(0)
-    if isinstance(norm, KyFanDual):
-        return (torch.arange(size) < norm.k).to(torch.float64).unsqueeze(0)
-    if isinstance(norm, KyFan):
-        return torch.stack([first, ones / norm.k])
-    raise ValueError(f"norm must be one of lit_fanions.norms, got {norm!r}")
+def _coordinate_norm(norm: Norm) -> CoordinateNorm:
+    if not isinstance(norm, CoordinateNorm):
+        raise ValueError(f"norm must be one of lit_fanions.norms, got {norm!r}")
+    return norm
 
 
 def _blended(products: Tensor, extremes: Tensor, alpha: float, weight: float) -> Tensor:
@@ -205,17 +206,15 @@ def _largest_diagonal(a: Tensor) -> Tensor:
     return a.diagonal(dim1=-2, dim2=-1).amax(-1)
 
 
+def _largest_eigenvalue(a: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(a)[..., -1]
+
+
 def _sign_bound(a: Tensor) -> Tensor:
-    # The diagonal matrix of lambda_1, and that of the row sums of |A|, are above A; products of
-    # two such are above that of A and B (Kronecker's). Of a diagonal matrix signs see the trace.
+    # lambda_1 times the identity, and the diagonal matrix of the row sums of |A|, are above A in
+    # the order of semi-definite matrices, and so are Kronecker products of such bounds. For a
+    # diagonal matrix the maximum over signs (or rows of length 1) is the trace.
     return torch.minimum(a.shape[-1] * torch.linalg.eigvalsh(a)[..., -1], a.abs().sum((-2, -1)))
-
-
-def _weights(blend: Blend) -> tuple[float, float]:
-    """The radii of the two balls of a blend."""
-    if not 0 <= blend.alpha <= 1:
-        raise ValueError(f"alpha = {blend.alpha} is outside [0, 1]: this blend is no norm")
-    return blend.alpha, (1 - blend.alpha) * (blend.sign_scale if blend.blend == "sign" else 1.0)
 
 
 def _semidefinite(name: str, a: Tensor) -> Tensor:
@@ -232,16 +231,17 @@ def _semidefinite(name: str, a: Tensor) -> Tensor:
 
 
 def rho(norm: Norm, rows: int, cols: int) -> float:
-    r"""The constant of (A3): the largest \|X\|_dual / \|X\|_F of rows x cols matrices.
+    r"""Return the constant of (A3): the largest \|X\|_dual / \|X\|_F of rows x cols matrices.
 
-    The same is the Frobenius norm of the furthest point of the unit ball. Exact, but for sign
-    blends of norms of singular values an upper bound: it is attained where the entries of a matrix
-    U_k V_k^T can all be of one size (k = 1, and wherever there is a Hadamard matrix).
+    It equals the Frobenius norm of the furthest point of the unit ball. Exact, but for blends of
+    norms of different coordinates an upper bound: for sign blends of norms of singular values it
+    is attained where the entries of a matrix U_k V_k^T can all be of one size (k = 1, and wherever
+    there is a Hadamard matrix).
 
     Args:
         norm: Any of ``lit_fanions.norms``.
-        rows: Of the matrix.
-        cols: Of the matrix.
+        rows: Number of rows of the matrices.
+        cols: Number of columns of the matrices.
 
     Returns:
         At least 1 but for blends with a small sign_scale.
@@ -252,18 +252,28 @@ def rho(norm: Norm, rows: int, cols: int) -> float:
     """
     if min(rows, cols) < 1:
         raise ValueError(f"rows and cols must be at least 1, got {rows} and {cols}")
-    if isinstance(norm, Blend):
-        alpha, weight = _weights(norm)
-        if norm.blend == "frobenius":
-            return alpha * rho(norm.norm, rows, cols) + weight
-        if isinstance(norm.norm, SumEntry):
-            return math.sqrt((alpha + weight) ** 2 + weight**2 * (rows * cols - 1))
-        return alpha * rho(norm.norm, rows, cols) + weight * math.sqrt(rows * cols)
-    if isinstance(norm, (Frobenius, SumEntry)):
-        return 1.0
-    if isinstance(norm, MaxEntry):
-        return math.sqrt(rows * cols)
-    return float(torch.linalg.vector_norm(_extremes(norm, min(rows, cols)), dim=-1).max())
+    if not isinstance(norm, Blend):
+        norm = _coordinate_norm(norm)
+        return norm.vector.furthest(_COUNTS[norm.coordinates](rows, cols))
+    norm.check_alpha()
+    first, second = _coordinate_norm(norm.norm), _coordinate_norm(norm.other)
+    if first.coordinates is second.coordinates:
+        # Extreme points of a sum are sums of extreme points, furthest where they are aligned.
+        n = _COUNTS[first.coordinates](rows, cols)
+        points, others = first.vector.extremes(n), second.vector.extremes(n)
+        if points is not None and others is not None:
+            sums = norm.alpha * points[:, None] + norm.weight * others
+            return float(torch.linalg.vector_norm(sums, dim=-1).max())
+    return norm.alpha * rho(first, rows, cols) + norm.weight * rho(second, rows, cols)
+
+
+# Number of coordinates of a rows x cols matrix.
+_COUNTS: dict[Coordinates, Callable[[int, int], int]] = {
+    singular_values: min,
+    entries: lambda rows, cols: rows * cols,
+    row_lengths: lambda rows, cols: rows,
+    column_lengths: lambda rows, cols: cols,
+}
 
 
 # Random matrices.
@@ -297,41 +307,62 @@ def gaussian_spectrum(rows: int, cols: int) -> Tensor:
 
 
 def gaussian_norm(norm: Norm, rows: int, cols: int) -> float:
-    """The norm of a rows x cols matrix of independent standard normal entries, asymptotically.
+    """Return the norm of a rows x cols matrix of standard normal entries, asymptotically.
 
-    Norms of singular values by the Marchenko-Pastur law (``gaussian_spectrum``), those of entries
-    by the quantiles of the half-normal law, in the same way.
+    The coordinates are taken at the quantiles of their law: singular values by Marchenko-Pastur
+    (``gaussian_spectrum``), entries by the half-normal law, lengths of rows and columns by the
+    normal law that the chi law of many degrees of freedom tends to.
 
     Args:
-        norm: Any of ``lit_fanions.norms`` but sign blends of norms of singular values.
-        rows: Of the matrix.
-        cols: Of the matrix.
+        norm: Any of ``lit_fanions.norms`` but blends of norms of different coordinates, unless one
+            of them is Frobenius.
+        rows: Number of rows.
+        cols: Number of columns.
 
     Raises:
-        ValueError: If the norm depends on singular values and entries at once.
+        ValueError: If a blend depends on two kinds of coordinates at once.
     """
-    part, entries = norm, False
-    if isinstance(norm, Blend):
-        part = norm.norm if norm.alpha != 0 else _other(norm)
-        entries = norm.blend == "sign" and 0 < norm.alpha < 1
-        if entries and not isinstance(part, (Frobenius, MaxEntry, SumEntry)):
-            raise ValueError(f"{norm!r} mixes singular values and entries: no asymptotic is known")
-    if entries or isinstance(part, (MaxEntry, SumEntry)):
-        return float(norm.value(_gaussian_entries(rows * cols).view(rows, cols)))
-    if isinstance(part, Frobenius):
-        return math.sqrt(rows * cols)
-    return float(norm.value(torch.diag(gaussian_spectrum(rows, cols))))
+    if not isinstance(norm, Blend):
+        norm = _coordinate_norm(norm)
+        if isinstance(norm.vector, Euclidean):
+            return math.sqrt(rows * cols)
+        return float(norm.vector.value(_GAUSSIAN[norm.coordinates](rows, cols)))
+    if norm.alpha in (0, 1):
+        part, radius = (norm.norm, 1.0) if norm.alpha == 1 else (norm.other, norm.weight)
+        return gaussian_norm(part, rows, cols) / radius
+    first, second = _coordinate_norm(norm.norm), _coordinate_norm(norm.other)
+    if isinstance(first.vector, Euclidean):
+        first, second = second, first
+    if first.coordinates is not second.coordinates and not isinstance(second.vector, Euclidean):
+        raise ValueError(f"{norm!r} depends on two kinds of coordinates: no asymptotic is known")
+    # A matrix with these coordinates: on the diagonal they are its singular values, its entries,
+    # and the lengths of its rows and columns.
+    coordinates = _GAUSSIAN[first.coordinates](rows, cols)
+    if first.coordinates is entries:
+        return float(norm.value(coordinates.view(rows, cols)))
+    return float(norm.value(torch.diag(coordinates)))
 
 
-def _other(blend: Blend) -> Norm:
-    return Frobenius() if blend.blend == "frobenius" else MaxEntry()
-
-
-def _gaussian_entries(count: int) -> Tensor:
-    """Means of |N(0, 1)| between its quantiles (i - 1) / count and i / count: (count,)."""
+def _gaussian_entries(rows: int, cols: int) -> Tensor:
+    """Return means of |N(0, 1)| between neighbouring quantiles, (rows * cols,)."""
+    count = rows * cols
     edges = math.sqrt(2) * torch.erfinv(torch.linspace(0, 1, count + 1, dtype=torch.float64))
     density = math.sqrt(2 / math.pi) * torch.exp(-edges.square() / 2)
     return -density.diff() * count
+
+
+def _gaussian_lengths(count: int, size: int) -> Tensor:
+    """Return quantiles of the lengths of ``count`` normal vectors of ``size`` components."""
+    quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return math.sqrt(size - 0.5) + torch.special.ndtri(quantiles) / math.sqrt(2)
+
+
+_GAUSSIAN: dict[Coordinates, Callable[[int, int], Tensor]] = {
+    singular_values: gaussian_spectrum,
+    entries: _gaussian_entries,
+    row_lengths: lambda rows, cols: _gaussian_lengths(rows, cols),
+    column_lengths: lambda rows, cols: _gaussian_lengths(cols, rows),
+}
 
 
 def gamma(norm: Norm, rows: int, cols: int) -> float:

@@ -3,28 +3,41 @@
 These are the definitions that everything else in the package is tested against; the fast oracles
 that the optimizer uses live in ``lit_fanions.lmo``.
 
-A norm here is a vector norm applied to the *coordinates* of a matrix: its singular values, or the
-absolute values of its entries. The two families mirror each other (the paper's Table 1): the
-spectral norm is the largest singular value, ``MaxEntry`` the largest entry, and so on. Every method
-takes a tensor of shape (..., rows, cols), treats the leading dimensions as a batch, and answers in
-float64.
+A norm here is a vector norm (``vector_norms``) of the *coordinates* of a matrix: its singular
+values, the absolute values of its entries, or the lengths of its rows or columns. The families
+mirror each other (the paper's Table 1): the spectral norm is the largest singular value,
+``MaxEntry`` the largest entry, ``MaxRow`` the largest row length. Every method takes a tensor of
+shape (..., rows, cols), treats the leading dimensions as a batch, and answers in float64.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lit_fanions.checks import check_choice, real_number, whole_number
+from lit_fanions.minkowski import TOLERANCE, Ball, Coordinates, split
+from lit_fanions.vector_norms import (
+    Euclidean,
+    Largest,
+    TopSum,
+    TopSumDual,
+    VectorNorm,
+    divide,
+)
+
 __all__ = [
+    "TOLERANCE",
     "Blend",
     "Frobenius",
     "KyFan",
     "KyFanDual",
+    "MaxColumn",
     "MaxEntry",
+    "MaxRow",
     "Norm",
     "Nuclear",
     "Spectral",
@@ -32,146 +45,38 @@ __all__ = [
 ]
 
 
-# Of the values of sign blends, relative; the rounds that they may take.
-TOLERANCE = 1e-6
-_ROUNDS = 20_000
-_RELAXATION = 1.8
-_REBALANCE = 50  # rounds
+# Coordinates: a matrix -> (s, rebuild). ``rebuild`` turns coordinates d of the shape of s into the
+# matrix with those coordinates in the bases, with the signs or in the directions of the first.
 
 
-# Vector norms of a non-negative vector s of shape (..., n). All are symmetric: order is free.
-
-
-class _VectorNorm(ABC):
-    @abstractmethod
-    def value(self, s: Tensor) -> Tensor:
-        """The norm: (..., n) -> (...)."""
-
-    @property
-    @abstractmethod
-    def dual_norm(self) -> _VectorNorm: ...
-
-    def dual(self, s: Tensor) -> Tensor:
-        """The dual norm: (..., n) -> (...)."""
-        return self.dual_norm.value(s)
-
-    @abstractmethod
-    def vertex(self, s: Tensor) -> Tensor:
-        """A maximiser of <s, d> over the unit ball: (..., n) -> (..., n)."""
-
-    @abstractmethod
-    def project(self, s: Tensor, radius: Tensor) -> Tensor:
-        """The nearest vector of norm <= radius: (..., n), (...) -> (..., n)."""
-
-
-class _Euclidean(_VectorNorm):
-    def value(self, s: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(s, dim=-1)
-
-    @property
-    def dual_norm(self) -> _VectorNorm:
-        return self
-
-    def vertex(self, s: Tensor) -> Tensor:
-        # Scaled first: the square of 1e-200 is no number.
-        s = _divide(s, s.amax(-1, keepdim=True))
-        return _divide(s, self.value(s).unsqueeze(-1))
-
-    def project(self, s: Tensor, radius: Tensor) -> Tensor:
-        return self.vertex(s) * torch.minimum(self.value(s), radius).unsqueeze(-1)
-
-
-class _TopSum(_VectorNorm):
-    """The sum of the k largest."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-
-    def value(self, s: Tensor) -> Tensor:
-        return s.topk(min(self.k, s.shape[-1]), dim=-1).values.sum(-1)
-
-    @property
-    def dual_norm(self) -> _VectorNorm:
-        return _TopSumDual(self.k)
-
-    def vertex(self, s: Tensor) -> Tensor:
-        concentrated = s.amax(-1) >= s.sum(-1) / self.k
-        spread = (s > 0).to(s) / self.k
-        return torch.where(concentrated.unsqueeze(-1), _largest(s, 1), spread)
-
-    def project(self, s: Tensor, radius: Tensor) -> Tensor:
-        # Moreau's decomposition: s minus its projection onto the dual ball, whose size is such
-        # that the rest has norm `radius`.
-        dual = self.dual_norm
-        size = root(
-            lambda size: self.value(s - dual.project(s, size)) - radius,
-            torch.zeros_like(radius),
-            self.dual(s),
-        )
-        inside = (self.value(s) <= radius).unsqueeze(-1)
-        return torch.where(inside, s, s - dual.project(s, size))
-
-
-class _TopSumDual(_VectorNorm):
-    """max(largest, sum / k), the dual of the sum of the k largest."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-
-    def value(self, s: Tensor) -> Tensor:
-        return torch.maximum(s.amax(-1), s.sum(-1) / self.k)
-
-    @property
-    def dual_norm(self) -> _VectorNorm:
-        return _TopSum(self.k)
-
-    def vertex(self, s: Tensor) -> Tensor:
-        return _largest(s, self.k)
-
-    def project(self, s: Tensor, radius: Tensor) -> Tensor:
-        # clamp(s - t, 0, radius) with the smallest t >= 0 whose sum is at most k * radius. The
-        # sum is piecewise linear in t: a binary search for the two breakpoints around it, then
-        # interpolation.
-        radius = radius.unsqueeze(-1)
-        budget = min(self.k, s.shape[-1]) * radius
-        breaks = torch.cat([torch.zeros_like(s[..., :1]), s - radius, s], -1).clamp(min=0)
-        breaks = breaks.sort(-1).values
-
-        def cut(t: Tensor) -> Tensor:
-            return torch.minimum((s - t).clamp(min=0), radius)
-
-        def total(index: Tensor) -> Tensor:
-            return cut(breaks.gather(-1, index)).sum(-1, keepdim=True)
-
-        low = torch.zeros_like(budget, dtype=torch.long)
-        high = torch.full_like(low, breaks.shape[-1] - 1)
-        too_much = total(low) > budget
-        for _ in range(breaks.shape[-1].bit_length()):
-            middle = (low + high) // 2
-            over = total(middle) > budget
-            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-        f0, f1 = total(low), total(high)
-        t0, t1 = breaks.gather(-1, low), breaks.gather(-1, high)
-        t = t0 + (t1 - t0) * _divide(f0 - budget, f0 - f1)
-        return cut(torch.where(too_much, t, 0.0))
-
-
-# Coordinates: a matrix -> (s, rebuild), where rebuild turns coordinates d of the same shape into
-# the matrix with those coordinates in the bases, or with the signs, of the first.
-
-_Coordinates = Callable[[Tensor], "tuple[Tensor, Callable[[Tensor], Tensor]]"]
-
-
-def _spectrum(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def singular_values(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the singular values, (..., min(rows, cols)), and the way back."""
     u, s, vh = torch.linalg.svd(_float64(x), full_matrices=False)
     # A singular value below this is rounding noise, and its singular vectors mean nothing.
     noise = s.detach().amax(-1, keepdim=True) * max(x.shape[-2:]) * torch.finfo(s.dtype).eps
     return torch.where(s > noise, s, 0.0), lambda d: (u * d.unsqueeze(-2)) @ vh
 
 
-def _entries(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def entries(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the absolute values of the entries, (..., rows * cols), and the way back."""
     x = _float64(x)
     return x.abs().flatten(-2), lambda d: x.sign() * d.unflatten(-1, x.shape[-2:])
+
+
+def row_lengths(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the Euclidean lengths of the rows, (..., rows), and the way back."""
+    x = _float64(x)
+    peak = x.detach().abs().amax(-1, keepdim=True)  # the square of 1e-200 underflows to 0
+    scaled = divide(x, peak)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    unit = divide(scaled, length)
+    return (length * peak).squeeze(-1), lambda d: unit * d.unsqueeze(-1)
+
+
+def column_lengths(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the Euclidean lengths of the columns, (..., cols), and the way back."""
+    lengths, rebuild = row_lengths(x.mT)
+    return lengths, lambda d: rebuild(d).mT
 
 
 # Matrix norms.
@@ -201,44 +106,51 @@ class Norm(ABC):
         """
 
 
-class _CoordinateNorm(Norm):
-    _vector: _VectorNorm
-    _coordinates: _Coordinates = staticmethod(_spectrum)
+class CoordinateNorm(Norm):
+    """A vector norm of the coordinates of a matrix.
+
+    Attributes:
+        vector: The vector norm.
+        coordinates: One of ``singular_values``, ``entries``, ``row_lengths``, ``column_lengths``.
+    """
+
+    vector: VectorNorm
+    coordinates: Coordinates = staticmethod(singular_values)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def value(self, x: Tensor) -> Tensor:
-        return self._vector.value(self._coordinates(x)[0])
+        return self.vector.value(self.coordinates(x)[0])
 
     def dual(self, x: Tensor) -> Tensor:
-        return self._vector.dual(self._coordinates(x)[0])
+        return self.vector.dual(self.coordinates(x)[0])
 
     def lmo(self, m: Tensor) -> Tensor:
-        s, rebuild = self._coordinates(m)
-        return rebuild(self._vector.vertex(s))
+        s, rebuild = self.coordinates(m)
+        return rebuild(self.vector.vertex(s))
 
 
-class Frobenius(_CoordinateNorm):
+class Frobenius(CoordinateNorm):
     """The Euclidean norm of the entries, its own dual. Step: normalised SGD (Lemma 1)."""
 
-    _vector = _Euclidean()
-    _coordinates = staticmethod(_entries)
+    vector = Euclidean()
+    coordinates = staticmethod(entries)
 
 
-class Spectral(_CoordinateNorm):
+class Spectral(CoordinateNorm):
     """The largest singular value; the dual is the nuclear norm. Step: Muon (Lemma 2)."""
 
-    _vector = _TopSumDual(2**62)
+    vector = Largest()
 
 
-class Nuclear(_CoordinateNorm):
+class Nuclear(CoordinateNorm):
     """The sum of the singular values; the dual is the spectral norm. Step: Neon (Lemma 3)."""
 
-    _vector = _TopSumDual(1)
+    vector = TopSumDual(1)
 
 
-class KyFan(_CoordinateNorm):
+class KyFan(CoordinateNorm):
     """The Ky Fan k-norm, the sum of the k largest singular values (Bhatia, Matrix Analysis).
 
     The dual is max(spectral, nuclear / k); the oracle is u_1 v_1^T where the spectral norm is the
@@ -253,14 +165,14 @@ class KyFan(_CoordinateNorm):
     """
 
     def __init__(self, k: int) -> None:
-        self.k = _positive_int(k)
-        self._vector = _TopSum(k)
+        self.k = whole_number("k", k)
+        self.vector = TopSum(k)
 
     def __repr__(self) -> str:
         return f"KyFan({self.k})"
 
 
-class KyFanDual(_CoordinateNorm):
+class KyFanDual(CoordinateNorm):
     """The dual of the Ky Fan k-norm, max(spectral, nuclear / k). Step: k-Fanion (Lemma 6).
 
     The oracle is U_k V_k^T. k = 1 is the nuclear norm, k >= min(rows, cols) the spectral norm.
@@ -273,25 +185,45 @@ class KyFanDual(_CoordinateNorm):
     """
 
     def __init__(self, k: int) -> None:
-        self.k = _positive_int(k)
-        self._vector = _TopSumDual(k)
+        self.k = whole_number("k", k)
+        self.vector = TopSumDual(k)
 
     def __repr__(self) -> str:
         return f"KyFanDual({self.k})"
 
 
-class MaxEntry(_CoordinateNorm):
+class MaxEntry(CoordinateNorm):
     """The largest absolute entry; the dual is the sum of entries. Step: signSGD, Signum."""
 
-    _vector = _TopSumDual(2**62)
-    _coordinates = staticmethod(_entries)
+    vector = Largest()
+    coordinates = staticmethod(entries)
 
 
-class SumEntry(_CoordinateNorm):
+class SumEntry(CoordinateNorm):
     """The sum of absolute entries; the dual is the largest one. Step: Gauss-Southwell."""
 
-    _vector = _TopSumDual(1)
-    _coordinates = staticmethod(_entries)
+    vector = TopSumDual(1)
+    coordinates = staticmethod(entries)
+
+
+class MaxRow(CoordinateNorm):
+    """The largest row length (2 -> infinity); the dual is the sum of row lengths.
+
+    Step: each row over its length, as Scion does for embeddings (arXiv 2502.07529).
+    """
+
+    vector = Largest()
+    coordinates = staticmethod(row_lengths)
+
+
+class MaxColumn(CoordinateNorm):
+    """The largest column length (1 -> 2); the dual is the sum of column lengths.
+
+    Step: each column over its length (arXiv 2502.07529).
+    """
+
+    vector = Largest()
+    coordinates = staticmethod(column_lengths)
 
 
 class Blend(Norm):
@@ -305,107 +237,104 @@ class Blend(Norm):
         norm: The norm that gets the weight alpha, any of this module but a blend.
         alpha: The weight. Outside [0, 1] the step is still defined, but there is no norm ball:
             ``value`` then raises.
-        blend: The other norm: ``frobenius`` (F-Muon, ...) or ``sign`` (S-Muon, ...: the largest
-            entry, with ball radius ``sign_scale``).
-        sign_scale: Size s of the sign part, alpha * D + (1 - alpha) * s * sign(m); sign only.
+        blend: The other norm: any of this module but a blend, or ``frobenius`` (F-Muon, ...) or
+            ``sign`` (S-Muon, ...: the largest entry).
+        sign_scale: Radius s of the ball of ``sign``: alpha * D + (1 - alpha) * s * sign(m).
+
+    Attributes:
+        norm: The norm that gets the weight alpha.
+        alpha: The weight.
+        other: The other norm.
+        weight: Radius of the other norm's ball, (1 - alpha), times ``sign_scale`` for ``sign``.
 
     Raises:
         ValueError: If the norm, the blend or the scale is none of these.
     """
 
     def __init__(
-        self,
-        norm: Norm,
-        alpha: float,
-        blend: Literal["frobenius", "sign"] = "frobenius",
-        sign_scale: float = 1.0,
+        self, norm: Norm, alpha: float, blend: Norm | str = "frobenius", sign_scale: float = 1.0
     ) -> None:
-        if not isinstance(norm, _CoordinateNorm):
-            raise ValueError(f"norm must be a norm of lit_fanions.norms, not a blend; got {norm!r}")
-        if blend not in ("frobenius", "sign"):
-            raise ValueError(f'blend must be "frobenius" or "sign", got {blend!r}')
-        if not sign_scale > 0:
-            raise ValueError(f"sign_scale must be positive, got {sign_scale}")
+        named = {"frobenius": Frobenius, "sign": MaxEntry}
+        if not isinstance(blend, Norm):
+            check_choice("blend", blend, named)
+            self.other: Norm = named[blend]()
+        else:
+            self.other = blend
+        for part in (norm, self.other):
+            if not isinstance(part, CoordinateNorm):
+                raise ValueError(
+                    f"a blend takes two norms of lit_fanions.norms that are no blends, got {part!r}"
+                )
         self.norm, self.alpha, self.blend = norm, float(alpha), blend
-        self.sign_scale = float(sign_scale)
-        self._other: _CoordinateNorm = Frobenius() if blend == "frobenius" else MaxEntry()
-        self._weight = (1 - self.alpha) * (1.0 if blend == "frobenius" else self.sign_scale)
+        self.sign_scale = real_number("sign_scale", sign_scale, above=0.0)
+        self.weight = (1 - self.alpha) * (self.sign_scale if blend == "sign" else 1.0)
 
     def __repr__(self) -> str:
         scale = f", sign_scale={self.sign_scale}" if self.blend == "sign" else ""
         return f"Blend({self.norm!r}, {self.alpha}, {self.blend!r}{scale})"
 
     def dual(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.alpha * self.norm.dual(x) + self._weight * self._other.dual(x)
+        return self.alpha * self.norm.dual(x) + self.weight * self.other.dual(x)
 
     def lmo(self, m: Tensor) -> Tensor:  # noqa: D102
-        return self.alpha * self.norm.lmo(m) + self._weight * self._other.lmo(m)
+        return self.alpha * self.norm.lmo(m) + self.weight * self.other.lmo(m)
 
     def value(self, x: Tensor) -> Tensor:
-        """The smallest t with x in t * (alpha * ball + (1 - alpha) * other ball).
+        """Return the smallest t with x in t * (alpha * ball + (1 - alpha) * other ball).
 
-        Exact by a search in one dimension, but for sign blends of norms of singular values: those
-        within a relative ``TOLERANCE``, by many decompositions, for matrices of some tens of rows.
+        Exact by a search in one dimension where one of the norms is Frobenius, or where both are
+        norms of the same coordinates and one is the largest of them; else within a relative
+        ``TOLERANCE``, by many decompositions, for matrices of some tens of rows.
 
         Raises:
             ValueError: If alpha is outside [0, 1], where there is no norm.
             RuntimeError: If the tolerance is not reached.
         """
-        self._check_alpha()
+        self.check_alpha()
         if self.alpha in (0, 1):
-            part, radius = (self.norm, 1.0) if self.alpha == 1 else (self._other, self._weight)
+            part, radius = (self.norm, 1.0) if self.alpha == 1 else (self.other, self.weight)
             return part.value(x) / radius
-        # <x, y> / |y|_dual is below the norm for every y, and the norm for the best one: an error
+        # <x, y> / |y|_dual is below the norm for every y, and equals it for the best one: an error
         # of y counts by its square, and the derivative is y's.
         _, y = self._solve(x)
-        return _divide((_float64(x) * y).sum((-2, -1)), self.dual(y))
+        return divide((_float64(x) * y).sum((-2, -1)), self.dual(y))
 
     def split(self, x: Tensor) -> Tensor:
-        """The Z of equations 22 and 23: what the first ball gives to x, the other gives x - Z.
+        """Return the Z of equations 22 and 23: the part of x in the first ball.
 
         With t the value of x, Z is in t * alpha * ball and x - Z in t * (1 - alpha) * other ball
         (up to ``TOLERANCE``, see ``value``): the norm's certificate from above.
 
         Args:
-            x: (..., rows, cols).
+            x: Matrices, (..., rows, cols).
 
         Returns:
-            Of the same shape, float64.
+            The same shape, float64.
 
         Raises:
             ValueError: As ``value``.
             RuntimeError: As ``value``.
         """
-        self._check_alpha()
+        self.check_alpha()
         return _float64(x) * self.alpha if self.alpha in (0, 1) else self._solve(x)[0]
 
-    def _check_alpha(self) -> None:
+    def check_alpha(self) -> None:
+        """Refuse an alpha for which the blend is no norm.
+
+        Raises:
+            ValueError: If alpha is outside [0, 1].
+        """
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha} is outside [0, 1]: this blend is no norm")
 
     def _solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Z, and a y with <x, y> = |x| |y|_dual, for 0 < alpha < 1; without derivatives."""
-        x = _float64(x).detach()
-        alpha, weight, ball = self.alpha, self._weight, self.norm._vector
-        entrywise = self.norm._coordinates is _entries
-        if self.blend == "sign" and not entrywise:
-            return _split_by_sign(x, self.norm, alpha, weight)
-        s, rebuild = self.norm._coordinates(x)
-        other = self._other._vector
-        high = torch.minimum(ball.value(s) / alpha, other.value(s) / weight)
-        low = torch.zeros_like(high)
-        if self.blend == "sign":
-            # What is above t * weight has norm t * alpha at the t wanted.
-            def above(t: Tensor) -> Tensor:
-                return (s - weight * t.unsqueeze(-1)).clamp(min=0)
-
-            z = above(root(lambda t: ball.value(above(t)) - alpha * t, low, high))
-            return rebuild(z), rebuild(ball.dual_norm.vertex(z))
-        # The distance from s to t * alpha * ball is t * weight at the t wanted; the rest is normal
-        # to both balls there.
-        t = root(lambda t: other.value(s - ball.project(s, alpha * t)) - weight * t, low, high)
-        z = ball.project(s, alpha * t)
-        return rebuild(z), rebuild(s - z)
+        """Return Z, and a y with <x, y> = |x| |y|_dual, for 0 < alpha < 1; without derivatives."""
+        first, second = (
+            Ball(part.vector, part.coordinates, radius)
+            for part, radius in ((self.norm, self.alpha), (self.other, self.weight))
+            if isinstance(part, CoordinateNorm)
+        )
+        return split(_float64(x).detach(), first, second)
 
 
 def _float64(x: Tensor) -> Tensor:
@@ -413,122 +342,3 @@ def _float64(x: Tensor) -> Tensor:
         raise ValueError(f"expected a matrix or a batch of them, got shape {tuple(x.shape)}")
     # Apple's GPUs have no float64.
     return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)
-
-
-def _positive_int(k: int) -> int:
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
-    return k
-
-
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0; with finite gradients there."""
-    return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), 0.0)
-
-
-def _largest(s: Tensor, k: int) -> Tensor:
-    """1 at the k largest positive entries, 0 elsewhere."""
-    if k >= s.shape[-1]:
-        return (s > 0).to(s)
-    top = s.topk(k, dim=-1)
-    return torch.zeros_like(s).scatter(-1, top.indices, (top.values > 0).to(s))
-
-
-def root(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """The zero of a decreasing function, to float64 accuracy; `low` where it is not above `low`.
-
-    Chandrupatla's method: inverse quadratic interpolation where that is safe, else bisection.
-    """
-    a, b = high, low  # the bracket; a is the newer
-    fa, fb = f(a), f(b)
-    below = fb <= 0
-    t = torch.full_like(a, 0.5)
-    for _ in range(100):
-        new = a + t * (b - a)
-        value = f(new)
-        same = value.sign() == fa.sign()
-        c, fc = torch.where(same, a, b), torch.where(same, fa, fb)
-        b, fb = torch.where(same, b, a), torch.where(same, fb, fa)
-        a, fa = new, value
-        best = torch.where(fa.abs() < fb.abs(), a, b)
-        width, smallest = (b - a).abs(), 2 * torch.finfo(a.dtype).eps * best.abs()
-        if (below | (fa == 0) | (width <= 2 * smallest)).all():
-            break
-        xi, phi = _divide(a - b, c - b), _divide(fa - fb, fc - fb)
-        t = _divide(fa, fb - fa) * _divide(fc, fb - fc)
-        t = t + _divide(c - a, b - a) * _divide(fa, fc - fa) * _divide(fb, fc - fb)
-        t = torch.where((phi.square() < xi) & ((1 - phi).square() < 1 - xi), t, 0.5)
-        margin = _divide(smallest, width).clamp(max=0.5)
-        t = torch.minimum(torch.maximum(t, margin), 1 - margin)
-    return torch.where(below, low, best)
-
-
-# Sign blends have no common basis for their two balls, and so no search in one dimension.
-
-
-def _split_by_sign(
-    x: Tensor, norm: _CoordinateNorm, alpha: float, weight: float
-) -> tuple[Tensor, Tensor]:
-    """Z and y of a sign blend, by the alternating direction method of multipliers.
-
-    Maximises <x, y> over alpha * |y|_dual + weight * |y|_1 <= 1, with a copy of y for each of the
-    two terms; Z is the multiplier of their equality. Every round bounds the norm of x from below,
-    by a copy, and from above, by Z; the best ones are kept.
-    """
-    ball = norm._vector
-    scale = x.abs().amax((-2, -1), keepdim=True)
-    x = _divide(x, scale)
-    y, z, rho = torch.zeros_like(x), x / 2, torch.ones_like(scale)
-    best_y, best_z = y, z
-    below, above = torch.zeros_like(scale), torch.full_like(scale, torch.inf)
-    for i in range(_ROUNDS):
-        s, rebuild = norm._coordinates(y + z / rho)
-        entries = y + (x - z) / rho
-        kept, kept_entries = _project_pair(ball, alpha, weight, s, entries.abs().flatten(-2))
-        first = rebuild(kept)
-        second = entries.sign() * kept_entries.view_as(entries)
-
-        dual = alpha * ball.dual(kept) + weight * first.abs().sum((-2, -1))
-        bound = _divide((x * first).sum((-2, -1)), dual)[..., None, None]
-        best_y = torch.where(bound > below, first, best_y)
-        below = torch.maximum(bound, below)
-        point = rho * rebuild(s - kept)
-        inside = rho[..., 0, 0] * ball.value(s - kept) / alpha
-        outside = (x - point).abs().amax((-2, -1)) / weight
-        bound = torch.maximum(inside, outside)[..., None, None]
-        best_z = torch.where(bound < above, point, best_z)
-        above = torch.minimum(bound, above)
-        if (above - below <= TOLERANCE * above).all():
-            return scale * best_z, best_y
-
-        previous, y = y, y + _RELAXATION * ((first + second) / 2 - y)
-        z = z - _RELAXATION * rho * (first - second) / 2
-        if i % _REBALANCE == _REBALANCE - 1:
-            apart = torch.linalg.matrix_norm(first - second, keepdim=True)
-            moved = 2 * torch.linalg.matrix_norm(y - previous, keepdim=True)
-            rho = torch.where(apart > 2 * moved, 2 * rho, rho)
-            rho = torch.where(moved > 2 * apart, rho / 2, rho)
-    gap = ((above - below) / above).max().item()
-    raise RuntimeError(
-        f"the sign blend of {norm!r} with alpha = {alpha} is known within {gap:.0e} only after "
-        f"{_ROUNDS} rounds, not within {TOLERANCE:.0e}: try smaller matrices"
-    )
-
-
-def _project_pair(
-    ball: _VectorNorm, alpha: float, weight: float, s: Tensor, entries: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The nearest pair with alpha * ball.dual(s) + weight * sum(entries) <= 1.
-
-    Both lose what is in a ball of their term, of one radius t for both.
-    """
-
-    def shrunk(t: Tensor) -> tuple[Tensor, Tensor]:
-        return s - ball.project(s, alpha * t), (entries - weight * t.unsqueeze(-1)).clamp(min=0)
-
-    def excess(t: Tensor) -> Tensor:
-        s, entries = shrunk(t)
-        return alpha * ball.dual(s) + weight * entries.sum(-1) - 1
-
-    high = torch.maximum(ball.value(s) / alpha, entries.amax(-1) / weight)
-    return shrunk(root(excess, torch.zeros_like(high), high))

@@ -21,6 +21,9 @@ F_BLENDS = [norms.Blend(norm, alpha) for norm in SPECTRAL for alpha in (0.3, 0.9
 EXACT = [*SPECTRAL, *F_BLENDS, norms.SumEntry()]
 BOUNDED = [
     norms.MaxEntry(),
+    norms.MaxRow(),
+    norms.MaxColumn(),
+    norms.Blend(norms.Spectral(), 0.4, norms.MaxRow()),
     norms.Blend(norms.SumEntry(), 0.4),
     norms.Blend(norms.MaxEntry(), 0.4),
     norms.Blend(norms.Spectral(), 0.4, "sign", 0.3),
@@ -221,6 +224,9 @@ def test_constants_of_the_marchenko_pastur_law():
         norms.KyFanDual(20),
         norms.MaxEntry(),
         norms.SumEntry(),
+        norms.MaxRow(),
+        norms.MaxColumn(),
+        norms.Blend(norms.MaxRow(), 0.5),
         norms.Blend(norms.Spectral(), 0.5),
         norms.Blend(norms.Nuclear(), 0.5),
         norms.Blend(norms.Spectral(), 0.0, "sign", 0.5),

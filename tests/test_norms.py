@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_fanions import norms
+from lit_fanions import minkowski, norms
 
 PLAIN = [
     norms.Frobenius(),
@@ -17,10 +17,22 @@ PLAIN = [
     norms.KyFanDual(2),
     norms.MaxEntry(),
     norms.SumEntry(),
+    norms.MaxRow(),
+    norms.MaxColumn(),
 ]
 BLENDS = [norms.Blend(norm, alpha) for norm in PLAIN for alpha in (0.3, 0.8)]
 SIGN_BLENDS = [
     norms.Blend(norm, 0.4, "sign", 0.5) for norm in PLAIN if not isinstance(norm, norms.KyFan)
+]
+BLENDS += [  # solved by a search in one dimension, in either order
+    norms.Blend(norms.Frobenius(), 0.3, norms.MaxRow()),
+    norms.Blend(norms.MaxRow(), 0.6, norms.MaxRow()),
+    norms.Blend(norms.Nuclear(), 0.3, norms.Spectral()),
+    norms.Blend(norms.Spectral(), 0.3, norms.Nuclear()),
+]
+SIGN_BLENDS += [  # solved by iteration
+    norms.Blend(norms.Spectral(), 0.4, norms.MaxRow()),
+    norms.Blend(norms.MaxRow(), 0.4, norms.MaxColumn()),
 ]
 PLAIN += [norms.KyFan(9), norms.KyFanDual(9)]  # more than there are
 
@@ -116,8 +128,8 @@ def test_limits_of_alpha_in_sign_blends(norm):
 
 
 def test_sign_blend_that_cannot_be_found_in_time(monkeypatch):
-    monkeypatch.setattr(norms, "_ROUNDS", 3)
-    with pytest.raises(RuntimeError, match="only after 3 rounds, not within 1e-06"):
+    monkeypatch.setattr(minkowski, "ROUNDS", 3)
+    with pytest.raises(RuntimeError, match="after 3 rounds, not within 1e-06"):
         norms.Blend(norms.Spectral(), 0.5, "sign").value(gaussian(6, 5))
 
 
@@ -166,9 +178,8 @@ def test_oracles_by_hand():
 def test_lemma_9_both_ways(norm):
     # Equations 22 and 23: x = t * (alpha * a + (1 - alpha) * b) with a and b in the two balls and
     # no smaller t; and whatever is such a sum with t = 1 is in the ball.
-    other = norms.Frobenius() if norm.blend == "frobenius" else norms.MaxEntry()
-    weight = (1 - norm.alpha) * norm.sign_scale
-    slack = 1e-9 if norm.blend == "frobenius" else norms.TOLERANCE
+    other, weight = norm.other, (1 - norm.alpha) * norm.sign_scale
+    slack = norms.TOLERANCE if norm in SIGN_BLENDS else 1e-9
     x = gaussian(2, 4, 3) * 1e-8
     z, value = norm.split(x), norm.value(x)
     sizes = torch.stack([norm.norm.value(z) / norm.alpha, other.value(x - z) / weight])
@@ -223,7 +234,7 @@ def test_bad_arguments():
             norms.KyFan(k)
     with pytest.raises(ValueError, match="frobenius"):
         norms.Blend(norms.Spectral(), 0.5, "manhattan")
-    with pytest.raises(ValueError, match="not a blend"):
+    with pytest.raises(ValueError, match="no blends"):
         norms.Blend(norms.Blend(norms.Spectral(), 0.5), 0.5)
     with pytest.raises(ValueError, match="is no norm"):
         norms.Blend(norms.Spectral(), 1.1).value(gaussian(2, 2))

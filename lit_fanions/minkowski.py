@@ -1,0 +1,170 @@
+"""Split a matrix between two balls, whose Minkowski sum is the unit ball of a blend (Lemma 9).
+
+For a point x and balls A and B the blend's norm is the smallest t with x in t * A + t * B. Every
+function here returns Z, the part of x in t * A, and a y that certifies t from below:
+<x, y> = t * max <y, d> over A + B.
+
+Beside ``norms``, which says what a blend is: these searches are the only part that is more than a
+formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_fanions.vector_norms import Euclidean, Largest, VectorNorm, divide, root
+
+# Relative accuracy of the iterative split, and the rounds that it may take.
+TOLERANCE = 1e-6
+ROUNDS = 20_000
+_RELAXATION = 1.8
+_REBALANCE = 50  # rounds
+
+Coordinates = Callable[[Tensor], "tuple[Tensor, Callable[[Tensor], Tensor]]"]
+
+
+class Ball(NamedTuple):
+    """The ball {x : norm(coordinates(x)) <= radius}.
+
+    Attributes:
+        vector: Norm of the coordinates.
+        coordinates: Returns the coordinates of a matrix, and a function from coordinates back to
+            a matrix.
+        radius: Its radius, positive.
+    """
+
+    vector: VectorNorm
+    coordinates: Coordinates
+    radius: float
+
+
+def split(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+    """Return Z and y for a matrix and two balls (see the module).
+
+    Exact by a search in one dimension where one ball is Euclidean, or where both are norms of the
+    same coordinates and one is the largest of them; else by iteration to a relative ``TOLERANCE``.
+
+    Args:
+        x: Matrices, (..., rows, cols), float64.
+        first: The ball of Z.
+        second: The ball of x - Z.
+
+    Raises:
+        RuntimeError: If the iteration does not reach the tolerance.
+    """
+    shared = first.coordinates is second.coordinates
+    if isinstance(second.vector, Euclidean):
+        return _split_euclidean(x, first, second)
+    if shared and isinstance(second.vector, Largest):
+        return _split_largest(x, first, second)
+    if isinstance(first.vector, Euclidean) or (shared and isinstance(first.vector, Largest)):
+        rest, y = split(x, second, first)
+        return x - rest, y
+    return _split_iteratively(x, first, second)
+
+
+def _bracket(s: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+    """Return bounds of t from the coordinates s of x."""
+    inside_one = first.vector.value(s) / first.radius, second.vector.value(s) / second.radius
+    high = torch.minimum(*inside_one)
+    return torch.zeros_like(high), high
+
+
+def _split_euclidean(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+    """Find t where the distance from x to t * first is t * second.radius."""
+    s, rebuild = first.coordinates(x)
+
+    def part(t: Tensor) -> Tensor:
+        return first.vector.project(s, first.radius * t)
+
+    t = root(
+        lambda t: second.vector.value(s - part(t)) - second.radius * t,
+        *_bracket(s, first, second),
+    )
+    return rebuild(part(t)), rebuild(s - part(t))  # the rest is normal to both balls
+
+
+def _split_largest(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+    """Find t where what exceeds t * second.radius in x has norm t * first.radius."""
+    s, rebuild = first.coordinates(x)
+
+    def excess(t: Tensor) -> Tensor:
+        return s - second.vector.project(s, second.radius * t)
+
+    t = root(
+        lambda t: first.vector.value(excess(t)) - first.radius * t, *_bracket(s, first, second)
+    )
+    z = excess(t)
+    return rebuild(z), rebuild(first.vector.dual_norm.vertex(z))
+
+
+def _split_iteratively(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+    """Find Z and y by the alternating direction method of multipliers.
+
+    Maximises <x, y> over the y whose dual norms, weighted by the radii, sum to at most 1, with a
+    copy of y for each of the two terms; Z is the multiplier of their equality. Every round bounds
+    the norm of x from below, by a copy, and from above, by Z; the best of each are returned.
+    """
+    scale = x.abs().amax((-2, -1), keepdim=True)
+    x = divide(x, scale)
+    y, z, rho = torch.zeros_like(x), x / 2, torch.ones_like(scale)
+    best_y, best_z = y, z
+    below, above = torch.zeros_like(scale), torch.full_like(scale, torch.inf)
+    for i in range(ROUNDS):
+        s, rebuild = first.coordinates(y + z / rho)
+        r, rebuild_second = second.coordinates(y + (x - z) / rho)
+        shrunk, shrunk_second = _project_pair(first, second, s, r)
+        copy, copy_second = rebuild(shrunk), rebuild_second(shrunk_second)
+
+        dual = first.radius * first.vector.dual(shrunk)
+        dual = dual + second.radius * second.vector.dual(second.coordinates(copy)[0])
+        bound = divide((x * copy).sum((-2, -1)), dual)[..., None, None]
+        best_y = torch.where(bound > below, copy, best_y)
+        below = torch.maximum(bound, below)
+        point = rho * rebuild(s - shrunk)
+        inside = rho[..., 0, 0] * first.vector.value(s - shrunk) / first.radius
+        outside = second.vector.value(second.coordinates(x - point)[0]) / second.radius
+        bound = torch.maximum(inside, outside)[..., None, None]
+        best_z = torch.where(bound < above, point, best_z)
+        above = torch.minimum(bound, above)
+        if (above - below <= TOLERANCE * above).all():
+            return scale * best_z, best_y
+
+        previous, y = y, y + _RELAXATION * ((copy + copy_second) / 2 - y)
+        z = z - _RELAXATION * rho * (copy - copy_second) / 2
+        if i % _REBALANCE == _REBALANCE - 1:
+            apart = torch.linalg.matrix_norm(copy - copy_second, keepdim=True)
+            moved = 2 * torch.linalg.matrix_norm(y - previous, keepdim=True)
+            rho = torch.where(apart > 2 * moved, 2 * rho, rho)
+            rho = torch.where(moved > 2 * apart, rho / 2, rho)
+    gap = ((above - below) / above).max().item()
+    raise RuntimeError(
+        f"the blend's norm is known within {gap:.0e} after {ROUNDS} rounds, not within "
+        f"{TOLERANCE:.0e}: try smaller matrices"
+    )
+
+
+def _project_pair(first: Ball, second: Ball, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest pair of coordinates whose weighted dual norms sum to at most 1.
+
+    Each loses its projection onto a ball of its own term, with one radius t for both.
+    """
+
+    def shrunk(t: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            s - first.vector.project(s, first.radius * t),
+            r - second.vector.project(r, second.radius * t),
+        )
+
+    def excess(t: Tensor) -> Tensor:
+        a, b = shrunk(t)
+        return first.radius * first.vector.dual(a) + second.radius * second.vector.dual(b) - 1
+
+    high = torch.maximum(
+        first.vector.value(s) / first.radius, second.vector.value(r) / second.radius
+    )
+    return shrunk(root(excess, torch.zeros_like(high), high))
