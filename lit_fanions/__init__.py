@@ -1,14 +1,10 @@
 """Optimizers that step in a norm of your choice: Muon, Neon, k-Fanions and their blends."""
 
 from lit_fanions import bounds, lmo, norms
-from lit_fanions.optim.factory import (
-    FanionConfig,
-    GroupOptions,
-    Override,
-    configure_optimizers,
-    split_parameters,
-)
+from lit_fanions.optim.config import FanionConfig, Override
+from lit_fanions.optim.factory import configure_optimizers, split_parameters
 from lit_fanions.optim.fanion import Fanion
+from lit_fanions.optim.options import GroupOptions
 from lit_fanions.optim.schedules import ScheduleConfig
 
 __version__ = "0.1.0"

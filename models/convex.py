@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_fanions import FanionConfig, configure_optimizers, norms
 from lit_fanions.callbacks import quantities
 from lit_fanions.lmo import spectrum as spectra
-from lit_fanions.optim.functional import resolve_rank
+from lit_fanions.optim.algorithms import oracle
 
 NORMS = ("spectral", "frobenius", "nuclear", "dual")
 _TOGETHER = 64  # gradients that are decomposed in one call
@@ -46,12 +46,7 @@ def own_norm(group: Mapping[str, Any], rows: int, cols: int) -> norms.Norm:
         rows: Of the matrices.
         cols: Of the matrices.
     """
-    rank = resolve_rank(group["rank"], rows, cols)
-    balls = {"coordinate": norms.SumEntry(), "kyfan": norms.KyFan(rank)}
-    ball = balls.get(group["algorithm"], norms.KyFanDual(rank))
-    if group["alpha"] == 1:
-        return ball
-    return norms.Blend(ball, group["alpha"], group["blend"], group["sign_scale"])
+    return oracle(group, rows, cols).norm()
 
 
 def is_logged(step: int, every: int, per_decade: int) -> bool:

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from experiments.bench import polar, race
 from lit_fanions import Fanion, lmo
 from lit_fanions.cli import console
-from lit_fanions.optim.functional import stack_entries
+from lit_fanions.optim.stacking import stack_entries
 
 WIDTH, QUICK_WIDTH = 768, 64
 COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True}

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_fanions.optim.factory import FanionConfig, configure_optimizers
+from lit_fanions.optim.config import FanionConfig
+from lit_fanions.optim.factory import configure_optimizers
 from lit_fanions.optim.schedules import ScheduleConfig
 
 _METHOD = "configure_optimizers"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lit_fanions import lmo
-from lit_fanions.lmo.spectrum import QUANTILES, Spectrum, ky_fan, nuclear, spectral
-from lit_fanions.optim.functional import resolve_rank
+from lit_fanions.lmo.spectrum import QUANTILES, Spectrum
+from lit_fanions.optim.algorithms import oracle
 
 # Every quantity by the name it is logged under, with its title. The part of a name before the
 # first underscore is its family.
@@ -46,24 +44,11 @@ QUANTITIES = {
 
 
 def own_dual(s: Spectrum, x: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """The dual of the norm in whose ball a group steps: what its oracle can reach, (...).
+    """Return the dual of the norm in whose ball a group steps: what its oracle can reach, (...).
 
     Args:
         s: Spectrum of the matrices.
         x: The matrices, (..., rows, cols).
-        group: Options of ``Fanion``'s groups. Of dion the norm is that of fanion.
+        group: Options of one of ``Fanion``'s matrix groups.
     """
-    alpha, dual = group["alpha"], torch.zeros_like(s.frobenius)
-    k = resolve_rank(group["rank"], *x.shape[-2:])
-    if alpha and group["algorithm"] == "coordinate":
-        dual = alpha * lmo.largest_entry(x)[..., 0, 0].to(dual)
-    elif alpha and group["algorithm"] == "kyfan":
-        dual = alpha * torch.maximum(spectral(s), nuclear(s) / k)
-    elif alpha:
-        dual = alpha * (nuclear(s) if k == min(x.shape[-2:]) else ky_fan(s, k))
-    if alpha == 1:
-        return dual
-    if group["blend"] == "frobenius":
-        return dual + (1 - alpha) * s.frobenius
-    entries = x.abs().sum((-2, -1), dtype=torch.promote_types(x.dtype, torch.float32))
-    return dual + (1 - alpha) * group["sign_scale"] * entries.to(dual)
+    return oracle(group, *x.shape[-2:]).dual(s, x)

@@ -17,8 +17,9 @@ from lit_fanions.callbacks import figures, quantities
 from lit_fanions.callbacks.watching import Seen, Watcher, positive_int, stepped
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.spectrum import QUANTILES, Spectrum
+from lit_fanions.optim.algorithms import resolve_rank
 from lit_fanions.optim.factory import configured_group
-from lit_fanions.optim.functional import Observation, resolve_rank
+from lit_fanions.optim.observing import Observation
 
 # So many looks are remembered for the figures; beyond that every other one is forgotten.
 _REMEMBERED = 512

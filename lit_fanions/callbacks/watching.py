@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lit_fanions.optim.fanion import Fanion, is_entrywise
+from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.fanion import Fanion
 from lit_fanions.optim.matrices import gather, local, local_grad, matrix_shapes, to_matrices
 from lit_fanions.optim.observing import Observation
 from lit_fanions.optim.parameters import assign

@@ -9,7 +9,7 @@ from torch import Tensor
 BEYOND = 3
 
 
-def cupy_svds(
+def svds(
     m: Tensor, k: int, *, tol: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k leading singular triplets of each matrix, by cupyx.scipy.sparse.linalg.svds.
@@ -36,7 +36,7 @@ def cupy_svds(
         )
     try:
         import cupy
-        from cupyx.scipy.sparse.linalg import svds
+        from cupyx.scipy.sparse import linalg
     except ImportError as error:
         raise RuntimeError(
             'solver "cupy" needs CuPy: pip install "lit-fanions[cuda12]" (or cuda13), '
@@ -57,7 +57,7 @@ def cupy_svds(
         try:
             for matrix, solves in zip(m, solvable, strict=True):
                 if solves:
-                    found = svds(cupy.from_dlpack(matrix.detach()), k=k, tol=tol)
+                    found = linalg.svds(cupy.from_dlpack(matrix.detach()), k=k, tol=tol)
                     triplets.append([torch.from_dlpack(x) for x in found])
                 else:
                     triplets.append(_unsolved(matrix, k))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_fanions import norms
-from lit_fanions.lmo.scaling import blend_part, unit_frobenius
-
-PolarMethod = Literal["jordan", "quintic", "polar_express", "cans", "convergent", "exact", "auto"]
+from lit_fanions.checks import check_choice, whole_number
+from lit_fanions.lmo.scaling import check_matrices, unit_frobenius
 
 _Row = tuple[float, float, float]
 
@@ -24,12 +24,12 @@ _Row = tuple[float, float, float]
 class _Preset(NamedTuple):
     rows: tuple[_Row, ...]
     steps: int
-    repeats: bool  # may its last row be repeated past the end of the table?
-    margin: float = 1.0  # the input's norm is divided by this much more, against rounding
+    repeats: bool  # whether its last row may be repeated past the end of the table
+    margin: float = 1.0  # the input is divided by this as well, against rounding
 
 
 def _safe(rows: tuple[_Row, ...], margin: float) -> tuple[_Row, ...]:
-    # Such rows are optimal on an interval and useless outside, where rounding may lead.
+    # These polynomials are optimal on an interval and diverge outside, where rounding may lead.
     return tuple((a / margin, b / margin**3, c / margin**5) for a, b, c in rows)
 
 
@@ -91,21 +91,26 @@ _PRESETS: dict[str, _Preset] = {
     # Converges from everywhere in (0, 1], slowly.
     "convergent": _Preset(((2.0, -1.5, 0.5),), 12, True),
 }
+METHODS = (*_PRESETS, "exact", "auto")
+if TYPE_CHECKING:
+    PolarMethod = str
+else:
+    PolarMethod = Literal[METHODS]
 
-# Smaller matrices gain nothing by bfloat16, and are the most sensitive to its rounding.
+# Matrices up to this size gain nothing from bfloat16 and are the most sensitive to its rounding.
 _BF16_SIZE = 64
 
-# The longer side, in units of the shorter one, from which the Gram form takes less time, and the
-# steps it goes with one Gram matrix.
+# Ratio of the longer to the shorter side from which the Gram form takes less time, and the number
+# of steps that one Gram matrix is used for.
 GRAM_ASPECT = 2.5
 _GRAM_STEPS = 3
 
 
 def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
-    """The same polynomials in other units, in which a is a number of bfloat16.
+    """Rescale the polynomials so that every a is exact in bfloat16.
 
-    Added to a diagonal of bfloat16, another a would be off by up to .4 % in all entries alike,
-    at every step. The input's units shrink by twice as much at most, which every preset allows.
+    Rounding a to bfloat16 would shift the whole diagonal by up to .4 % at every step. The input is
+    scaled down by a factor of at most 2 in exchange, which every preset allows.
     """
     found: list[_Row] = []
     unit = 1.0  # of the step's output
@@ -118,18 +123,18 @@ def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
     return tuple(reversed(found))
 
 
-# Where the choice is left to us: the fewest products that keep <m, d> at .97 of the nuclear norm
-# for condition numbers up to 1e3.
-AUTO: PolarMethod = "polar_express"
+# The preset of "auto": the fewest products that keep <m, d> at .97 of the nuclear norm for
+# condition numbers up to 1e3.
+AUTO = "polar_express"
 
 
 def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:
-    """The (a, b, c) of each step of a Newton-Schulz preset.
+    """Return the (a, b, c) of each step of a Newton-Schulz preset.
 
     Args:
         method: A preset's name.
-        steps: How many steps; None is the preset's own number. Past its table a preset repeats
-            its last row.
+        steps: Number of steps; None is the preset's own. Past the end of its table a preset
+            repeats the last row.
 
     Returns:
         ``steps`` rows.
@@ -144,26 +149,24 @@ def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:
 
 
 def polynomials(method: str, steps: int | None = None) -> tuple[_Row, ...]:
-    """``coefficients`` as they are applied to a matrix of Frobenius norm 1, safe from rounding."""
+    """Return ``coefficients`` for matrices of Frobenius norm 1, with the preset's margin."""
     rows = coefficients(method, steps)
     margin = _PRESETS[AUTO if method == "auto" else method].margin
     return (*_safe(rows[:1], margin), *rows[1:])
 
 
 def check_polar(method: str, steps: int | None) -> None:
-    """Reject a method that does not exist and a number of steps that it cannot take.
+    """Refuse a method that does not exist and a number of steps that it cannot take.
 
     Raises:
         ValueError: With what is allowed.
     """
-    if method not in get_args(PolarMethod):
-        raise ValueError(f"polar method {method!r} is none of {', '.join(get_args(PolarMethod))}")
+    check_choice("polar method", method, METHODS)
     if steps is None:
         return
     if method == "exact":
         raise ValueError(f"the exact polar factor takes no steps, got {steps}: leave them out")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    whole_number("steps", steps)
     preset = _PRESETS[AUTO if method == "auto" else method]
     if not preset.repeats and steps != preset.steps:
         raise ValueError(
@@ -173,7 +176,7 @@ def check_polar(method: str, steps: int | None) -> None:
 
 
 def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None) -> Tensor:
-    """The orthogonal polar factor U V^T of m = U S V^T.
+    """Return the orthogonal polar factor U V^T of m = U S V^T.
 
     Newton-Schulz presets compute in bfloat16 where the device multiplies it fast, in float32
     elsewhere, for cans and for small matrices, and in float64 for float64 input. ``exact`` is an
@@ -188,15 +191,17 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
         The same shape and dtype. Zero for a zero matrix; NaN for one with a NaN or an infinity.
 
     Raises:
-        ValueError: If the method does not exist or cannot take that many steps.
+        ValueError: If m is no batch of float matrices, or the method does not exist or cannot take
+            that many steps.
     """
+    check_matrices(m)
     check_polar(method, steps)
     x, _ = unit_frobenius(m.detach(), dtype=polar_dtype(m, method))
     return unit_polar(x, method, steps, overwrite=True).to(m.dtype)
 
 
 def polar_dtype(m: Tensor, method: str) -> torch.dtype:
-    """The dtype in which ``unit_polar`` should get the matrices m."""
+    """Return the dtype in which ``unit_polar`` takes the matrices m."""
     if method == "exact":
         return torch.promote_types(m.dtype, torch.float32)
     # The first polynomial of CANS nearly vanishes at .86, where rounding would decide the sign.
@@ -211,21 +216,20 @@ def unit_polar(
     steps: int | None = None,
     *,
     alpha: float = 1.0,
-    blend: str = "frobenius",
-    sign_scale: float = 1.0,
+    partner: Callable[[Tensor], Tensor] | None = None,
     overwrite: bool = False,
 ) -> Tensor:
-    """``polar`` of matrices of Frobenius norm 1, blended with what ``blend_part`` makes of them.
+    """Return ``polar`` of matrices of Frobenius norm 1, or its blend with another direction.
+
+    The blend is fused into the last product, so that it costs no pass over the matrices.
 
     Args:
-        x: (..., rows, cols), in the dtype of the products. With alpha other than 1 its memory is
-            used.
-        method: As in ``polar``.
-        steps: As in ``polar``.
-        alpha: Weight of the polar factor.
-        blend: frobenius | sign, what has the rest.
-        sign_scale: Size of the sign part's entries.
-        overwrite: Whether the memory of x may be used with alpha 1 too.
+        x: Matrices, (..., rows, cols), in the dtype of ``polar_dtype``.
+        method: Method of ``polar``.
+        steps: Newton-Schulz steps.
+        alpha: Weight of the polar factor; the partner has 1 - alpha.
+        partner: Maps x to the direction to blend with; it may overwrite x. None: no blend.
+        overwrite: Whether the memory of x may be used without a partner too.
 
     Returns:
         The same shape and dtype.
@@ -244,17 +248,16 @@ def unit_polar(
         by_gram = long >= GRAM_ASPECT * short and x.dtype != torch.bfloat16
         if by_gram:
             d, factor = _gram_newton_schulz(x, rows)
-            spare = x if overwrite and alpha == 1 and d is not x else None
+            spare = x if overwrite and partner is None and d is not x else None
         else:
-            d, factor, spare = _newton_schulz(x, rows, overwrite and alpha == 1)
+            d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None)
     wide = shape[-2] <= shape[-1]
-    if alpha == 1:
+    if partner is None:
         if factor is not None:
             d = torch.matmul(*((factor, d) if wide else (d, factor)), out=spare)
     else:
-        # The last product adds to the other part where that is, so that a blend costs no pass.
         d = d.clone() if d is x else d
-        base = blend_part(x, blend, sign_scale)
+        base = partner(x)
         if factor is None:
             d = base.lerp_(d, alpha)
         else:
@@ -266,9 +269,9 @@ def unit_polar(
 def _newton_schulz(
     x: Tensor, rows: tuple[_Row, ...], overwrite: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The iterate before the last product, its factor on the short side, and memory for it."""
-    # Into memory that is had once: for large matrices, getting it costs as much as a product. The
-    # Gram matrix is where the next iterate will be, which needs it no more.
+    """Return the iterate before the last product, its factor on the short side, and free memory."""
+    # Products go into memory that is allocated once: for large matrices an allocation costs as much
+    # as a product. The Gram matrix uses the memory of the next iterate, which is not needed yet.
     wide, small = x.shape[-2] <= x.shape[-1], (*x.shape[:-2], *[min(x.shape[-2:])] * 2)
     factor, spare = x.new_empty(small), x.new_empty(x.shape)
     for i, (a, b, c) in enumerate(rows):
@@ -284,11 +287,11 @@ def _newton_schulz(
 
 
 def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
-    """The same iteration on the small Gram matrix, with x multiplied after a few steps.
+    """Run the same iteration on the small Gram matrix, multiplying x after a few steps.
 
-    What rounding adds to the Gram matrix is multiplied as the small singular values are, so that
-    it is taken anew from time to time. In bfloat16 that would have to be at every step: with two,
-    the iteration diverges on some small matrices.
+    Rounding errors of the Gram matrix grow as the small singular values do, so the Gram matrix is
+    recomputed from x every few steps. bfloat16 would need that at every step: already with two
+    steps the iteration diverges on some small matrices.
     """
     wide = x.shape[-2] <= x.shape[-1]
     product: Tensor | None = None
@@ -311,7 +314,7 @@ def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tens
 def _multiply_add(
     beta: float, c: Tensor, a: Tensor, b: Tensor, alpha: float, out: Tensor | None = None
 ) -> Tensor:
-    """beta c + alpha a b, of matrices or of batches of them."""
+    """Return beta c + alpha a b for matrices or batches of them."""
     fused = torch.addmm if a.ndim == 2 else torch.baddbmm
     return fused(c, a, b, beta=beta, alpha=alpha, out=out)
 
@@ -323,11 +326,11 @@ def _exact(m: Tensor) -> Tensor:
 
 
 def fast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which matrix products are both fast and accurate enough for a direction.
+    """Return the dtype in which matrix products are fast and accurate enough for a direction.
 
     Args:
-        device: Where the products run.
-        dtype: What the matrices come in.
+        device: Device of the products.
+        dtype: Dtype of the matrices.
 
     Returns:
         float64 for float64; bfloat16 where the hardware multiplies it; else float32.
@@ -347,3 +350,14 @@ def _has_bf16(device_type: str) -> bool:
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
     return False
+
+
+def polar_rules() -> list[tuple[str, str]]:
+    """Return what ``polar="auto"`` chooses, in order: (condition, choice)."""
+    return [
+        ("full rank", f"polar {AUTO}, {len(coefficients('auto'))} steps"),
+        (
+            f"the same in float32 or float64, one side at least {GRAM_ASPECT:g} times the other",
+            "its Gram form",
+        ),
+    ]

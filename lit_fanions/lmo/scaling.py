@@ -9,14 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Inputs of fewer digits than these are raised to float32.
+# Other dtypes are converted to float32.
 _EXACT = (torch.float32, torch.float64)
-# Between these a Frobenius norm has not lost squares to underflow or overflow in float32.
+# A Frobenius norm between these has lost no squares to underflow or overflow in float32.
 _TINY, _HUGE = 1e-12, 1e15
 
 
+def check_matrices(m: Tensor) -> None:
+    """Refuse what is no batch of matrices of floating-point numbers.
+
+    Raises:
+        ValueError: With the dtype and shape given.
+    """
+    if m.ndim < 2 or not m.is_floating_point() or 0 in m.shape[-2:]:
+        raise ValueError(
+            "expected floating-point matrices of shape (..., rows, cols) with at least one entry, "
+            f"got {m.dtype} {tuple(m.shape)}"
+        )
+
+
 def largest_entry(m: Tensor) -> Tensor:
-    """The largest absolute entry of each matrix, NaN or infinite where an entry is.
+    """Return the largest absolute entry of each matrix, NaN or infinite where an entry is.
 
     Args:
         m: Matrices, (..., rows, cols).
@@ -32,11 +45,11 @@ def largest_entry(m: Tensor) -> Tensor:
 def unit_frobenius(
     m: Tensor, *, dtype: torch.dtype | None = None, overwrite: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Each matrix over its Frobenius norm; zero stays zero, a non-finite matrix becomes NaN.
+    """Divide each matrix by its Frobenius norm; zero stays zero, a non-finite matrix becomes NaN.
 
     Args:
         m: Matrices, (..., rows, cols), of any float dtype.
-        dtype: Of the answer; None is float32, or float64 for float64.
+        dtype: Dtype of the result; None is float32, or float64 for float64.
         overwrite: Whether the memory of m may be used.
 
     Returns:
@@ -47,7 +60,7 @@ def unit_frobenius(
     m = m if m.dtype in _EXACT else m.float()
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True)
     if m.device.type != "cpu" or not bool(((norm > _TINY) & (norm < _HUGE)).all()):
-        # Squares may have left the range: once more, with the largest entry taken out.
+        # Squares may have under- or overflowed: divide by the largest entry first.
         peak = largest_entry(m)
         peak = torch.where(peak.isfinite(), peak, torch.nan)
         m = m / torch.where(peak == 0, 1.0, peak)
@@ -62,7 +75,7 @@ def unit_frobenius(
 
 
 def frobenius_norm(m: Tensor) -> Tensor:
-    """The Frobenius norm of matrices of ordinary scale, such as weights and directions.
+    """Return the Frobenius norm of matrices of ordinary scale, such as weights and directions.
 
     Args:
         m: Matrices, (..., rows, cols).
@@ -72,19 +85,3 @@ def frobenius_norm(m: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(m.dtype, torch.float32)
     return torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True, dtype=dtype)
-
-
-def blend_part(x: Tensor, blend: str, sign_scale: float) -> Tensor:
-    """What an oracle is blended with, in the memory of x: x itself, or the sign of its entries.
-
-    Args:
-        x: Matrices over their Frobenius norms, (..., rows, cols).
-        blend: frobenius | sign.
-        sign_scale: Size of the sign part's entries.
-
-    Returns:
-        The same shape and dtype. The sign of NaN is 0.
-    """
-    if blend == "frobenius":
-        return x
-    return x.sign_() if sign_scale == 1 else x.sign_().mul_(sign_scale)

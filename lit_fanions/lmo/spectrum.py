@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions import lmo
 from lit_fanions.lmo.factorisations import wide
+from lit_fanions.lmo.scaling import unit_frobenius
+from lit_fanions.lmo.singular_triplets import start_block
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -84,7 +85,7 @@ def measure(
     Returns:
         The spectrum; all NaN for a matrix with a NaN or an infinity.
     """
-    unit, norm = lmo.unit_frobenius(x.detach(), dtype=_dtype(x))
+    unit, norm = unit_frobenius(x.detach(), dtype=_dtype(x))
     finite = norm.isfinite()
     unit = torch.where(finite, unit, 0.0)
     unit = unit if x.shape[-2] >= x.shape[-1] else unit.mT
@@ -149,7 +150,7 @@ def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
     # The same for every matrix and at every step, which then differ by what they are alone.
     generator = torch.Generator().manual_seed(0)
     block, *fresh = (
-        lmo.start_block(x.shape[-2:], width, device=x.device, oversampling=0, generator=generator)
+        start_block(x.shape[-2:], width, device=x.device, oversampling=0, generator=generator)
         .to(x)
         .expand(*x.shape[:-2], x.shape[-1], width)
         .contiguous()

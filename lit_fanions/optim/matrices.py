@@ -6,27 +6,35 @@ becomes a batch of matrices stand in one place, for the optimizer, the factory a
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-Layout = Literal["flatten", "transposed", "batch"]
+LAYOUTS = ("flatten", "transposed", "batch", "batch_transposed")
+if TYPE_CHECKING:
+    Layout = str
+else:
+    Layout = Literal[LAYOUTS]
 Splits = int | list[int] | None
 
 
 def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> list[Tensor]:
-    """A tensor of a parameter's shape as batches of matrices.
+    """Return a tensor of a parameter's shape as batches of matrices of out x in.
 
     Args:
         x: The tensor. With fewer than two dimensions it is one row.
-        layout: ``flatten``: dimension 0 are the rows, the rest the columns, as in convolutions.
-            ``transposed``: the same with dimensions 0 and 1 swapped, as in transposed
-            convolutions. ``batch``: leading dimensions are separate matrices, as in experts.
-        splits: Into how many equal parts, or into which sizes, dimension 0 (for ``batch`` the
-            rows) is cut, each part being a matrix of its own.
+        layout: ``flatten``: dimension 0 becomes the rows, the rest the columns, as in linear layers
+            and convolutions. ``transposed``: the same with dimensions 0 and 1 swapped, as in
+            transposed convolutions and weights stored in x out. ``batch``: leading dimensions are
+            separate matrices, as in experts. ``batch_transposed``: the same, each stored in x out.
+        splits: Number of equal parts, or sizes of the parts, into which the rows are cut, each
+            part being a matrix of its own. In transposed convolutions dimension 0 is cut, as their
+            groups are.
 
     Returns:
         A tensor (count, rows, cols) for each part of unequal splits, else a single one. Views
@@ -36,29 +44,38 @@ def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> li
         ValueError: If the splits do not fit.
     """
     if x.ndim < 2:
-        x = x.reshape(1, -1)
-    elif layout == "batch":
-        x = x.reshape(-1, *x.shape[-2:])
-    dim = 1 if layout == "batch" else 0
-    return [_as_batch(part, layout) for part in _cut(x, dim, splits)]
+        return [part.flatten(2) for part in _cut(x.reshape(1, -1), 0, splits)]
+    if layout in ("batch", "batch_transposed"):
+        x = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+        x = x if layout == "batch" else x.mT
+        return [part.flatten(0, 1) for part in _cut(x, 1, splits)]
+    if layout == "transposed" and x.ndim > 2:
+        return [part.transpose(1, 2).flatten(2) for part in _cut(x, 0, splits)]
+    x = x.mT if layout == "transposed" else x
+    return [part.flatten(2) for part in _cut(x, 0, splits)]
 
 
 def from_matrices(
-    parts: list[Tensor], shape: torch.Size, layout: str = "flatten", splits: Splits = None
+    parts: Sequence[Tensor], shape: torch.Size, layout: str = "flatten", splits: Splits = None
 ) -> Tensor:
-    """The inverse of ``to_matrices``.
+    """Invert ``to_matrices``.
 
     Args:
-        parts: What ``to_matrices`` returned, or tensors of these shapes.
+        parts: The result of ``to_matrices``, or tensors of the same shapes.
         shape: Shape of the parameter.
-        layout: As there.
-        splits: As there.
+        layout: The layout given there.
+        splits: The splits given there.
 
     Returns:
         A tensor of that shape.
     """
     if len(shape) < 2:
         return parts[0].reshape(shape)
+    if layout == "transposed" and len(shape) == 2:
+        return from_matrices(parts, torch.Size((shape[1], shape[0]))).mT
+    if layout == "batch_transposed":
+        swapped = torch.Size((*shape[:-2], shape[-1], shape[-2]))
+        return from_matrices(parts, swapped, "batch").mT
     if layout == "batch":
         count = math.prod(shape[:-2])
         parts = [part.reshape(count, -1, shape[-1]) for part in parts]
@@ -72,27 +89,19 @@ def from_matrices(
 
 
 def _cut(x: Tensor, dim: int, splits: Splits) -> list[Tensor]:
-    """Parts with a new dimension in front of ``dim``: equal parts together, others apart."""
+    """Return parts with a new dimension before ``dim``: equal parts in one tensor, others apart."""
     rows = x.shape[dim]
     if splits is None:
         return [x.unsqueeze(dim)]
     if isinstance(splits, int):
         if splits < 1 or rows % splits:
             raise ValueError(f"splits {splits} does not divide the {rows} rows of {_shape(x)}")
-        return [x.unflatten(dim, (splits, -1))]
-    if sum(splits) != rows:
+        return [x.unflatten(dim, (splits, rows // splits))]
+    if any(size < 1 for size in splits) or sum(splits) != rows:
         raise ValueError(f"splits {splits} do not add up to the {rows} rows of {_shape(x)}")
     if len(set(splits)) == 1:
         return [x.unflatten(dim, (len(splits), -1))]
     return [part.unsqueeze(dim) for part in x.split(splits, dim)]
-
-
-def _as_batch(part: Tensor, layout: str) -> Tensor:
-    if layout == "batch":
-        return part.flatten(0, 1)
-    if layout == "transposed":
-        part = part.transpose(1, 2)
-    return part.flatten(2)
 
 
 def _shape(x: Tensor) -> str:
@@ -100,25 +109,33 @@ def _shape(x: Tensor) -> str:
 
 
 def matrix_shapes(shape: torch.Size, layout: str, splits: Splits) -> list[torch.Size]:
-    """The (count, rows, cols) of each batch of ``to_matrices`` for a parameter of that shape.
+    """Return the (count, rows, cols) of each batch of ``to_matrices`` for a parameter's shape.
 
     Raises:
         ValueError: If the splits do not fit.
     """
-    nothing = torch.empty((), device="meta").expand(shape)
-    return [m.shape for m in to_matrices(nothing, layout, splits)]
+    return _matrix_shapes(shape, layout, tuple(splits) if isinstance(splits, list) else splits)
 
 
-# Distributed tensors: entrywise work is done on the local shard, directions on the whole matrix.
+@functools.lru_cache(maxsize=4096)
+def _matrix_shapes(
+    shape: torch.Size, layout: str, splits: int | tuple[int, ...] | None
+) -> list[torch.Size]:
+    empty = torch.empty((), device="meta", dtype=torch.float32).expand(shape)
+    sizes = list(splits) if isinstance(splits, tuple) else splits
+    return [m.shape for m in to_matrices(empty, layout, sizes)]
+
+
+# Distributed tensors: entrywise operations run on the local shard, directions on whole matrices.
 
 
 def local(x: Tensor) -> Tensor:
-    """This rank's shard, or the tensor itself."""
+    """Return this rank's shard, or the tensor itself if it is not distributed."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def local_grad(p: Tensor) -> Tensor:
-    """This rank's shard of the gradient, placed as the parameter is.
+    """Return this rank's shard of the gradient, placed as the parameter is.
 
     Tensor parallelism leaves partial sums in the gradients of replicated parameters.
     """
@@ -130,7 +147,7 @@ def local_grad(p: Tensor) -> Tensor:
 
 
 def gather(shard: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor from every rank's shard of a tensor laid out as ``like``."""
+    """Return the whole tensor from every rank's shard of a tensor placed as ``like``."""
     if not isinstance(like, DTensor):
         return shard
     return DTensor.from_local(
@@ -144,7 +161,7 @@ def gather(shard: Tensor, like: Tensor) -> Tensor:
 
 
 def scatter(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's shard of a tensor that every rank has, laid out as ``like``."""
+    """Return this rank's shard, placed as ``like``, of a tensor that every rank has."""
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lit_fanions.optim.fanion import algorithm_options, is_entrywise
-from lit_fanions.optim.functional import direction_norm, step_size_factor
+from lit_fanions.optim.algorithms import is_entrywise, oracle
 from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim.options import default_options
+from lit_fanions.optim.step_sizes import step_size_factor
 
 # The attribute by which a user tags a parameter: parameter.fanion_group = "embedding".
 TAG = "fanion_group"
@@ -352,7 +352,7 @@ class Split(list[Assignment]):
 
     def _row(self, assignment: Assignment) -> tuple[str, ...]:
         options = self.group_options(assignment)
-        options = {**algorithm_options(options["algorithm"]), **options}
+        options = {**default_options(options["algorithm"]), **options}
         return (
             assignment.name,
             _shape(assignment.parameter) or "scalar",
@@ -366,7 +366,7 @@ class Split(list[Assignment]):
 
 def _algorithm(options: dict[str, Any]) -> str:
     """The algorithm's name, and where its options are not what the name stands for."""
-    meant = algorithm_options(options["algorithm"])
+    meant = default_options(options["algorithm"])
     names = ("rank", "alpha", "blend", "error_feedback")
     own = [f"{n}={options[n]}" for n in names if n in meant and options[n] != meant[n]]
     return options["algorithm"] + (f"({','.join(own)})" if own else "")
@@ -377,6 +377,6 @@ def _factors(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
     if is_entrywise(options["algorithm"]):
         return
     for _, rows, cols in _shapes(parameter, options):
-        norm = direction_norm(options, rows, cols)
-        factor = step_size_factor(options["scale"], rows, cols, norm)
-        yield "~" if math.isnan(factor) else f"{factor:.4g}"
+        length = oracle(options, rows, cols).length(rows, cols)
+        factor = step_size_factor(options["scale"], rows, cols, length)
+        yield "~" if factor is None else f"{factor:.4g}"

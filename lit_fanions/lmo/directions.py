@@ -1,0 +1,211 @@
+"""Directions of steepest descent: the oracle of a ball, blended with that of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lit_fanions import norms
+from lit_fanions.checks import check_choice, real_number, whole_number
+from lit_fanions.lmo.balls import BALLS, Answer, Ball, Problem, polar_input
+from lit_fanions.lmo.newton_schulz import check_polar, polar_rules, unit_polar
+from lit_fanions.lmo.scaling import check_matrices
+from lit_fanions.lmo.settings import OVERSAMPLING, Settings
+from lit_fanions.lmo.singular_triplets import Triplets, check_solver, solver_rules
+from lit_fanions.lmo.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The oracle of alpha * ball + (1 - alpha) * partner for matrices of one shape.
+
+    Attributes:
+        ball: The ball whose direction has the weight alpha.
+        k: Rank of both directions, from 1 to min(rows, cols), where they have one.
+        alpha: The weight, any finite number.
+        partner: The ball whose direction has the rest.
+        settings: Solvers and their options.
+    """
+
+    ball: Ball
+    k: int
+    alpha: float = 1.0
+    partner: Ball = BALLS["frobenius"]
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def parts(self) -> list[tuple[Ball, float]]:
+        """The balls that have a weight, with it."""
+        weighted = [(self.ball, self.alpha), (self.partner, 1 - self.alpha)]
+        return [(ball, weight) for ball, weight in weighted if weight]
+
+    def solve(
+        self,
+        m: Tensor,
+        *,
+        warm_start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        unit: bool = False,
+        overwrite: bool = False,
+    ) -> Answer:
+        """Return the directions of matrices, without checks and casts.
+
+        Args:
+            m: Matrices, (..., rows, cols).
+            warm_start: Start block for the rank-k solvers, (..., cols, width).
+            generator: CPU generator of their random starts.
+            unit: Whether m has Frobenius norm 1 and the dtype of ``polar_dtype``; only where
+                ``takes_unit``.
+            overwrite: Whether the memory of m may be used.
+        """
+        problem = Problem(m, self.k, self.settings, warm_start, generator, unit, overwrite)
+        if len(self.parts) == 1:
+            ball = self.parts[0][0]
+            return ball.oracle(problem)
+        if self.ball.is_polar(self.k, problem.limit):
+            return self._fused(problem)
+        answer = self.ball.oracle(replace(problem, overwrite=False))
+        rest = self._partner_answer(problem)
+        blended = rest.direction.lerp_(answer.direction.to(rest.direction.dtype), self.alpha)
+        return Answer(blended, answer.triplets or rest.triplets)
+
+    def _fused(self, problem: Problem) -> Answer:
+        """Blend a polar factor with the partner in the last product."""
+        found: list[Triplets | None] = []
+
+        def rest(x: Tensor) -> Tensor:
+            answer = self._partner_answer(replace(problem, m=x, unit=True, overwrite=True))
+            found.append(answer.triplets)
+            return answer.direction.to(x.dtype)
+
+        x, _ = polar_input(problem)
+        settings = self.settings
+        d = unit_polar(x, settings.polar, settings.polar_steps, alpha=self.alpha, partner=rest)
+        return Answer(d, found[0])
+
+    def _partner_answer(self, problem: Problem) -> Answer:
+        """Return the partner's answer to matrices whose NaN the other direction keeps."""
+        if self.partner.part is None:
+            return self.partner.oracle(problem)
+        return Answer(self.partner.part(problem.normalised()[0], self.settings))
+
+    def takes_unit(self, limit: int) -> bool:
+        """Return whether matrices may come normalised in the dtype of ``polar_dtype``."""
+        return bool(self.alpha) and self.ball.is_polar(self.k, limit)
+
+    def basis_columns(self, limit: int) -> int | None:
+        """Return the columns of the basis that the solvers start from; None without a solver."""
+        columns = [ball.basis_columns(self.k, limit, self.settings) for ball, _ in self.parts]
+        return max((n for n in columns if n is not None), default=None)
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the basis of a first step is turned towards the gradient."""
+        return all(ball.warms_up for ball, _ in self.parts)
+
+    def length(self, rows: int, cols: int) -> float | None:
+        """Return the Frobenius norm of the directions; None where it depends on the matrix."""
+        if len(self.parts) > 1:
+            return None
+        ((ball, weight),) = self.parts
+        unit = ball.length(self.k, rows, cols)
+        return None if unit is None else weight * unit * ball.radius(self.settings)
+
+    def dual(self, spectrum: Spectrum, m: Tensor) -> Tensor:
+        """Return the dual norm, what <m, D> can reach: (...).
+
+        Args:
+            spectrum: Spectrum of the matrices.
+            m: The matrices, (..., rows, cols).
+        """
+        total = torch.zeros_like(spectrum.frobenius)
+        for ball, weight in self.parts:
+            total = total + weight * ball.radius(self.settings) * ball.dual(spectrum, m, self.k)
+        return total
+
+    def norm(self) -> norms.Norm:
+        """Return the exact norm in whose unit ball the directions are."""
+        exact = self.ball.norm(self.k)
+        if self.alpha == 1 and self.ball.radius(self.settings) == 1:
+            return exact
+        if self.partner is BALLS["sign"]:
+            return norms.Blend(exact, self.alpha, "sign", self.settings.sign_scale)
+        return norms.Blend(exact, self.alpha, self.partner.norm(self.k))
+
+
+def direction(
+    m: Tensor,
+    *,
+    rank: int | None = None,
+    alpha: float = 1.0,
+    blend: str = "frobenius",
+    sign_scale: float = 1.0,
+    ball: str = "fanion",
+    polar: str = "auto",
+    polar_steps: int | None = None,
+    solver: str = "auto",
+    solver_steps: int | None = None,
+    oversampling: int = OVERSAMPLING,
+    tol: float = 1e-2,
+    warm_start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return the direction of steepest descent D(m) = argmax {<m, d> : |d| <= 1}.
+
+    ``rank=None`` is Muon, ``rank=1`` Neon, ``rank=k`` a k-Fanion; ``alpha < 1`` blends it with
+    normalised SGD (F-), sign descent (S-) or another ball of the table; ``alpha=0`` leaves only
+    that one.
+
+    Args:
+        m: Matrices, (..., rows, cols), of any float dtype; for rank k with entries from 1e-30 to
+            1e30, else of any scale. Leading dimensions are a batch of separate matrices.
+        rank: Rank k of the direction; None, or at least min(rows, cols), is full.
+        alpha: Weight of the direction. Any finite number.
+        blend: Ball that has the weight 1 - alpha: frobenius (m / |m|_F), sign (sign_scale *
+            sign(m)) or any other of ``balls.BALLS``.
+        sign_scale: Size of the sign part's entries.
+        ball: A ball of ``balls.BALLS``; fanion has the rank k, kyfan is the Ky Fan ball of k.
+        polar: Full-rank method, see ``polar``.
+        polar_steps: Its steps; None is the method's own number.
+        solver: Rank-k solver, see ``top_singular``.
+        solver_steps: Its steps; None is the solver's own number.
+        oversampling: Columns of its start block beyond k.
+        tol: Its tolerance.
+        warm_start: Its start block, (..., cols, width); dion needs one.
+        generator: CPU generator of its random starts.
+
+    Returns:
+        The same shape and dtype as m. Zero for a zero matrix; NaN for one with a NaN or an
+        infinity.
+
+    Raises:
+        ValueError: If an option is not possible.
+    """
+    check_matrices(m)
+    check_choice("ball", ball, BALLS)
+    check_choice("blend", blend, BALLS)
+    check_polar(polar, polar_steps)
+    check_solver(solver, solver_steps, oversampling)
+    if "dion" in (ball, blend) and warm_start is None:
+        raise ValueError("dion iterates on a basis: give warm_start, (..., cols, rank)")
+    limit = min(m.shape[-2:])
+    k = limit if rank is None else min(whole_number("rank", rank), limit)
+    settings = Settings(
+        polar=polar,
+        polar_steps=polar_steps,
+        solver=solver,
+        solver_steps=solver_steps,
+        oversampling=oversampling,
+        tol=real_number("tol", tol, 0.0),
+        sign_scale=real_number("sign_scale", sign_scale, above=0.0),
+    )
+    oracle = Oracle(BALLS[ball], k, real_number("alpha", alpha), BALLS[blend], settings)
+    answer = oracle.solve(m.detach(), warm_start=warm_start, generator=generator)
+    return answer.direction.to(m.dtype)
+
+
+def rules() -> list[tuple[str, str]]:
+    """Return what "auto" chooses, in order: (condition, choice) of solvers, then of methods."""
+    return [*solver_rules(), *polar_rules()]

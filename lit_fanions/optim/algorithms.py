@@ -1,0 +1,131 @@
+"""The table of algorithms: names that stand for a ball and options of it.
+
+Beside ``lmo.balls``, which says what each ball is: an algorithm is a ball by the name users know,
+with the options that it stands for (f_muon: the spectral ball blended with Frobenius at .5), or
+one of torch's entrywise optimizers. Whoever wants to know what a group of ``Fanion`` computes asks
+``oracle``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_fanions.checks import check_choice
+from lit_fanions.lmo import BALLS, Oracle, Settings
+
+Rank = int | float | Literal["full"]
+
+_LOW_RANK = 0.25
+
+
+@dataclass(frozen=True)
+class AlgorithmEntry:
+    """What a name stands for.
+
+    Attributes:
+        kind: matrix, for directions of a ball; adamw or sgd, for torch's own steps.
+        ball: Name of the ball in ``lmo.BALLS``; empty unless the kind is matrix.
+        options: Options that the name stands for. Explicit options win.
+    """
+
+    kind: str
+    ball: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _matrix(ball: str, **options: Any) -> AlgorithmEntry:
+    whole = {"rank": "full", "alpha": 1.0, "blend": "frobenius"}
+    return AlgorithmEntry("matrix", ball, {**whole, **options})
+
+
+ALGORITHMS: dict[str, AlgorithmEntry] = {
+    "muon": _matrix("fanion"),
+    "neon": _matrix("fanion", rank=1),
+    "fanion": _matrix("fanion", rank=_LOW_RANK),
+    "kyfan": _matrix("kyfan", rank=_LOW_RANK),
+    "nsgd": _matrix("frobenius"),
+    "signum": _matrix("sign"),
+    "coordinate": _matrix("coordinate"),
+    "row": _matrix("row"),
+    "column": _matrix("column"),
+    "f_muon": _matrix("fanion", alpha=0.5),
+    "f_neon": _matrix("fanion", rank=1, alpha=0.5),
+    "f_fanion": _matrix("fanion", rank=_LOW_RANK, alpha=0.5),
+    "s_muon": _matrix("fanion", alpha=0.5, blend="sign"),
+    "s_neon": _matrix("fanion", rank=1, alpha=0.5, blend="sign"),
+    "s_fanion": _matrix("fanion", rank=_LOW_RANK, alpha=0.5, blend="sign"),
+    "dion": _matrix("dion", rank=_LOW_RANK, error_feedback=True, scale="spectral_unclamped"),
+    "adamw": AlgorithmEntry("adamw"),
+    "sgd": AlgorithmEntry("sgd"),
+}
+if TYPE_CHECKING:
+    Algorithm = str
+    BlendName = str
+else:
+    Algorithm = Literal[tuple(ALGORITHMS)]
+    BlendName = Literal[tuple(BALLS)]
+
+# Algorithms that take tensors of any shape.
+ANY_SHAPE = tuple(
+    name
+    for name, algorithm in ALGORITHMS.items()
+    if algorithm.kind != "matrix" or BALLS[algorithm.ball].any_shape
+)
+
+
+def find_algorithm(name: str) -> AlgorithmEntry:
+    """Return an algorithm by its name.
+
+    Raises:
+        ValueError: If the table has no such name.
+    """
+    check_choice("algorithm", name, ALGORITHMS)
+    return ALGORITHMS[name]
+
+
+def is_entrywise(name: str) -> bool:
+    """Return whether torch's own AdamW or SGD steps groups of an algorithm."""
+    return find_algorithm(name).kind != "matrix"
+
+
+def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
+    """Return the rank that an option asks for in a rows x cols matrix.
+
+    Args:
+        rank: A whole number, clamped to the matrix; a fraction of min(rows, cols); or "full".
+        rows: Number of rows.
+        cols: Number of columns.
+
+    Returns:
+        From 1 to min(rows, cols); 0 for a matrix without entries.
+    """
+    limit = min(rows, cols)
+    if isinstance(rank, str):
+        return limit
+    return min(limit, max(1, round(rank * limit))) if isinstance(rank, float) else min(rank, limit)
+
+
+_SETTINGS = ("polar", "polar_steps", "solver", "solver_steps", "oversampling", "sign_scale")
+
+
+def oracle(group: Mapping[str, Any], rows: int, cols: int) -> Oracle:
+    """Return the oracle that steps the rows x cols matrices of a group.
+
+    Args:
+        group: Options of a matrix group of ``Fanion``.
+        rows: Number of rows.
+        cols: Number of columns.
+    """
+    k = resolve_rank(group["rank"], rows, cols)
+    settings = tuple(group[name] for name in _SETTINGS)
+    return _oracle(group["algorithm"], k, group["alpha"], group["blend"], settings)
+
+
+@functools.lru_cache(maxsize=1024)
+def _oracle(name: str, k: int, alpha: float, blend: str, settings: tuple[Any, ...]) -> Oracle:
+    ball = BALLS[ALGORITHMS[name].ball]
+    options = Settings(**dict(zip(_SETTINGS, settings, strict=True)))
+    return Oracle(ball, k, alpha, BALLS[blend], options)

@@ -1,0 +1,136 @@
+"""Right bases of the rank-k solvers: the state by which a step starts where the last one ended.
+
+A basis is (count, cols, width) for each batch of a parameter's matrices, under the key ``basisN``
+of the parameter's state, N being the number of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_fanions.lmo import Oracle, Triplets, start_block, warmed
+from lit_fanions.optim.algorithms import oracle
+from lit_fanions.optim.matrices import gather, local_grad, matrix_shapes, to_matrices
+
+State = dict[str, Tensor]
+
+
+def key_of_part(part: int) -> str:
+    """Return the key of the basis of a parameter's batch of matrices in its state."""
+    return f"basis{part}"
+
+
+def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator) -> State:
+    """Return first bases for the solvers of a parameter, one for each batch of matrices.
+
+    They are random, and turned towards the gradient where there is one, because a step makes only
+    one iteration.
+
+    Args:
+        p: The parameter.
+        group: Options of its group.
+        generator: A CPU generator.
+
+    Returns:
+        Tensors (count, cols, width) by their keys in the state; empty where no solver needs one.
+    """
+    bases = {}
+    for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
+        solver = oracle(group, *shape[-2:])
+        columns = solver.basis_columns(min(shape[-2:])) if shape.numel() else None
+        if columns is not None:
+            bases[key_of_part(part)] = start_block(
+                shape, columns, device=p.device, generator=generator, oversampling=0
+            )
+    return warm_bases(p, bases, group)
+
+
+def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
+    """Return the bases turned towards the gradient, if there is one.
+
+    Args:
+        p: The parameter.
+        bases: Its bases by their keys.
+        group: Options of its group.
+    """
+    if p.grad is None or not bases:
+        return bases
+    gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
+    return {
+        key_of_part(part): warmed(m, bases[key_of_part(part)])
+        if oracle(group, *m.shape[-2:]).warms_up
+        else bases[key_of_part(part)]
+        for part, m in enumerate(gradients)
+        if key_of_part(part) in bases
+    }
+
+
+def is_cold(state: State) -> bool:
+    """Return whether a state has bases that no gradient has turned yet; waits for the device.
+
+    A momentum of zero tells: the parameter had no gradient when its state was made, or the state
+    was saved before the first step.
+    """
+    return "basis0" in state and not bool(state["momentum"].any())
+
+
+def take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:
+    """Return the basis that a step starts from, (count, cols, columns).
+
+    Options may have changed since the stored one was made: a missing or too narrow basis is drawn
+    anew from the seed and warmed with the matrices, so that a resumed run draws the same.
+
+    Args:
+        basis: The stored basis, (count, cols, width), or None.
+        m: Matrices, (count, rows, cols).
+        columns: Columns that the solver needs.
+        seed: The group's seed.
+    """
+    if basis is not None and basis.shape[-1] >= columns:
+        return basis[..., :columns]
+    generator = torch.Generator().manual_seed(seed)
+    block = start_block(m.shape, columns, device=m.device, generator=generator, oversampling=0)
+    return warmed(m, block).to(block.dtype if basis is None else basis.dtype)
+
+
+def next_basis(triplets: Triplets, basis: Tensor) -> Tensor:
+    """Return the basis for the next step: right singular vectors in place of the old columns.
+
+    Columns that the triplets do not reach stay, and the whole basis of a zero matrix.
+
+    Args:
+        triplets: The triplets that the solver found.
+        basis: The basis that it started from, (count, cols, columns).
+    """
+    new = triplets.Vh.mT
+    width = min(new.shape[-1], basis.shape[-1])
+    new = torch.cat([new[..., :width].to(basis.dtype), basis[..., width:]], -1)
+    return torch.where(triplets.S.amax(-1)[..., None, None] > 0, new, basis)
+
+
+def gather_bases(
+    states: Sequence[State], m: Tensor, part: int, solver: Oracle, seed: int
+) -> Tensor | None:
+    """Return the bases of a batch of matrices of several parameters, (matrices, cols, columns).
+
+    None if the solver needs none; stored ones are dropped then, as they would be stale later.
+
+    Args:
+        states: State of each parameter.
+        m: Their matrices, (matrices, rows, cols), equally many for each.
+        part: Number of the batch in ``to_matrices``.
+        solver: Oracle of the matrices.
+        seed: The group's seed.
+    """
+    key = key_of_part(part)
+    columns = solver.basis_columns(min(m.shape[-2:]))
+    if columns is None:
+        for state in states:
+            state.pop(key, None)
+        return None
+    each = zip(states, m.split(len(m) // len(states)), strict=True)
+    return torch.cat([take_basis(state.get(key), x, columns, seed) for state, x in each])

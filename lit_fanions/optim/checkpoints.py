@@ -1,0 +1,95 @@
+"""What a state_dict must have to be loaded, and the dtypes that torch's loading loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.groups import named_parameters
+
+if TYPE_CHECKING:
+    from lit_fanions.optim.fanion import Fanion
+
+_Groups = Sequence[Mapping[str, Any]]
+
+
+def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a state_dict against the groups of an optimizer and return it completed.
+
+    Args:
+        own: Groups of the optimizer.
+        state_dict: The dict to load. Options younger than it stay as they are.
+
+    Raises:
+        ValueError: If groups, their algorithms, their parameters' names or shapes differ.
+    """
+    saved = state_dict["param_groups"]
+    _check_same_groups(own, saved)
+    for group, saved_group in zip(own, saved, strict=True):
+        for (name, p), index in zip(named_parameters(group), saved_group["params"], strict=True):
+            _check_same_shape(name, p, state_dict["state"].get(index, {}))
+    # torch keeps names where the optimizer has some; those of the dict belong to another model.
+    completed = [
+        {**group, **{key: value for key, value in saved_group.items() if key != "param_names"}}
+        for group, saved_group in zip(own, saved, strict=True)
+    ]
+    for group, mine in zip(completed, own, strict=True):
+        if "param_names" in mine:
+            group["param_names"] = list(mine["param_names"])
+    return {**state_dict, "param_groups": completed}
+
+
+def _check_same_groups(own: _Groups, saved: _Groups) -> None:
+    readings: list[tuple[str, Callable[[_Groups], list[Any]]]] = [
+        ("groups", lambda groups: [g.get("name") for g in groups]),
+        ("algorithms", lambda groups: [g.get("algorithm") for g in groups]),
+        ("numbers of parameters", lambda groups: [len(g["params"]) for g in groups]),
+    ]
+    # Names do not matter to torch either where one side has none.
+    if all("param_names" in group for group in (*own, *saved)):
+        readings.insert(
+            2, ("parameters", lambda groups: [n for g in groups for n in g["param_names"]])
+        )
+    for what, read in readings:
+        ours, theirs = read(own), read(saved)
+        if ours != theirs:
+            odd = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
+            raise ValueError(
+                f"the checkpoint was saved with other {what}: {odd[1]!r} there, {odd[0]!r} here; "
+                "load it into an optimizer with the same configuration and model"
+            )
+
+
+def _check_same_shape(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+    for key in ("momentum", "exp_avg"):
+        if key in state and state[key].shape != p.shape:
+            raise ValueError(
+                f"the checkpoint's {key} of {name} has shape {tuple(state[key].shape)}, the "
+                f"parameter {tuple(p.shape)}: it is another model's"
+            )
+
+
+def restore_dtypes(optimizer: Fanion, state_dict: Mapping[str, Any]) -> None:
+    """Give the state of an optimizer the dtypes of the state_dict that torch has just loaded.
+
+    torch casts the state to the parameter's dtype, which would round the float32 momentum of a
+    bfloat16 parameter, and leaves counters on the device where they were saved. Kernels of adamw
+    and sgd want the parameter's dtype. Every tensor is a copy: the dict stays its owner's.
+
+    Args:
+        optimizer: The optimizer, with the loaded state.
+        state_dict: The dict, as hooks and checks have left it.
+    """
+    for group, saved_group in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        entrywise = is_entrywise(group["algorithm"])
+        for p, index in zip(group["params"], saved_group["params"], strict=True):
+            for key, saved in state_dict["state"].get(index, {}).items():
+                value = saved if isinstance(saved, Tensor) else torch.tensor(float(saved))
+                cast = entrywise and key != "step" and value.is_floating_point()
+                dtype = p.dtype if cast else value.dtype
+                optimizer.state[p][key] = value.to(p.device, dtype, copy=True)

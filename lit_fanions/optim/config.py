@@ -1,0 +1,148 @@
+"""The configuration of a whole network's optimizer: typed, nested, from YAML or mappings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lit_fanions.checks import did_you_mean
+from lit_fanions.optim.options import GroupOptions
+from lit_fanions.optim.schedules import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class Override(GroupOptions):
+    """Exceptions for one group, and which parameters belong to it."""
+
+    parameters: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    schedule: ScheduleConfig | None = None
+
+
+Override.__doc__ = f"""{Override.__doc__}
+
+    A standard group (matrix, embedding, head, vector, other) needs no selector; with one, the
+    selected parameters join it.
+
+    Args:
+        parameters: Patterns of parameter names, * for anything.
+        modules: Names of module classes; their own parameters are selected.
+        schedule: Schedule of this group. Default: the configuration's.
+{(GroupOptions.__doc__ or "").partition("Args:")[2].lstrip(chr(10))}"""
+
+
+@dataclass(frozen=True)
+class FanionConfig:
+    """The optimizer of a whole network.
+
+    Args:
+        matrix: Options of the matrices.
+        other: Options of everything else: embeddings, output heads, biases and gains.
+        overrides: Exceptions by group name, for one of the standard groups (matrix, embedding,
+            head, vector, other) or for a group of your own, selected by ``parameters`` (name
+            patterns) or ``modules`` (class names). It starts from ``matrix`` or from ``other``,
+            whichever steps by its kind of algorithm.
+        schedule: Schedule of lr and momentum, for groups without one of their own.
+    """
+
+    matrix: GroupOptions = field(default_factory=GroupOptions)
+    other: GroupOptions = field(default_factory=GroupOptions)
+    overrides: dict[str, Override] = field(default_factory=dict)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    @classmethod
+    def from_dict(cls, config: FanionConfig | Mapping[str, Any] | None) -> FanionConfig:
+        """Return a configuration from nested mappings, such as a checkpoint's hyperparameters.
+
+        Args:
+            config: A mapping with some of the fields, where None stands for an empty section; a
+                FanionConfig, returned as it is; or None for the defaults.
+
+        Raises:
+            ValueError: If there is a key that the configuration does not have.
+        """
+        if config is None or isinstance(config, FanionConfig):
+            return config or cls()
+        return _build(cls, config, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain dicts without the options that are None."""
+        return _plain(self)
+
+    def updated(self, changes: Mapping[str, Any]) -> FanionConfig:
+        """Return the configuration with parts replaced.
+
+        Args:
+            changes: Options of the matrices by name, or parts (matrix, other, overrides, schedule)
+                as mappings, whose options replace those of the part.
+
+        Raises:
+            ValueError: If there is a key that the configuration does not have.
+        """
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        options = {key: value for key, value in changes.items() if key not in parts}
+        for name, value in changes.items():
+            if name not in parts or value is None:
+                continue
+            if not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+                raise ValueError(f"{name} must be a mapping, got {value!r}")
+            parts[name] = _build_part(name, {**_plain(parts[name]), **_plain(value)}, name)
+        if options:
+            given = {**_plain(parts["matrix"]), **options}
+            parts["matrix"] = _build_part("matrix", given, "matrix")
+        return FanionConfig(**parts)
+
+
+# A module that takes a configuration and calls save_hyperparameters() puts it into its checkpoints,
+# which torch.load reads with weights_only.
+torch.serialization.add_safe_globals([FanionConfig, GroupOptions, Override, ScheduleConfig])
+
+_PARTS: dict[str, type] = {
+    "matrix": GroupOptions,
+    "other": GroupOptions,
+    "schedule": ScheduleConfig,
+}
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    """Return an instance of a configuration class from a mapping."""
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'the configuration'} must be a mapping, got {values!r}")
+    names = [f.name for f in dataclasses.fields(cls)]
+    built = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in names:
+            hint = did_you_mean(key, names)
+            raise ValueError(f"{path} is no option (allowed: {', '.join(names)}){hint}")
+        nested = key in _PARTS or key == "overrides"
+        if value is None and nested:
+            continue
+        built[key] = _build_part(key, value, path) if nested else value
+    return cls(**built)
+
+
+def _build_part(name: str, value: Any, path: str) -> Any:
+    if name in _PARTS:
+        return _build(_PARTS[name], value, path)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} must be a mapping of group names, got {value!r}")
+    return {
+        group: _build(Override, {} if part is None else part, f"{path}.{group}")
+        for group, part in value.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: _plain(v) for name, v in fields.items() if v is not None}
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return value

@@ -1,0 +1,106 @@
+"""Steps of adamw and sgd groups by torch's own functions, one call for many tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from lit_fanions.optim.finiteness import finite_flags
+from lit_fanions.optim.matrices import local, local_grad
+
+_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
+State = dict[str, Tensor]
+
+
+def first_state(p: Tensor, algorithm: str) -> State:
+    """Return the state of a parameter of an adamw or sgd group before its first step."""
+    state = {name: torch.zeros_like(p) for name in _MOMENTS[algorithm]}
+    if algorithm == "adamw":
+        state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+    return state
+
+
+def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State]) -> None:
+    """Step a group of adamw or sgd.
+
+    A CPU looks at the flags of non-finite gradients and leaves skipped parameters out of the one
+    call. Elsewhere looking would wait for the device: torch's fused kernels leave a step out when
+    ``found_inf`` is 1, and a call has one such flag, so every parameter gets a call of its own.
+
+    Args:
+        group: The group.
+        states: State of each of its parameters.
+    """
+    parameters = [p for p in group["params"] if p.grad is not None]
+    if not parameters:
+        return
+    flags = finite_flags(parameters, states, group)
+    skips = group["nonfinite"] == "skip"
+    on_cpu = [p for p in parameters if p.device.type == "cpu"]
+    others = [p for p in parameters if p.device.type != "cpu"]
+    if on_cpu:
+        _step([p for p in on_cpu if not skips or flags[p]], group, states, None)
+    if others and not skips:
+        _step(others, group, states, None)
+    elif others:
+        for p in others:
+            _step([p], group, states, 1.0 - flags[p].float())
+
+
+def _step(
+    parameters: Sequence[Tensor],
+    group: Mapping[str, Any],
+    states: Mapping[Tensor, State],
+    found_inf: Tensor | None,
+) -> None:
+    """Step parameters by one call of torch's function."""
+    if not parameters:
+        return
+    moments = _MOMENTS[group["algorithm"]]
+    own = [[local(p), *(local(states[p][name]) for name in moments)] for p in parameters]
+    used = [
+        _one_layout([weight, local_grad(p).to(weight.dtype), *rest])
+        for p, (weight, *rest) in zip(parameters, own, strict=True)
+    ]
+    lists = [list(tensors) for tensors in zip(*used, strict=True)]
+    if group["algorithm"] == "adamw":
+        adamw(
+            *lists, [], [states[p]["step"] for p in parameters], fused=True, found_inf=found_inf,
+            amsgrad=False, maximize=False, beta1=group["momentum"], beta2=group["beta2"],
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip
+    else:
+        sgd(
+            *lists, fused=_has_fused_sgd(lists[0]), found_inf=found_inf, lr=group["lr"],
+            weight_decay=group["weight_decay"], momentum=group["momentum"], dampening=0.0,
+            nesterov=group["nesterov"], maximize=False,
+        )  # fmt: skip
+    for kept, (weight, _, *rest) in zip(own, used, strict=True):
+        for target, stepped in zip(kept, (weight, *rest), strict=True):
+            if target is not stepped:
+                target.copy_(stepped)
+
+
+def _has_fused_sgd(weights: Sequence[Tensor]) -> bool:
+    # torch 2.11 leaves most entries of 16-bit parameters unstepped on CPUs, without an error.
+    wide = (torch.float32, torch.float64)
+    return all(w.device.type != "cpu" or w.dtype in wide for w in weights)
+
+
+def _one_layout(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the tensors, or contiguous copies: fused kernels walk memory, not indices."""
+    strides = tensors[0].stride()
+    same = all(t.stride() == strides for t in tensors)
+    if same and (tensors[0].is_contiguous() or _is_dense(tensors[0])):
+        return tensors
+    return [t.clone(memory_format=torch.contiguous_format) for t in tensors]
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Return whether the entries lie next to each other in memory, in any order."""
+    return torch.empty_like(x, device="meta").stride() == x.stride()

@@ -1,0 +1,101 @@
+"""Checks of whole parameter groups: options that exclude each other, parameters without a matrix.
+
+Beside ``options``, where each option is checked alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lit_fanions.lmo import BALLS
+from lit_fanions.lmo.newton_schulz import check_polar
+from lit_fanions.lmo.singular_triplets import check_solver
+from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
+from lit_fanions.optim.matrices import matrix_shapes
+
+# Keys that torch, its schedulers and the factory keep in a group beside the options.
+KEPT = (
+    "params", "param_names", "name", "algorithm", "config_group", "initial_lr", "initial_momentum",
+)  # fmt: skip
+
+
+def named_parameters(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """Return the parameters of a group with their names, or numbers in place of names."""
+    unnamed = [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
+    # A list, not a generator: torch.compile cannot trace ``yield from zip(..., strict=True)``.
+    return list(zip(group.get("param_names", unnamed), group["params"], strict=True))
+
+
+def check_combination(group: Mapping[str, Any], where: str) -> None:
+    """Refuse options that exclude each other, and warn where there is no norm.
+
+    Args:
+        group: All options of a group, each checked.
+        where: What to call the group in messages.
+
+    Raises:
+        ValueError: If solvers cannot take their steps, or error feedback has nothing to keep.
+    """
+    entry = find_algorithm(group["algorithm"])
+    if entry.kind != "matrix":
+        return
+    try:
+        check_polar(group["polar"], group["polar_steps"])
+        check_solver(group["solver"], group["solver_steps"], group["oversampling"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if group["error_feedback"]:
+        ball = BALLS[entry.ball]
+        rank = group["rank"]
+        full = rank == "full" or (isinstance(rank, float) and rank == 1)
+        if not ball.feedback or group["alpha"] == 0 or (full and ball.is_polar(2, 2)):
+            able = [
+                name
+                for name, one in ALGORITHMS.items()
+                if one.kind == "matrix" and BALLS[one.ball].feedback
+            ]
+            raise ValueError(
+                f"{where}: error feedback keeps what a step of low rank leaves behind, which rank "
+                f"{rank!r} and alpha {group['alpha']} do not have: choose one of "
+                f"{', '.join(able)} with a rank below full and alpha above 0"
+            )
+    if not 0 <= group["alpha"] <= 1:
+        warnings.warn(
+            f"{where}: alpha = {group['alpha']} is outside [0, 1]: the step is the oracle of no "
+            "norm",
+            stacklevel=4,
+        )
+
+
+def check_parameters(group: Mapping[str, Any]) -> None:
+    """Refuse parameters that the algorithm of their group cannot step, and warn of clamped ranks.
+
+    Raises:
+        TypeError: If a parameter is not of real floating-point numbers.
+        ValueError: If a parameter has no matrix form.
+    """
+    clamped = False
+    for name, p in named_parameters(group):
+        if not p.is_floating_point():
+            raise TypeError(f"{name} is {p.dtype}; Fanion steps real floating-point parameters")
+        if is_entrywise(group["algorithm"]):
+            continue
+        if p.ndim < 2 and group["algorithm"] not in ANY_SHAPE:
+            raise ValueError(
+                f"{name} has shape {tuple(p.shape)}, which is no matrix for {group['algorithm']}; "
+                f"give it to a group of {', '.join(ANY_SHAPE)}"
+            )
+        if group["layout"].startswith("batch") and p.ndim < 2:
+            raise ValueError(f"{name} has shape {tuple(p.shape)}, which is no batch of matrices")
+        for _, rows, cols in matrix_shapes(p.shape, group["layout"], group["splits"]):
+            clamped |= isinstance(group["rank"], int) and group["rank"] > min(rows, cols)
+    if clamped:
+        warnings.warn(
+            f"group {group['name']!r}: rank {group['rank']} is more than some of its matrices have "
+            "and is clamped to their smaller dimension",
+            stacklevel=4,
+        )

@@ -1,0 +1,52 @@
+"""Step-size rules: the factor that multiplies lr for a matrix of out x in.
+
+The names and formulas are torch.optim.Muon's, generalised to every ball by the length of its
+directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+# RMS of an update of AdamW, which match_rms_adamw aims at (arXiv 2502.16982).
+MATCHED_RMS = 0.2
+
+
+def _match_rms_adamw(rows: int, cols: int, length: float | None) -> float | None:
+    return None if length is None else MATCHED_RMS * math.sqrt(rows * cols) / length
+
+
+SCALES: dict[str, Callable[[int, int, float | None], float | None]] = {
+    "none": lambda rows, cols, length: 1.0,
+    "original": lambda rows, cols, length: math.sqrt(max(1.0, rows / cols)),
+    "match_rms_adamw": _match_rms_adamw,
+    "spectral_unclamped": lambda rows, cols, length: math.sqrt(rows / cols),
+}
+if TYPE_CHECKING:
+    Scale = str
+else:
+    Scale = Literal[tuple(SCALES)]
+
+
+def step_size_factor(scale: str, rows: int, cols: int, length: float | None) -> float | None:
+    """Return the factor of a step-size rule.
+
+    ``none`` 1; ``original`` sqrt(max(1, rows / cols)); ``spectral_unclamped`` sqrt(rows / cols);
+    ``match_rms_adamw`` .2 sqrt(rows * cols) / length, which gives the step an RMS of .2 lr whatever
+    the direction's length, and is torch's .2 sqrt(max(rows, cols)) for Muon.
+
+    Args:
+        scale: Name of the rule.
+        rows: Outputs of the matrix.
+        cols: Inputs of the matrix.
+        length: Frobenius norm of the directions; None where it depends on the matrix.
+
+    Returns:
+        The factor; None where it depends on a length that is not known beforehand.
+
+    Raises:
+        KeyError: If there is no such rule.
+    """
+    return SCALES[scale](rows, cols, length)
