@@ -178,8 +178,9 @@ class Fanion(torch.optim.Optimizer):
         """
         named = bool(self.param_groups) and "param_names" in self.param_groups[0]
         params = group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params)
-        if named and params and all(isinstance(p, Tensor) for p in params):
+        params = [params] if isinstance(params, Tensor) else params
+        params = params if isinstance(params, (list, tuple, set)) else list(params)
+        if named and not isinstance(params, set) and all(isinstance(p, Tensor) for p in params):
             params = [(f"{group['name']}.{i}", p) for i, p in enumerate(params)]
         return {**group, "params": params}
 

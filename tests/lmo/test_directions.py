@@ -1,5 +1,6 @@
 """The family of directions and its rank-k solvers, against the exact norms of lit_fanions.norms."""
 
+import dataclasses
 import re
 from typing import get_args
 
@@ -247,54 +248,63 @@ class TestDirection:
             scaled = lmo.direction(m * scale, **options)
             torch.testing.assert_close(scaled, d, rtol=0, atol=2e-2)
 
-    def test_solve_is_direction_with_memory_that_it_may_use(self, options, products):
+    def test_oracle_may_use_the_memory_of_the_matrices(self, options, products):
         m = gaussian(3, 70, 80)
-        defaults = {"rank": None, **{k: v for k, v in options.items() if k != "polar"}}
-        defaults["polar_method"] = options.get("polar", "auto")
+        known = {f.name for f in dataclasses.fields(lmo.Settings)}
+        settings = lmo.Settings(**{k: v for k, v in options.items() if k in known})
+        oracle = lmo.Oracle(
+            lmo.BALLS[options.get("ball", "fanion")],
+            options.get("rank") or 70,
+            options.get("alpha", 1.0),
+            lmo.BALLS[options.get("blend", "frobenius")],
+            settings,
+        )
         wanted = lmo.direction(m, **options)
         for overwrite in (False, True):
-            d, _ = lmo.solve(m.clone(), **defaults, overwrite=overwrite)
+            d = oracle.solve(m.clone(), overwrite=overwrite).direction
             torch.testing.assert_close(d.to(m.dtype), wanted, rtol=0, atol=1e-6)
-            if options.get("ball") or options.get("rank"):
+            if not oracle.takes_unit(70):
                 continue
-            x, _ = lmo.unit_frobenius(m, dtype=lmo.polar_dtype(m, defaults["polar_method"]))
-            if options.get("alpha") == 0:
-                x, _ = lmo.unit_frobenius(m)
+            x, _ = lmo.unit_frobenius(m, dtype=lmo.polar_dtype(m, settings.polar))
             before = x.clone()
-            d, _ = lmo.solve(x, **defaults, unit=True, overwrite=overwrite)
+            d = oracle.solve(x, unit=True, overwrite=overwrite).direction
             torch.testing.assert_close(d.to(m.dtype), wanted, rtol=0, atol=1e-6)
-            assert overwrite or torch.equal(x, before)
+            assert overwrite or oracle.alpha != 1 or torch.equal(x, before)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 0.0, 0.3, 1.0, 1.1])
 @pytest.mark.parametrize("rank", [1, 4, None])
-@pytest.mark.parametrize("blend", get_args(lmo.BlendName))
+@pytest.mark.parametrize("blend", ("frobenius", "sign", "row", "nuclear"))
 def test_blends_are_the_weighted_sums_of_the_oracles(alpha, rank, blend):
     m = gaussian(2, 40, 50)
     inside = norms.Spectral() if rank is None else norms.KyFanDual(rank)
     d = lmo.direction(
         m, rank=rank, alpha=alpha, blend=blend, sign_scale=0.3, polar="exact", solver="exact"
     )
+    partner = {"row": norms.MaxRow(), "nuclear": norms.Nuclear()}.get(blend, blend)
     scale = 0.3 if blend == "sign" else 1.0
-    exact = norms.Blend(inside, alpha, blend, sign_scale=scale).lmo(m)
+    exact = norms.Blend(inside, alpha, partner, sign_scale=scale).lmo(m)
     torch.testing.assert_close(d.double(), exact, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-@pytest.mark.parametrize("blend", get_args(lmo.BlendName))
+@pytest.mark.parametrize("blend", ("frobenius", "sign", "row", "nuclear"))
 @pytest.mark.parametrize(
     "ball, rank, norm",
     [
         ("kyfan", 3, norms.KyFan(3)),
         ("kyfan", None, norms.Nuclear()),
         ("coordinate", None, norms.SumEntry()),
+        ("row", None, norms.MaxRow()),
+        ("column", None, norms.MaxColumn()),
     ],
 )
 def test_other_balls_blend_too(ball, rank, norm, blend, alpha):
     m = gaussian(2, 40, 50)
     options = {"polar": "exact", "solver": "exact"}
     d = lmo.direction(m, ball=ball, rank=rank, alpha=alpha, blend=blend, **options)
-    exact = norms.Blend(norm, alpha, blend).lmo(m)
+    partner = {"row": norms.MaxRow(), "nuclear": norms.Nuclear()}.get(blend, blend)
+    exact = norms.Blend(norm, alpha, partner).lmo(m)
     torch.testing.assert_close(d.double(), exact, rtol=0, atol=1e-5)
 
 
@@ -312,7 +322,7 @@ def test_kyfan_takes_the_longer_of_its_two_vertices(k):
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_coordinate_direction_is_the_sign_of_the_largest_entry(name):
     m = MATRICES[name]
-    d = lmo.coordinate(m)
+    d = lmo.direction(m, ball="coordinate")
     assert d.dtype == m.dtype
     assert quality(m, d, norms.SumEntry()) == pytest.approx(1)
     assert (norms.SumEntry().value(d) == (m.amax((-2, -1)) != 0).double()).all()

@@ -12,7 +12,7 @@ from lit_fanions import norms
 from lit_fanions.callbacks import quantities
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.spectrum import QUANTILES
-from lit_fanions.optim.fanion import algorithm_options
+from lit_fanions.optim.options import default_options
 
 SHAPES = [(140, 300), (512, 160), (200, 200), (512, 512)]
 SMALL_SHAPES = [(1, 7), (5, 1), (12, 30), (128, 40), (3, 9, 6)]
@@ -200,7 +200,7 @@ GROUPS: list[tuple[dict[str, Any], Callable[[], norms.Norm]]] = [
 
 @pytest.mark.parametrize(("options", "norm"), GROUPS, ids=str)
 def test_the_dual_is_that_of_the_group(options, norm):
-    group = {**algorithm_options(options["algorithm"]), **options}
+    group = {**default_options(options["algorithm"]), **options}
     for shape in [(9, 14), (3, 12, 8)]:
         x = matrices(shape, "gaussian", 0)
         got = quantities.own_dual(spectra.measure(x, exact=True), x, group)

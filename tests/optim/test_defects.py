@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.bench.step import peak_bytes
 from lit_fanions import Fanion, configure_optimizers, split_parameters
-from lit_fanions.optim import functional
+from lit_fanions.optim import update
 
 # The package's attribute of that name is the function.
 polar_module = importlib.import_module("lit_fanions.lmo.newton_schulz")
@@ -72,7 +72,7 @@ def test_parameters_of_one_shape_stay_separate_matrices(options, monkeypatch):
         together = [[p for p in parameters if p.shape == shape] for shape in shapes]
         return together if stacked else [[p] for p in parameters]
 
-    monkeypatch.setattr(functional, "_stacks", stacks)
+    monkeypatch.setattr(update, "stacks", stacks)
 
     def train() -> list[Tensor]:
         ps = [parameter(12, 8, seed=i) for i in range(3)]
@@ -120,7 +120,7 @@ def test_a_preset_that_must_not_be_continued_refuses_other_counts(steps):
 @pytest.mark.parametrize("algorithm", [name for name in MATRIX if name != "dion"])
 def test_the_momentum_is_the_average_of_the_gradients_and_nothing_else(algorithm, nesterov, dtype):
     p = parameter(10, 6, dtype=dtype)
-    optimizer = Fanion([p], algorithm=algorithm, nesterov=nesterov, momentum=0.9)
+    optimizer = Fanion([p], algorithm=algorithm, nesterov=nesterov, momentum=0.9, lr=0.02)
     want = torch.zeros(10, 6, dtype=dtype)
     for i in range(4):
         p.grad = normal(10, 6, seed=i).to(dtype)
@@ -241,7 +241,7 @@ def test_gradients_are_left_as_they_are(algorithm, options, nonfinite):
     if algorithm == "adamw":
         options = {}
     p, bad = parameter(6, 4), parameter(6, 4)
-    optimizer = Fanion([p, bad], algorithm=algorithm, nonfinite=nonfinite, **options)
+    optimizer = Fanion([p, bad], algorithm=algorithm, nonfinite=nonfinite, **options, lr=0.02)
     p.grad, bad.grad = normal(6, 4), torch.full((6, 4), math.nan)
     grad, before = p.grad, p.grad.clone()
     optimizer.step()
@@ -256,7 +256,7 @@ def test_gradients_are_left_as_they_are(algorithm, options, nonfinite):
 @pytest.mark.parametrize("algorithm", ["muon", "dion", "adamw"])
 def test_a_closure_is_called_once_with_gradients_on(algorithm):
     p = parameter(6, 4)
-    optimizer = Fanion([p], algorithm=algorithm)
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.02)
     calls = []
 
     def closure() -> Tensor:
@@ -306,7 +306,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("muon", {"splits": 2}),
     ("adamw", {"beta2": 0.5}),
     ("adamw", {"eps": 0.1}),
-    ("sgd", {"nesterov": False}),
+    ("sgd", {"nesterov": True}),
 ]
 
 
@@ -348,7 +348,7 @@ def test_every_group_keeps_its_own_options():
 @pytest.mark.parametrize("algorithm", EVERY)
 def test_training_survives_one_nan(algorithm):
     p = parameter(8, 6)
-    optimizer = Fanion([p], algorithm=algorithm)
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.02)
     run(optimizer, 2)
     p.grad = torch.full((8, 6), math.nan)
     optimizer.step()
@@ -366,13 +366,13 @@ def test_training_survives_one_nan(algorithm):
 @pytest.mark.parametrize("loaded", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_momentum_of_another_dtype_can_be_loaded_and_stepped(algorithm, loaded):
     p = parameter(8, 6, dtype=torch.bfloat16)
-    optimizer = Fanion([p], algorithm=algorithm)
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.02)
     run(optimizer, 2)
     state = copy.deepcopy(optimizer.state_dict())
     for value in (state["state"][0][key] for key in ("momentum", "exp_avg", "exp_avg_sq")
                   if key in state["state"][0]):  # fmt: skip
         value.data = value.data.to(loaded)
-    other = Fanion([p], algorithm=algorithm)
+    other = Fanion([p], algorithm=algorithm, lr=0.02)
     other.load_state_dict(state)
     run(other, 2, start=2)
     assert p.isfinite().all()
@@ -382,7 +382,7 @@ def test_a_momentum_of_another_dtype_can_be_loaded_and_stepped(algorithm, loaded
 def test_every_state_is_there_after_a_step_that_steps_nothing(algorithm):
     p = parameter(8, 6)
     before = p.detach().clone()
-    optimizer = Fanion([p], algorithm=algorithm)
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.02)
     optimizer.step()
     keys = set(optimizer.state[p])
     assert torch.equal(p, before) and keys
@@ -491,7 +491,7 @@ YOUNGER = ["solver_steps", "oversampling", "stack_entries"]
 
 @pytest.mark.parametrize("algorithm", EVERY)
 def test_a_pickle_from_before_options_existed_can_be_stepped(algorithm):
-    optimizer = Fanion([parameter(6, 4)], algorithm=algorithm)
+    optimizer = Fanion([parameter(6, 4)], algorithm=algorithm, lr=0.02)
     run(optimizer, 1)
     straight = copy.deepcopy(optimizer)
     for option in YOUNGER:
@@ -599,8 +599,7 @@ def test_chunks_step_as_the_whole(shape, options, algorithm, nesterov, momentum_
         p = parameter(*shape)
         optimizer = Fanion(
             [p], algorithm=algorithm, nesterov=nesterov, weight_decay=0.1, renormalize=True,
-            momentum_dtype=momentum_dtype, stack_entries=entries, **options,
-        )  # fmt: skip
+            momentum_dtype=momentum_dtype, stack_entries=entries, **options, lr=0.02)  # fmt: skip
         run(optimizer, 2)
         p.grad.view(-1)[-1] = math.nan
         optimizer.step()

@@ -20,7 +20,7 @@ from lit_fanions import (
     configure_optimizers,
     split_parameters,
 )
-from lit_fanions.optim.fanion import algorithm_options
+from lit_fanions.optim.options import default_options
 
 EVERY = [
     "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",
@@ -111,7 +111,7 @@ def test_every_option_reaches_its_groups():
 def test_every_option_of_an_algorithm_can_be_configured():
     fields = {f.name for f in dataclasses.fields(GroupOptions)}
     for algorithm in EVERY:
-        assert set(algorithm_options(algorithm)) - fields <= {"layout", "seed"}
+        assert set(default_options(algorithm)) <= fields
 
 
 def test_the_defaults_are_those_that_the_help_tells():

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_fanions.optim.functional import direction_norm, resolve_rank, step_size_factor
-from lit_fanions.optim.matrices import from_matrices, gather, local, matrix_shapes, scatter
+from lit_fanions.optim.algorithms import oracle, resolve_rank
+from lit_fanions.optim.matrices import LAYOUTS, from_matrices, gather, local, matrix_shapes, scatter
 from lit_fanions.optim.matrices import to_matrices as convert
-
-LAYOUTS = ["flatten", "transposed", "batch"]
+from lit_fanions.optim.options import default_options
+from lit_fanions.optim.step_sizes import step_size_factor
 
 
 def counted(*shape: int) -> Tensor:
@@ -88,6 +88,14 @@ def test_parts_of_a_stack_are_cut_from_the_rows():
     assert_same([*first, *second], [x[0, :4], x[1, :4], x[0, 4:], x[1, 4:]])
 
 
+def test_weights_stored_in_x_out_are_transposed():
+    x = counted(4, 6)
+    assert_same(all_matrices(convert(x, "transposed")), [x.T])
+    assert_same(all_matrices(convert(x, "transposed", 3)), [x.T[:2], x.T[2:4], x.T[4:]])
+    experts = counted(2, 4, 6)
+    assert_same(all_matrices(convert(experts, "batch_transposed")), list(experts.mT))
+
+
 def test_a_grouped_transposed_convolution_has_a_matrix_for_each_group():
     x = counted(6, 2, 3)  # torch's in x out / groups x kernel, 3 groups
     want = [torch.stack([g[:, i].flatten() for i in range(2)]) for g in x.chunk(3)]
@@ -99,7 +107,8 @@ def cases(draw):
     layout = draw(st.sampled_from(LAYOUTS))
     ndim = draw(st.integers(2, 5))
     shape = [draw(st.integers(1, 4)) for _ in range(ndim)]
-    dim = ndim - 2 if layout == "batch" else 0
+    rows = {"batch": ndim - 2, "batch_transposed": ndim - 1}
+    dim = rows.get(layout, 1 if layout == "transposed" and ndim == 2 else 0)
     kind = draw(st.sampled_from(["none", "equal", "sizes"]))
     splits: int | list[int] | None = None
     if kind == "equal":
@@ -161,16 +170,17 @@ def test_factors_are_torchs(rows, cols):
     assert step_size_factor("none", rows, cols, norm) == 1
 
 
-def test_the_norm_of_a_direction_is_known_where_it_does_not_depend_on_the_momentum():
-    group = {"algorithm": "fanion", "rank": 3, "alpha": 1.0, "blend": "frobenius",
-             "sign_scale": 0.5}  # fmt: skip
-    assert direction_norm(group, 8, 6) == pytest.approx(math.sqrt(3))
-    assert direction_norm({**group, "alpha": 0.0}, 8, 6) == 1
-    assert direction_norm({**group, "alpha": 0.0, "blend": "sign"}, 8, 6) == pytest.approx(
-        0.5 * math.sqrt(48)
-    )
-    assert direction_norm({**group, "alpha": 0.3}, 8, 6) is None
-    assert direction_norm({**group, "algorithm": "coordinate"}, 8, 6) == 1
-    assert direction_norm({**group, "algorithm": "coordinate", "alpha": 0.3}, 8, 6) is None
-    assert direction_norm({**group, "algorithm": "kyfan"}, 8, 6) is None
-    assert direction_norm({**group, "algorithm": "dion"}, 8, 6) is None
+def test_the_length_of_a_direction_is_known_where_it_does_not_depend_on_the_momentum():
+    def length(algorithm: str, **options: object) -> float | None:
+        group = {**default_options(algorithm), "algorithm": algorithm, **options}
+        return oracle(group, 8, 6).length(8, 6)
+
+    assert length("fanion", rank=3) == pytest.approx(math.sqrt(3))
+    assert length("fanion", alpha=0.0) == length("nsgd") == 1
+    assert length("signum", sign_scale=0.5) == pytest.approx(0.5 * math.sqrt(48))
+    assert length("fanion", alpha=0.0, blend="sign") == pytest.approx(math.sqrt(48))
+    assert length("coordinate") == 1
+    assert length("row") == pytest.approx(math.sqrt(8))
+    assert length("column") == pytest.approx(math.sqrt(6))
+    for unknown in ({"alpha": 0.3}, {"algorithm": "kyfan"}, {"algorithm": "dion"}):
+        assert length(**{"algorithm": "fanion", **unknown}) is None
