@@ -17,7 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.factorisations import completed, noise, wide
+from lit_fanions.lmo.factorisations import (
+    completed,
+    gram_schmidt,
+    noise,
+    rows_outside,
+    scattered_rows,
+    wide,
+)
 from lit_fanions.lmo.scaling import largest_entry
 
 # Blocks of a cycle, before a restart keeps the best of their vectors.
@@ -248,7 +255,7 @@ class _Space:
     """
 
     def __init__(self, m: Tensor, start: Tensor, fresh: int, k: int, basis: int) -> None:
-        rows, cols = m.shape[-2:]
+        cols = m.shape[-1]
         width = min(start.shape[-2], cols)
         fresh = min(fresh, cols - width)
         batch, self.dtype = m.shape[:-2], start.dtype
@@ -258,13 +265,12 @@ class _Space:
         self.exact = torch.float32 if m.device.type == "mps" else torch.float64
         length = self.size + self.width
         self.v = start.new_empty(*batch, length + self.width, cols)
-        self.w = start.new_empty(*batch, length, rows, dtype=self.exact)  # v m^T
+        self.w = start.new_empty(*batch, length, m.shape[-2], dtype=self.exact)  # v m^T
         self.gram = self.w.new_zeros(*batch, length, length)  # w w^T
-        self.v[..., :width, :] = torch.linalg.qr(start[..., :width, :].mT).Q.mT
+        self.v[..., :width, :] = gram_schmidt(start[..., :width, :])
         if fresh:
-            self.v[..., width : width + fresh, :], _ = _outside(
-                self._random(fresh), self.v[..., :width, :]
-            )
+            rows = scattered_rows(fresh, cols, m, index=1).to(self.dtype).expand(*batch, -1, -1)
+            self.v[..., width : width + fresh, :], _ = rows_outside(rows, self.v[..., :width, :])
         self.done, self.ready, self.products = 0, self.width, 0
         self.scale: Tensor | None = None
 
@@ -284,7 +290,7 @@ class _Space:
         self.gram[..., : self.ready, block] = coupled.mT
         z = (left.to(self.m.dtype) @ self.m).to(self.dtype) * self.scale
         z = torch.where(self.broken, 0, z)
-        fresh, self._coupling = _outside(z, self.v[..., : self.ready, :])
+        fresh, self._coupling = rows_outside(z, self.v[..., : self.ready, :])
         self._last = new
         self.products += 2 * new
         self.done = self.ready
@@ -357,48 +363,13 @@ class _Space:
         rows = rows.gather(
             -2, longest.indices.unsqueeze(-1).expand(*longest.indices.shape, rows.shape[-1])
         )
-        block, _ = _outside(rows, self.v[..., : self.done, :])
+        block, _ = rows_outside(rows, self.v[..., : self.done, :])
         self._append(block)
 
     def random_rows(self) -> Tensor:
-        """Return a block of random rows, the same for every matrix of a batch."""
-        return self._random(self.width).expand(*self.m.shape[:-2], -1, -1)
-
-    def _random(self, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.v.shape[-1] + count)
-        shape = count, self.v.shape[-1]
-        return torch.randn(shape, dtype=self.dtype, generator=generator).to(self.v.device)
-
-
-def _outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Split rows into what the basis spans and orthonormal rows outside of it.
-
-    A row whose part outside the basis is within its rounding error is replaced by a random one,
-    because rounding errors lie inside the basis as well.
-
-    Args:
-        z: (..., count, cols).
-        basis: Orthonormal rows, (..., n, cols).
-
-    Returns:
-        Orthonormal rows, (..., count, cols), and r, (..., count, count): z's part outside the
-        basis is r^T rows. For a replaced row, r has the bound below which its part was lost.
-    """
-    q, r = torch.linalg.qr((z - z @ basis.mT @ basis).mT)
-    size = torch.linalg.vector_norm(z, dim=-1)
-    bound = 64 * torch.finfo(z.dtype).eps * size
-    lost = r.diagonal(dim1=-2, dim2=-1).abs() <= bound
-    passes = 1
-    if z.device.type != "cpu" or bool(lost.any()):
-        generator = torch.Generator().manual_seed(basis.shape[-2])
-        random = torch.randn(q.shape[-2:], dtype=q.dtype, generator=generator).to(q.device)
-        q = torch.where(lost.unsqueeze(-2), random / q.shape[-2] ** 0.5, q)
-        r = torch.where(lost.unsqueeze(-1), bound.diag_embed(), r)
-        passes = 2
-    for _ in range(passes):  # for rounding
-        q, again = torch.linalg.qr(q - basis.mT @ (basis @ q))
-        r = again @ r
-    return q.mT, r
+        """Return a block of random rows, others after each product."""
+        rows = scattered_rows(self.width, self.v.shape[-1], self.v, index=self.products)
+        return rows.to(self.dtype).expand(*self.m.shape[:-2], -1, -1)
 
 
 def _relative(outside: Tensor, s: Tensor, least: Tensor) -> Tensor:
