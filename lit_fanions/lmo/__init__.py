@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo.block_power import dion, subspace
-from lit_fanions.lmo.cupy_svds import BEYOND, cupy_svds
+from lit_fanions.lmo.cupy_svds import BEYOND
+from lit_fanions.lmo.cupy_svds import svds as cupy_svds
 from lit_fanions.lmo.factorisations import noise, wide
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
 from lit_fanions.lmo.newton_schulz import (

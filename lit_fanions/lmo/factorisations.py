@@ -39,15 +39,15 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
     Args:
         count: Number of rows.
         length: Length of each row.
-        like: A tensor on the device wanted.
+        like: A tensor of the dtype and on the device wanted.
         index: Which of the sets of rows; different ones are independent of each other.
 
     Returns:
-        (count, length), float64.
+        (count, length).
     """
-    steps = torch.arange(count * length, dtype=torch.float64, device=like.device)
+    steps = wide(like.new_ones(count * length, dtype=torch.int64).cumsum(0))
     chirp = torch.sin(steps * steps * (2 + index) ** 0.5)
-    return chirp.view(count, length) / (length / 2) ** 0.5
+    return (chirp.view(count, length) / (length / 2) ** 0.5).to(like)
 
 
 def gram_schmidt(x: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ def cholesky_rows(x: Tensor) -> Tensor:
     """
     count, length = x.shape[-2:]
     # A rounding error of its own for each row, so that even equal and zero rows are independent.
-    nudge = torch.finfo(x.dtype).eps * scattered_rows(count, length, x)
-    y = _unit_rows(x.double()) + nudge
-    shift = _SHIFT * count * torch.eye(count, dtype=y.dtype, device=y.device)
+    y = _unit_rows(x.double())
+    y = y + torch.finfo(x.dtype).eps * scattered_rows(count, length, y)
+    shift = _SHIFT * count * y.new_ones(count).diag_embed()
     for step in range(_CHOLESKY_PASSES):
         y = _unit_rows(y)
         gram = y @ y.mT if step else y @ y.mT + shift
@@ -153,7 +153,7 @@ def _outside_on_device(part: Tensor, basis: Tensor, bound: Tensor) -> tuple[Tens
     r = q @ part.mT
     lost = r.diagonal(dim1=-2, dim2=-1) <= bound
     count, length = part.shape[-2:]
-    random = scattered_rows(count, length, part, index=basis.shape[-2]).to(part.dtype)
+    random = scattered_rows(count, length, part, index=basis.shape[-2])
     q = torch.where(lost.unsqueeze(-1), random, q)
     r = torch.where(lost.unsqueeze(-1), bound.diag_embed(), r)
     for _ in range(2):  # for rounding
@@ -181,7 +181,7 @@ def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def by_sweeps(gram: Tensor) -> tuple[Tensor, Tensor]:
     """``principal`` by orthogonal iteration, in matrix products and ``gram_schmidt`` alone."""
-    q = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    q = torch.ones_like(gram[..., 0]).diag_embed()
     squared = gram @ gram
     for _ in range(_SWEEPS):
         q = gram_schmidt((squared @ q).mT).mT

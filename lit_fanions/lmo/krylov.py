@@ -269,7 +269,7 @@ class _Space:
         self.gram = self.w.new_zeros(*batch, length, length)  # w w^T
         self.v[..., :width, :] = gram_schmidt(start[..., :width, :])
         if fresh:
-            rows = scattered_rows(fresh, cols, m, index=1).to(self.dtype).expand(*batch, -1, -1)
+            rows = scattered_rows(fresh, cols, start, index=1).expand(*batch, -1, -1)
             self.v[..., width : width + fresh, :], _ = rows_outside(rows, self.v[..., :width, :])
         self.done, self.ready, self.products = 0, self.width, 0
         self.scale: Tensor | None = None
@@ -369,7 +369,7 @@ class _Space:
     def random_rows(self) -> Tensor:
         """Return a block of random rows, others after each product."""
         rows = scattered_rows(self.width, self.v.shape[-1], self.v, index=self.products)
-        return rows.to(self.dtype).expand(*self.m.shape[:-2], -1, -1)
+        return rows.expand(*self.m.shape[:-2], -1, -1)
 
 
 def _relative(outside: Tensor, s: Tensor, least: Tensor) -> Tensor:

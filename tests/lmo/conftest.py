@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 polar_module = importlib.import_module("lit_fanions.lmo.newton_schulz")
 
-GPU = torch.device("cuda")
+GPU = torch.device("cuda", 1)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

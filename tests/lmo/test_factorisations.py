@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_fanions.lmo.block_power import dion, subspace
 from lit_fanions.lmo.factorisations import (
     by_sweeps,
     cholesky_rows,
@@ -16,6 +17,7 @@ from lit_fanions.lmo.factorisations import (
     scattered_rows,
     wide,
 )
+from tests.lmo.conftest import DeviceBranches
 from tests.lmo.matrices import gaussian, orthonormal, power_law, with_spectrum
 
 DTYPES = [torch.float32, torch.float64]
@@ -106,10 +108,11 @@ def test_rows_outside_a_basis_span_the_rest_of_the_rows(outside, dtype, device):
 
 @pytest.mark.parametrize("index", [0, 1, 7, 4096])
 def test_scattered_rows_are_like_random_ones(index):
-    x = scattered_rows(24, 500, gaussian(1), index)
-    assert torch.equal(x, scattered_rows(24, 500, gaussian(1), index))
+    like = torch.zeros(1, dtype=torch.float64)
+    x = scattered_rows(24, 500, like, index)
+    assert torch.equal(x, scattered_rows(24, 500, like, index))
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(24).double(), rtol=0.1, atol=0)
-    others = torch.cat([scattered_rows(24, 500, gaussian(1), index + 1), orthonormal(500, 24).mT])
+    others = torch.cat([scattered_rows(24, 500, like, index + 1), orthonormal(500, 24).mT])
     s = torch.linalg.svdvals(torch.cat([x, others]))
     assert s.min() > 0.5  # those of 72 random rows are 1 - (72 / 500) ** 0.5 = .62
 
@@ -205,3 +208,19 @@ def test_noise_is_relative_to_the_largest():
 def test_wide_is_float64():
     x = gaussian(3, 4)
     assert torch.equal(wide(x), x.double())
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_gpus_get_no_factorisation_that_loops_over_a_batch(k, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("called on a GPU")
+
+    m = gaussian(3, 60, 50)
+    block = orthonormal(50, k + 8).float().expand(3, -1, -1)
+    for name in ("qr", "eigh", "svd"):
+        monkeypatch.setattr(torch.linalg, name, refuse)
+    with DeviceBranches():
+        subspace(m, block, iterations=1)
+        dion(m, block)
+    with pytest.raises(AssertionError, match="called on a GPU"):
+        dion(m, block)
