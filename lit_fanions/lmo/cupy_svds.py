@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,15 +48,7 @@ def svds(
         raise RuntimeError(
             f'solver "cupy" needs a CUDA tensor, got one on {m.device}; choose "lanczos"'
         )
-    try:
-        import cupy
-        from cupyx.scipy.sparse import linalg
-    except ImportError as error:
-        cuda = "12" if (torch.version.cuda or "").startswith("12") else "13"
-        raise RuntimeError(
-            f'solver "cupy" needs CuPy: pip install "lit-fanions[cuda{cuda}]", '
-            'or choose solver "lanczos"'
-        ) from error
+    cupy, linalg = _import_cupy()
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seed = int(torch.randint(2**31, (), generator=generator))
     m = m.detach()
@@ -79,6 +73,24 @@ def svds(
         finally:
             cupy.random.set_random_state(others)
     return _descending(*(torch.stack(parts) for parts in zip(*triplets, strict=True)))
+
+
+def _import_cupy() -> tuple[Any, Any]:
+    """Return CuPy and its module of sparse linear algebra.
+
+    Raises:
+        RuntimeError: Without CuPy, with how to install it.
+    """
+    try:
+        import cupy
+        from cupyx.scipy.sparse import linalg
+    except ImportError as error:
+        cuda = "12" if (torch.version.cuda or "").startswith("12") else "13"
+        raise RuntimeError(
+            f'solver "cupy" needs CuPy: pip install "lit-fanions[cuda{cuda}]", '
+            'or choose solver "lanczos"'
+        ) from error
+    return cupy, linalg
 
 
 def _absolute_tolerances(m: Tensor, k: int, tol: float) -> list[float]:

@@ -110,8 +110,9 @@ def lanczos(
         coarse: A dtype of faster products: a first search is made in it, and its outcome is the
             start of one in the dtype of m, which alone decides when to stop.
         random_start: Whether the start vectors are random. Others may be orthogonal to a leading
-            singular vector, so a few random ones are added to them and given three blocks to
-            show what they contain.
+            singular vector, so a few random ones are added to them, and the search does not end
+            before three blocks. It may still miss a vector whose singular value is larger than
+            the next by a few per cent only.
 
     Returns:
         See ``Lanczos``. NaN for a matrix with a NaN or an infinity.
