@@ -84,8 +84,8 @@ def cholesky_rows(x: Tensor) -> Tensor:
     y = _unit_rows(x.double())
     y = y + torch.finfo(x.dtype).eps * scattered_rows(count, length, y)
     shift = _SHIFT * count * y.new_ones(count).diag_embed()
+    y = _unit_rows(y)
     for step in range(_CHOLESKY_PASSES):
-        y = _unit_rows(y)
         gram = y @ y.mT if step else y @ y.mT + shift
         factor = torch.linalg.cholesky_ex(gram).L
         y = torch.linalg.solve_triangular(factor, y, upper=False)
