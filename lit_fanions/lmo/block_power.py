@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.factorisations import completed, orthonormal_rows, principal, wide
+from lit_fanions.lmo.factorisations import (
+    completed,
+    gram_schmidt,
+    orthonormal_rows,
+    principal_rows,
+)
 from lit_fanions.lmo.scaling import largest_entry
 
 
 def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading singular triplets within a block power iteration's last subspace.
+    """Return the leading singular triplets within the last subspace of a block power iteration.
 
     Warm-started with the singular vectors of a slightly different matrix, one iteration suffices;
     from a random block this is randomised SVD (Halko, Martinsson & Tropp, arXiv 0909.4061).
@@ -22,9 +27,9 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
         iterations: Products with m and with its transpose, at least 1.
 
     Returns:
-        U (batch, rows, width), S (batch, width) descending, Vh (batch, width, cols): all of the
-        block. The first k < width are accurate, the rest warms the next start. NaN for a matrix
-        with a NaN or an infinity.
+        U (batch, rows, width), S (batch, width) descending, Vh (batch, width, cols), of the whole
+        block: its last columns are less accurate, but make the next warm start better. NaN for a
+        matrix with a NaN or an infinity.
     """
     single = len(m) == 1  # on a CPU two-dimensional products are faster
     m, v = (m[0], basis[0].mT) if single else (m, basis.mT)
@@ -35,7 +40,7 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
         finite = w.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         u = orthonormal_rows(torch.where(finite, w, 0))
         v = torch.where(finite, u @ m, 0)
-    s, p = principal(wide(v) @ wide(v).mT)
+    s, p = principal_rows(v)
     rotation = p.to(m).mT
     broken = torch.where(finite, 0, torch.nan).to(m)
     u, v = rotation @ u + broken, completed(rotation @ v, s.to(m)) + broken
@@ -44,18 +49,19 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
 
 
 def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One power iteration as in centralised Dion (arXiv 2504.05295, algorithm 1).
+    """Return one power iteration of centralised Dion (arXiv 2504.05295, algorithm 1).
 
     Args:
         m: Momentum plus gradient, (batch, rows, cols), float32 or float64.
         basis: The previous right basis Q, (batch, cols, k).
 
     Returns:
-        P (batch, rows, k), orthonormal; R = m^T P (batch, cols, k), which error feedback takes
-        away from the momentum; and Q, R with unit columns, which is not orthonormal. The
-        direction is P Q^T. A column of R that is zero leaves that column of Q at zero.
+        P (batch, rows, k), with orthonormal columns; R = m^T P (batch, cols, k), which error
+        feedback subtracts from the momentum; and Q (batch, cols, k), the columns of R divided by
+        their lengths, which are not orthogonal to each other. The direction is P Q^T. Where a
+        column of R is zero, that of Q is zero too.
     """
-    p = torch.linalg.qr(m @ basis).Q
+    p = gram_schmidt((m @ basis).mT).mT
     r = m.mT @ p
     norm = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
     return p, r, r / torch.where(norm == 0, 1.0, norm)

@@ -1,6 +1,10 @@
 """Factorisations of a block of a few row vectors, which the rank-k solvers are made of.
 
 Gram matrices of float32 rows are taken in float64: squaring then loses nothing.
+
+On GPUs torch's QR factorisations loop over a batch, and its eigendecompositions make the host wait
+for the device. Rows are made orthonormal there by Cholesky factorisations of Gram matrices, which
+are single calls for a whole batch and need no decision by the host.
 """
 
 from __future__ import annotations
@@ -8,21 +12,92 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Alternating sweeps that stand in for an eigendecomposition where that would wait for the device.
+# Sweeps of orthogonal iteration that replace an eigendecomposition on a GPU.
 _SWEEPS = 4
-# A Gram matrix of unit rows with a smaller pivot is not factorised: the rows are dependent.
+# Rows are taken as dependent if their Gram matrix, scaled to a diagonal of 1, has a smaller pivot.
 _PIVOT = 1e-5
-# Singular values of fewer units of rounding than this, relative to the largest, are none.
+# Singular values below _NOISE * eps * s_max count as zero.
 _NOISE = 64
+# Cholesky factorisations one after the other: each squares the distance to orthonormal rows.
+_CHOLESKY_PASSES = 3
+# Added to the diagonal of the first Gram matrix, for each row: more than its rounding errors, so
+# that it has a Cholesky factor.
+_SHIFT = 1e-14
 
 
 def wide(x: Tensor) -> Tensor:
-    """The tensor in float64; on the CPU if it is on an Apple GPU, which has none."""
+    """Return the tensor in float64; on the CPU if it is on an Apple GPU, which has none."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Tensor:
+    """Return fixed rows of entries without a pattern, of lengths close to 1.
+
+    They serve as random vectors where drawing would change the state of a generator of the device
+    or copy numbers to it.
+
+    Args:
+        count: Number of rows.
+        length: Length of each row.
+        like: A tensor of the dtype and on the device wanted.
+        index: Which of the sets of rows; different ones are independent of each other.
+
+    Returns:
+        (count, length).
+    """
+    steps = wide(like.new_ones(count * length, dtype=torch.int64).cumsum(0))
+    chirp = torch.sin(steps * steps * (2 + index) ** 0.5)
+    return (chirp.view(count, length) / (length / 2) ** 0.5).to(like)
+
+
+def gram_schmidt(x: Tensor) -> Tensor:
+    """Return orthonormal rows of which each first few span the same first few rows of x.
+
+    By Householder reflections on a CPU, where this is one call, and on an Apple GPU, which has no
+    float64; elsewhere by ``cholesky_rows``.
+
+    Args:
+        x: (..., count, length), float32 or float64, finite. Where a row depends on those before,
+            its place is taken by an arbitrary one.
+
+    Returns:
+        The same shape and dtype.
+    """
+    if by_reflections(x):
+        return torch.linalg.qr(x.mT).Q.mT
+    return cholesky_rows(x)
+
+
+def by_reflections(x: Tensor) -> bool:
+    """Return whether QR factorisations are used on the device of x."""
+    return x.device.type in ("cpu", "mps")
+
+
+def cholesky_rows(x: Tensor) -> Tensor:
+    """``gram_schmidt`` by shifted Cholesky QR, without a look from the host.
+
+    The method is that of Fukaya et al. (SIAM J. Sci. Comput. 42, 2020), with fixed vectors added
+    in place of what dependent rows lack.
+    """
+    count, length = x.shape[-2:]
+    # A rounding error of its own for each row, so that even equal and zero rows are independent.
+    y = _unit_rows(x.double())
+    y = y + torch.finfo(x.dtype).eps * scattered_rows(count, length, y)
+    shift = _SHIFT * count * y.new_ones(count).diag_embed()
+    y = _unit_rows(y)
+    for step in range(_CHOLESKY_PASSES):
+        gram = y @ y.mT if step else y @ y.mT + shift
+        factor = torch.linalg.cholesky_ex(gram).L
+        y = torch.linalg.solve_triangular(factor, y, upper=False)
+    return y.to(x.dtype)
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+
+
 def orthonormal_rows(x: Tensor) -> Tensor:
-    """Orthonormal rows with the span of the rows of x; arbitrary ones for what is dependent.
+    """Return orthonormal rows with the span of the rows of x; arbitrary ones for dependent rows.
 
     Args:
         x: (..., count, length), float32 or float64, finite.
@@ -31,19 +106,66 @@ def orthonormal_rows(x: Tensor) -> Tensor:
         The same shape and dtype.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        # Several times faster than reflections, and as exact where it is possible at all.
+        # Several times faster than reflections, and as exact if no row depends on the others.
         unit = torch.nn.functional.normalize(x.double(), dim=-1, eps=0)
         factor, failed = torch.linalg.cholesky_ex(unit @ unit.mT)
         if not failed.any() and bool((factor.diagonal(dim1=-2, dim2=-1) > _PIVOT).all()):
             return (torch.linalg.inv_ex(factor).inverse @ unit).to(x.dtype)
-    return torch.linalg.qr(x.mT).Q.mT
+    return gram_schmidt(x)
+
+
+def rows_outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return orthonormal rows outside the basis that, with it, span the rows of z.
+
+    A row whose part outside the basis is within its rounding error is replaced by a random one,
+    because rounding errors lie inside the basis as well.
+
+    Args:
+        z: (..., count, cols).
+        basis: Orthonormal rows, (..., n, cols).
+
+    Returns:
+        Rows, (..., count, cols), and r, (..., count, count): z's part outside the basis is
+        r^T rows. For a replaced row, r has the bound below which its part was lost.
+    """
+    part = z - z @ basis.mT @ basis
+    bound = 64 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z, dim=-1)
+    if not by_reflections(z):
+        return _outside_on_device(part, basis, bound)
+    q, r = torch.linalg.qr(part.mT)
+    lost = r.diagonal(dim1=-2, dim2=-1).abs() <= bound
+    passes = 1
+    if bool(lost.any()):
+        generator = torch.Generator().manual_seed(basis.shape[-2])
+        random = torch.randn(q.shape[-2:], dtype=q.dtype, generator=generator).to(q.device)
+        q = torch.where(lost.unsqueeze(-2), random / q.shape[-2] ** 0.5, q)
+        r = torch.where(lost.unsqueeze(-1), 0, r)
+        passes = 2
+    for _ in range(passes):  # for rounding
+        q, again = torch.linalg.qr(q - basis.mT @ (basis @ q))
+        r = again @ r
+    return q.mT, torch.where(lost.unsqueeze(-1), bound.diag_embed(), r)
+
+
+def _outside_on_device(part: Tensor, basis: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """``rows_outside`` of the parts outside the basis, without a look from the host."""
+    q = cholesky_rows(part)
+    r = q @ part.mT
+    lost = r.diagonal(dim1=-2, dim2=-1) <= bound
+    count, length = part.shape[-2:]
+    random = scattered_rows(count, length, part, index=basis.shape[-2])
+    q = torch.where(lost.unsqueeze(-1), random, q)
+    r = torch.where(lost.unsqueeze(-1), bound.diag_embed(), r)
+    for _ in range(2):  # for rounding
+        q = cholesky_rows(q - q @ basis.mT @ basis)
+    return q, r
 
 
 def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of positive semidefinite matrices and the roots of the eigenvalues.
+    """Return the eigenvectors of positive semidefinite matrices and the roots of the eigenvalues.
 
-    On a GPU an approximation that is near for a matrix near to diagonal and of descending order,
-    as those of a warm-started block are: torch's eigendecomposition waits for the device.
+    On a GPU an approximation, because torch's eigendecomposition waits for the device. It is close
+    for a nearly diagonal matrix of descending order, such as that of a warm-started block.
 
     Args:
         gram: (..., n, n), float64.
@@ -58,38 +180,65 @@ def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_sweeps(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """``principal`` by orthogonal iteration, in matrix products and QR factorisations alone."""
-    q = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    """``principal`` by orthogonal iteration, in matrix products and ``gram_schmidt`` alone."""
+    q = torch.ones_like(gram[..., 0]).diag_embed()
     squared = gram @ gram
     for _ in range(_SWEEPS):
-        q = torch.linalg.qr(squared @ q).Q
+        q = gram_schmidt((squared @ q).mT).mT
     squares, order = (q * (gram @ q)).sum(-2).sort(-1, descending=True)
     return squares.clamp(min=0).sqrt(), q.gather(-1, order.unsqueeze(-2).expand_as(q))
 
 
-def noise(s: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a singular value must exceed to be one, (..., 1).
+def principal_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the singular values of a few rows and their left singular vectors.
+
+    As accurate as the rows: those of float32 by their Gram matrix in float64; those of float64
+    from the rows themselves, because roots of a Gram matrix's eigenvalues have half the digits.
+    On a GPU as approximate as ``principal``.
 
     Args:
-        s: Singular values, (..., n), descending.
-        dtype: Of the matrix they were computed from.
+        x: (..., n, length), float32 or float64.
+
+    Returns:
+        (..., n), descending, and (..., n, n), columns; both in float64.
+    """
+    rows = wide(x)
+    if x.dtype == torch.float64 and x.device.type == "cpu":
+        q, s, _ = torch.linalg.svd(rows, full_matrices=False)
+        return s, q
+    s, q = principal(rows @ rows.mT)
+    if x.dtype == torch.float64:
+        s, order = torch.linalg.vector_norm(q.mT @ rows, dim=-1).sort(-1, descending=True)
+        q = q.gather(-1, order.unsqueeze(-2).expand_as(q))
+    return s, q
+
+
+def noise(s: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the bound below which singular values count as zero, (..., 1).
+
+    Args:
+        s: Singular values, (..., n), descending, as accurate as the dtype: not roots of
+            eigenvalues of a Gram matrix that was computed in it.
+        dtype: Data type of the matrix they were computed from.
     """
     return _NOISE * torch.finfo(dtype).eps * s[..., :1]
 
 
 def completed(rows: Tensor, s: Tensor) -> Tensor:
-    """Rows of length s made unit rows, arbitrary orthonormal ones where s is nothing.
+    """Normalise orthogonal rows; rows of (numerically) no length become arbitrary orthonormal ones.
 
     Args:
-        rows: (..., n, length), orthogonal, the i-th of length s_i.
-        s: (..., n), descending, at least as exact as the rows.
+        rows: (..., n, length), orthogonal.
+        s: Lengths of the rows, (..., n), descending, at least as accurate as the rows.
 
     Returns:
         (..., n, length), orthonormal.
     """
-    # In float64 the roots of a Gram matrix's eigenvalues have half the digits of the rows.
+    # In float64 short rows are not as orthogonal as a division by their length would need.
     fast = rows.device.type == "cpu" and rows.dtype == torch.float32
     if fast and bool((s > noise(s, rows.dtype)).all()):
         return rows / s.unsqueeze(-1).to(rows.dtype)
+    if not by_reflections(rows):
+        return cholesky_rows(rows)
     q, r = torch.linalg.qr(rows.mT)
     return (q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)).mT

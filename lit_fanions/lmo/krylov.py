@@ -4,6 +4,10 @@ The method of the paper's section 3 (Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 
 without forming it. Blocks of vectors instead of single ones, because a product with eight reads
 the matrix as often as one with a single vector; only the right vectors are kept orthonormal,
 since the left ones follow from them.
+
+The recurrence tells when the triplets may be accurate enough, but squares hide what is small beside
+the largest singular value. So the residuals of the triplets themselves decide: where they are too
+large, the search goes on from them.
 """
 
 from __future__ import annotations
@@ -13,15 +17,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.factorisations import completed, noise, wide
+from lit_fanions.lmo.factorisations import (
+    completed,
+    gram_schmidt,
+    noise,
+    rows_outside,
+    scattered_rows,
+    wide,
+)
 from lit_fanions.lmo.scaling import largest_entry
 
 # Blocks of a cycle, before a restart keeps the best of their vectors.
 _BLOCKS = 24
-# A look at the residuals solves a small eigenproblem: not before so many times the vectors.
+# Checking convergence costs an eigendecomposition: check after the basis has grown by this factor.
 _LOOK_AGAIN = 1.25
-# Residuals that a search in coarse products may hope for.
+# Residual at which a search in coarse products stops: rounding lets few become smaller.
 _COARSE_TOLERANCE = 5e-4
+# Random columns beside a start that may lack a leading singular vector, and the blocks after which
+# such a vector stands out.
+_FRESH = 4
+_MATURE = 3
+# Singular values that agree to this part, or to twice the tolerance, count as copies of one.
+_CLUSTER = 1e-4
+# Products of float32 or float64 leave residuals of so many units of rounding of the largest
+# singular value: the search does not wait for smaller ones.
+_ROUNDING = 16
+# How often the residuals may be checked without having halved, before the search gives up.
+_STALLS = 5
 
 
 class Lanczos(NamedTuple):
@@ -31,7 +53,8 @@ class Lanczos(NamedTuple):
         U: (batch, rows, width), width >= k where the matrix has as many.
         S: (batch, width), descending.
         Vh: (batch, width, cols).
-        residuals: |m^T u - s v| relative to s, (batch, k).
+        residuals: The larger of |m^T u - s v| and |m v - s u| over s, (batch, k), computed from
+            the triplets. Above the tolerance where the search ended without reaching it.
         products: Columns multiplied by m or by m^T; for a batch in step, of one matrix.
     """
 
@@ -43,15 +66,15 @@ class Lanczos(NamedTuple):
 
 
 def block_width(k: int, limit: int) -> int:
-    """How many vectors a cold start should have; more use the memory better and converge later.
+    """Return the number of columns of a cold start.
 
-    A block can find as many copies of a repeated singular value as it has vectors. Further copies
-    come in by rounding alone: at loose tolerances they may be missed, and smaller singular values
-    stand in their place.
+    A wider block uses the memory's bandwidth better and converges later. A block finds as many
+    copies of a repeated singular value as it has columns; where more are wanted, ``lanczos`` adds
+    random ones.
 
     Args:
-        k: Triplets wanted.
-        limit: min(rows, cols).
+        k: Number of triplets wanted.
+        limit: min(rows, cols) of the matrix.
     """
     width = 8 if k <= 4 else 16 if k <= 48 else 32
     return min(width, limit)
@@ -66,33 +89,45 @@ def lanczos(
     cycles: int = 50,
     basis: int | None = None,
     coarse: torch.dtype | None = None,
+    random_start: bool = False,
 ) -> Lanczos:
-    """The leading singular triplets by thick-restart block Lanczos.
+    """Return the leading singular triplets, found by thick-restart block Lanczos.
 
     On a CPU every matrix stops when its own residuals are small enough. Elsewhere, where looking
     at them waits for the device, all stop together at the end of a cycle.
+
+    In float32 residuals below some 1e-6 s_1 / s_k are out of reach. The search then stops at what
+    rounding allows, and the residuals in the answer say how much that is.
 
     Args:
         m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
         k: Number of triplets, at most min(rows, cols).
         start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
-        tol: Residual |m^T u - s v| relative to s to stop at.
-        cycles: How many times the search starts, at most.
-        basis: Vectors that it collects before a restart keeps k and a block of the best, at least
-            k and three blocks. None: 24 blocks.
-        coarse: A dtype of faster products: the search is made in it, and its outcome is the start
-            of one in the dtype of m, which alone decides when to stop.
+        tol: Largest accepted residual, relative to each singular value.
+        cycles: Largest number of restarts, the start included.
+        basis: Number of vectors that are collected before a restart keeps k and a block of the
+            best, at least k and three blocks. None: 24 blocks.
+        coarse: A dtype of faster products: a first search is made in it, and its outcome is the
+            start of one in the dtype of m, which alone decides when to stop.
+        random_start: Whether the start vectors are random. Others may be orthogonal to a leading
+            singular vector, so a few random ones are added to them, and the search does not end
+            before three blocks. It may still miss a vector whose singular value is larger than
+            the next by a few per cent only.
 
     Returns:
         See ``Lanczos``. NaN for a matrix with a NaN or an infinity.
     """
     if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
-        turned = lanczos(m.mT, k, m @ start, tol=tol, cycles=cycles, basis=basis, coarse=coarse)
+        turned = lanczos(
+            m.mT, k, m @ start, tol=tol, cycles=cycles, basis=basis, coarse=coarse,
+            random_start=random_start,
+        )  # fmt: skip
         return turned._replace(U=turned.Vh.mT, Vh=turned.U.mT)
+    limits = _Limits(k, tol, cycles, basis)
     if m.device.type != "cpu" or not len(m):
-        return _search(m, k, start.mT, tol, cycles, basis, coarse)
+        return _search(m, start.mT, limits, coarse, random_start)
     pairs = zip(m, start.mT, strict=True)
-    parts = [_search(x, k, block, tol, cycles, basis, coarse) for x, block in pairs]
+    parts = [_search(x, block, limits, coarse, random_start) for x, block in pairs]
     width = min(part.S.shape[-1] for part in parts)  # each stopped when it had enough
     return Lanczos(
         torch.stack([part.U[..., :width] for part in parts]),
@@ -103,109 +138,246 @@ def lanczos(
     )
 
 
+class _Limits(NamedTuple):
+    """What ends a search: see the arguments of ``lanczos``."""
+
+    k: int
+    tol: float
+    cycles: int
+    basis: int | None
+
+
 def _search(
-    m: Tensor,
-    k: int,
-    start: Tensor,
-    tol: float,
-    cycles: int,
-    basis: int | None,
-    coarse: torch.dtype | None,
+    m: Tensor, start: Tensor, limits: _Limits, coarse: torch.dtype | None, random_start: bool
 ) -> Lanczos:
     """``lanczos`` of one matrix, or of a batch in step, with the start vectors as rows."""
+    fresh = 0 if random_start else _FRESH
     if coarse is None:
-        return _krylov(m, k, start, tol, cycles, basis)
-    found = _krylov(m.to(coarse), k, start, max(tol, _COARSE_TOLERANCE), 2, basis)
-    better = _krylov(m, k, found.Vh, tol, cycles, basis)
+        return _krylov(m, start, limits, fresh)
+    rough = limits._replace(tol=max(limits.tol, _COARSE_TOLERANCE), cycles=2)
+    found = _krylov(m.to(coarse), start, rough, fresh)
+    better = _krylov(m, found.Vh, limits, 0)
     return better._replace(products=found.products + better.products)
 
 
-def _krylov(
-    m: Tensor, k: int, start: Tensor, tol: float, cycles: int, basis: int | None
-) -> Lanczos:
-    rows, cols = m.shape[-2:]
-    dtype, width = start.dtype, min(start.shape[-2], cols)
-    basis = _BLOCKS * block_width(k, cols) if basis is None else basis
-    size = min(max(basis, k + 3 * width), cols)
-    batch, looks = m.shape[:-2], m.device.type == "cpu"
-    # Squares of the singular values would lose half of float32's digits.
-    exact = torch.float32 if m.device.type == "mps" else torch.float64
-    v = start.new_empty(*batch, size + 2 * width, cols)
-    w = start.new_empty(*batch, size + width, rows, dtype=exact)  # v m^T
-    gram = w.new_zeros(*batch, size + width, size + width)  # w w^T
+def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
+    """Search until the residuals are small enough or the limits are reached.
 
-    v[..., :width, :] = torch.linalg.qr(start[..., :width, :].mT).Q.mT
-    done, ready, products, cycle, look = 0, width, 0, 1, float(k)
-    scale: Tensor | None = None
-    while True:
-        block, new = slice(done, ready), ready - done
-        left = (v[..., block, :].to(m.dtype) @ m.mT).to(dtype)
-        if scale is None:
-            # Of the blocks, as that of the matrix would take a copy of it.
-            peak = largest_entry(left)
-            broken = ~peak.isfinite()
-            scale = torch.where(broken | (peak == 0), 1, 1 / peak)
-        left = torch.where(broken, 0, left * scale)
-        w[..., block, :] = left
-        gram[..., block, :ready] = w[..., block, :] @ w[..., :ready, :].mT
-        gram[..., :ready, block] = gram[..., block, :ready].mT.clone()
-        z = (left.to(m.dtype) @ m).to(dtype) * scale
-        fresh, coupling = _outside(torch.where(broken, 0, z), v[..., :ready, :])
-        done, ready = ready, min(ready + fresh.shape[-2], cols)
-        products += 2 * new
-        v[..., done:ready, :] = fresh[..., : ready - done, :]
-
-        complete, over = ready == done, done >= size
-        if not (complete or over or (looks and done >= look)):
-            continue
-        look = _LOOK_AGAIN * done
-        squares, q = torch.linalg.eigh(wide(gram[..., :done, :done]))
-        s, q = squares.clamp(min=0).sqrt().flip(-1).to(gram), q.flip(-1).to(gram)
-        noise_level = noise(s, dtype)
-        residuals = _residuals(s[..., :k], q[..., -new:, :k], coupling.to(exact), noise_level)
-        if complete or bool((residuals <= tol).all()) or (over and cycle == cycles):
-            break
-        if over:
-            kept = min(k + width, done)
-            following = v[..., done:ready, :].clone()
-            v[..., :kept, :] = q[..., :kept].mT.to(dtype) @ v[..., :done, :]
-            w[..., :kept, :] = q[..., :kept].mT @ w[..., :done, :]
-            gram.zero_().diagonal(dim1=-2, dim2=-1)[..., :kept] = s[..., :kept] ** 2
-            done, ready, cycle, look = kept, kept + following.shape[-2], cycle + 1, float(kept)
-            v[..., done:ready, :] = following
-
-    best = q[..., : min(k + width, done)].mT
-    s = s[..., : best.shape[-2]]
-    nan = torch.where(broken, torch.nan, 0.0).to(dtype)
-    u = completed((best @ w[..., :done, :]).to(dtype), s).mT + nan
-    vh = best.to(dtype) @ v[..., :done, :] + nan
-    s = s.to(dtype) / scale[..., 0] + nan[..., 0]
-    return Lanczos(u, s, vh, residuals.to(dtype) + nan[..., 0], products)
-
-
-def _outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal rows that span the rows of z outside the basis, and r: z's part is r^T rows.
-
-    Where z has nothing outside, rows of rounding noise would lie inside: random ones replace them.
+    Args:
+        m: The matrix, or a batch in step.
+        start: Start vectors as rows, in the dtype of the answer.
+        limits: When to end.
+        fresh: Number of random rows to add to the start.
     """
-    q, r = torch.linalg.qr((z - z @ basis.mT @ basis).mT)
-    size = torch.linalg.vector_norm(z, dim=(-2, -1)).unsqueeze(-1)
-    lost = r.diagonal(dim1=-2, dim2=-1).abs() <= 64 * torch.finfo(z.dtype).eps * size
-    passes = 1
-    if z.device.type != "cpu" or bool(lost.any()):
-        generator = torch.Generator().manual_seed(basis.shape[-2])
-        random = torch.randn(q.shape[-2:], dtype=q.dtype, generator=generator).to(q.device)
-        q = torch.where(lost.unsqueeze(-2), random / q.shape[-2] ** 0.5, q)
-        r = torch.where(lost.unsqueeze(-1), 0, r)
-        passes = 2
-    for _ in range(passes):  # for rounding
-        q, again = torch.linalg.qr(q - basis.mT @ (basis @ q))
-        r = again @ r
-    return q.mT, r
+    k, looks = limits.k, m.device.type == "cpu"
+    basis = _BLOCKS * block_width(k, m.shape[-1]) if limits.basis is None else limits.basis
+    space = _Space(m, start, fresh, k, basis)
+    check = _Check(limits.tol, copies=space.width, age=0 if fresh else _MATURE)
+    rough = m.dtype != start.dtype  # coarse products find a start, which nobody relies on
+    cycle, look = 1, float(k)
+    while True:
+        space.multiply()
+        check.age += 1
+        complete, over = space.ready == space.done, space.done >= space.size
+        if not (complete or over or (looks and space.done >= look)):
+            continue
+        look = _LOOK_AGAIN * space.done
+        s, q = space.ritz()
+        last = complete or (over and cycle == limits.cycles)
+        promising = check.passes(space.estimates(s, q), s[..., :k])
+        following: Tensor | None = None
+        if last or (promising and (rough or check.age >= _MATURE)):
+            found, outside = space.triplets(s, q)
+            if last or rough:
+                return found
+            if not check.passes(found.residuals, s[..., :k]):
+                if check.stalls(found.residuals):
+                    return found
+                following = outside
+            elif check.may_lack_copies(s[..., :k]):
+                following = space.random_rows()
+                check.copies, check.age = check.copies + space.width, 0
+            else:
+                return found
+        if over:
+            space.restart(s, q)
+            cycle, look = cycle + 1, float(space.done)
+        if following is not None:
+            space.follow(following)
+            look = float(space.ready)
 
 
-def _residuals(s: Tensor, last: Tensor, coupling: Tensor, least: Tensor) -> Tensor:
-    """|m^T u - s v| / s of Ritz triplets, from their coefficients in the last block."""
-    outside = torch.linalg.vector_norm(coupling @ last, dim=-2)
-    # Of a singular value that is none, any vectors are right.
-    return torch.where(s > least, outside / s**2, 0.0)
+class _Check:
+    """Decides when a search may stop.
+
+    Attributes:
+        copies: How many copies of a singular value the random directions so far can find.
+        age: Number of blocks since random directions were added.
+    """
+
+    def __init__(self, tol: float, copies: int, age: int) -> None:
+        self.copies = copies
+        self.age = age
+        self._tol = tol
+        self._best = float("inf")
+        self._stalls = 0
+
+    def passes(self, residuals: Tensor, s: Tensor) -> bool:
+        """Return whether the residuals are as small as asked for, or as rounding allows."""
+        floor = _ROUNDING * torch.finfo(residuals.dtype).eps * s[..., :1] / s
+        goal = floor.nan_to_num(0.0).clamp(min=self._tol)
+        return bool((residuals <= goal).all())
+
+    def stalls(self, residuals: Tensor) -> bool:
+        """Return whether the residuals have stopped to decrease, by the last few checks."""
+        worst = float(residuals.max())
+        self._stalls += worst > self._best / 2
+        self._best = min(self._best, worst)
+        return self._stalls > _STALLS
+
+    def may_lack_copies(self, s: Tensor) -> bool:
+        """Return whether a singular value has all the copies that the directions can find.
+
+        Then it may have more, and smaller singular values stand in their place.
+        """
+        k = s.shape[-1]
+        if k <= self.copies:
+            return False
+        close = 1 - max(2 * self._tol, _CLUSTER)
+        lowest = s[..., self.copies - 1 :]
+        equal = lowest >= close * s[..., : k - self.copies + 1]
+        return bool((equal & (s[..., -1:] < close * lowest)).any())
+
+
+class _Space:
+    """An orthonormal basis v (as rows) that grows by blocks, and what is known of m on it.
+
+    The rows up to ``done`` are multiplied; those from there to ``ready`` are the next block.
+    """
+
+    def __init__(self, m: Tensor, start: Tensor, fresh: int, k: int, basis: int) -> None:
+        cols = m.shape[-1]
+        width = min(start.shape[-2], cols)
+        fresh = min(fresh, cols - width)
+        batch, self.dtype = m.shape[:-2], start.dtype
+        self.m, self.k, self.width = m, k, width + fresh
+        self.size = min(max(basis, k + 3 * self.width), cols)
+        # Squares of the singular values would lose half of float32's digits.
+        self.exact = torch.float32 if m.device.type == "mps" else torch.float64
+        length = self.size + self.width
+        self.v = start.new_empty(*batch, length + self.width, cols)
+        self.w = start.new_empty(*batch, length, m.shape[-2], dtype=self.exact)  # v m^T
+        self.gram = self.w.new_zeros(*batch, length, length)  # w w^T
+        self.v[..., :width, :] = gram_schmidt(start[..., :width, :])
+        if fresh:
+            rows = scattered_rows(fresh, cols, start, index=1).expand(*batch, -1, -1)
+            self.v[..., width : width + fresh, :], _ = rows_outside(rows, self.v[..., :width, :])
+        self.done, self.ready, self.products = 0, self.width, 0
+        self.scale: Tensor | None = None
+
+    def multiply(self) -> None:
+        """Multiply the next block by m and by m^T; what is outside the basis follows it."""
+        block, new = slice(self.done, self.ready), self.ready - self.done
+        left = (self.v[..., block, :].to(self.m.dtype) @ self.m.mT).to(self.dtype)
+        if self.scale is None:
+            # From the block, because the largest entry of the matrix would take a copy of it.
+            peak = largest_entry(left)
+            self.broken = ~peak.isfinite()
+            self.scale = torch.where(self.broken | (peak == 0), 1, 1 / peak)
+        left = torch.where(self.broken, 0, left * self.scale)
+        self.w[..., block, :] = left
+        coupled = self.w[..., block, :] @ self.w[..., : self.ready, :].mT
+        self.gram[..., block, : self.ready] = coupled
+        self.gram[..., : self.ready, block] = coupled.mT
+        z = (left.to(self.m.dtype) @ self.m).to(self.dtype) * self.scale
+        z = torch.where(self.broken, 0, z)
+        fresh, self._coupling = rows_outside(z, self.v[..., : self.ready, :])
+        self._last = new
+        self.products += 2 * new
+        self.done = self.ready
+        self._append(fresh)
+
+    def _append(self, block: Tensor) -> None:
+        self.ready = min(self.done + block.shape[-2], self.v.shape[-1])
+        self.v[..., self.done : self.ready, :] = block[..., : self.ready - self.done, :]
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Return the singular values of w, descending, and its left singular vectors."""
+        squares, q = torch.linalg.eigh(wide(self.gram[..., : self.done, : self.done]))
+        s, q = squares.clamp(min=0).sqrt().flip(-1).to(self.gram), q.flip(-1).to(self.gram)
+        # Roots of eigenvalues have half of the digits of w w^T, too few if w has no more digits.
+        least = _ROUNDING * torch.finfo(self.exact).eps ** 0.5 * s[..., 0]
+        if self.exact == self.dtype and bool((s[..., self.k - 1] < least).any()):
+            q, s, _ = torch.linalg.svd(wide(self.w[..., : self.done, :]), full_matrices=False)
+            s, q = s.to(self.gram), q.to(self.gram)
+        return s, q
+
+    def estimates(self, s: Tensor, q: Tensor) -> Tensor:
+        """Return the residuals |m^T u - s v| / s by the recurrence, (..., k)."""
+        coefficients = self._coupling.to(self.exact) @ q[..., self.done - self._last :, : self.k]
+        outside = torch.linalg.vector_norm(coefficients, dim=-2)
+        least = noise(s, self.dtype)
+        s = s[..., : self.k]
+        # A zero singular value has no defined vectors: its residual counts as 0.
+        return torch.where(s > least, outside / s**2, 0.0).to(self.dtype)
+
+    def triplets(self, s: Tensor, q: Tensor) -> tuple[Lanczos, Tensor]:
+        """Return the triplets with their residuals, and m^T u - s v of the k of them as rows."""
+        k = self.k
+        best = q[..., : min(k + self.width, self.done)].mT
+        s = s[..., : best.shape[-2]]
+        least = noise(s, self.dtype).to(self.dtype)
+        u = completed((best @ self.w[..., : self.done, :]).to(self.dtype), s)
+        vh = best.to(self.dtype) @ self.v[..., : self.done, :]
+        s = s.to(self.dtype)
+        assert self.scale is not None
+        lengths = s[..., :k, None]
+        right = (u[..., :k, :].to(self.m.dtype) @ self.m).to(self.dtype) * self.scale
+        left = (vh[..., :k, :].to(self.m.dtype) @ self.m.mT).to(self.dtype) * self.scale
+        right = torch.where(self.broken, 0, right - lengths * vh[..., :k, :])
+        left = torch.where(self.broken, 0, left - lengths * u[..., :k, :])
+        norms = [torch.linalg.vector_norm(x, dim=-1) for x in (left, right)]
+        residuals = _relative(torch.maximum(*norms), s[..., :k], least)
+        self.products += 2 * k
+        nan = torch.where(self.broken, torch.nan, 0.0).to(self.dtype)
+        s = s / self.scale[..., 0] + nan[..., 0]
+        found = Lanczos(u.mT + nan, s, vh + nan, residuals + nan[..., 0], self.products)
+        return found, right
+
+    def restart(self, s: Tensor, q: Tensor) -> None:
+        """Keep k and a block of the best vectors, and the next block."""
+        kept = min(self.k + self.width, self.done)
+        following = self.v[..., self.done : self.ready, :].clone()
+        self.v[..., :kept, :] = q[..., :kept].mT.to(self.dtype) @ self.v[..., : self.done, :]
+        self.w[..., :kept, :] = q[..., :kept].mT @ self.w[..., : self.done, :]
+        self.gram.zero_().diagonal(dim1=-2, dim2=-1)[..., :kept] = s[..., :kept] ** 2
+        self.done = kept
+        self._append(following)
+
+    def follow(self, rows: Tensor) -> None:
+        """Replace the next block by the span of the given rows outside the basis.
+
+        Args:
+            rows: (..., count, cols); of more than the width of a block, the longest are taken.
+        """
+        longest = torch.linalg.vector_norm(rows, dim=-1).topk(min(self.width, rows.shape[-2]))
+        rows = rows.gather(
+            -2, longest.indices.unsqueeze(-1).expand(*longest.indices.shape, rows.shape[-1])
+        )
+        block, _ = rows_outside(rows, self.v[..., : self.done, :])
+        self._append(block)
+
+    def random_rows(self) -> Tensor:
+        """Return a block of random rows, others after each product."""
+        rows = scattered_rows(self.width, self.v.shape[-1], self.v, index=self.products)
+        return rows.expand(*self.m.shape[:-2], -1, -1)
+
+
+def _relative(outside: Tensor, s: Tensor, least: Tensor) -> Tensor:
+    """Return residuals over singular values, (..., k).
+
+    A zero singular value has no defined vectors: its residual counts as 0 if what m makes of the
+    vectors is as small as what counts as zero.
+    """
+    zero = torch.where(outside > least, outside / least, 0.0)
+    return torch.where(s > least, outside / s, zero)

@@ -48,6 +48,7 @@ class _Task(NamedTuple):
     Attributes:
         k: Number of triplets.
         start: Start block, (batch, cols, width); None for solvers that take none.
+        cold: Whether the start is random.
         steps: Block iterations, or restarts at most.
         tol: Residual to stop at.
         generator: CPU generator of random starts.
@@ -55,6 +56,7 @@ class _Task(NamedTuple):
 
     k: int
     start: Tensor | None
+    cold: bool
     steps: int
     tol: float
     generator: torch.Generator | None
@@ -95,7 +97,10 @@ def _solve_by_lanczos(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
     assert task.start is not None
     fast = fast_dtype(x.device, x.dtype)
     coarse = fast if fast != x.dtype and min(x.shape[-2:]) >= _COARSE_SIZE else None
-    found = lanczos(x, task.k, task.start, tol=task.tol, cycles=task.steps, coarse=coarse)
+    found = lanczos(
+        x, task.k, task.start, tol=task.tol, cycles=task.steps, coarse=coarse,
+        random_start=task.cold,
+    )  # fmt: skip
     return found.U, found.S, found.Vh
 
 
@@ -293,7 +298,7 @@ def leading_triplets(
             start = _checked_start(warm_start, k, rows, cols)
         start = start.to(x.dtype)
     steps = settings.solver_steps or (entry.steps[not cold] if entry.steps else 0)
-    u, s, vh = entry.solve(x, _Task(k, start, steps, settings.tol, generator))
+    u, s, vh = entry.solve(x, _Task(k, start, cold, steps, settings.tol, generator))
     if norm is not None and broken is not None:
         u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
     return Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))

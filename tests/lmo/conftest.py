@@ -1,4 +1,4 @@
-"""What the tests of the oracles share: hardware that this machine need not have."""
+"""Stand-ins for hardware that the machine of the tests may lack."""
 
 import importlib
 from contextlib import nullcontext
@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-# The package's attribute of that name is the function.
 polar_module = importlib.import_module("lit_fanions.lmo.newton_schulz")
 
-GPU = torch.device("cuda")
+GPU = torch.device("cuda", 1)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -21,8 +20,11 @@ def products(request, monkeypatch) -> torch.dtype:
     return request.param
 
 
-class PretendGPU(TorchFunctionMode):
-    """In this context tensors of the CPU say that they are on a GPU, and new ones stay there."""
+class DeviceBranches(TorchFunctionMode):
+    """In this context tensors of the CPU say that they are on a GPU.
+
+    The code then takes the branches that it has for GPUs; the kernels stay those of the CPU.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__self__", None) is torch.Tensor.device:
@@ -36,6 +38,6 @@ class PretendGPU(TorchFunctionMode):
 
 @pytest.fixture(params=["cpu", "gpu"])
 def device(request, monkeypatch):
-    """A context in which tensors are on a CPU, or are taken to be on a GPU."""
+    """A context in which the code takes its branches for a CPU, or those for a GPU."""
     monkeypatch.setattr(polar_module, "_has_bf16", lambda device_type: device_type == "cuda")
-    return nullcontext() if request.param == "cpu" else PretendGPU()
+    return nullcontext() if request.param == "cpu" else DeviceBranches()

@@ -1,4 +1,4 @@
-"""Matrices of known spectrum, and how much of the best direction one is."""
+"""Matrices of known spectrum, and measures of directions and triplets."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def orthonormal(rows: int, cols: int, seed: int = 0) -> Tensor:
-    """Orthonormal columns, in float64."""
+    """Return a matrix with orthonormal columns, in float64."""
     return torch.linalg.qr(gaussian(rows, cols, seed=seed).double()).Q
 
 
 def with_spectrum(s: Tensor, rows: int, cols: int, seed: int = 0) -> Tensor:
-    """A float64 matrix whose leading singular values are s, in random bases."""
+    """Return a float64 matrix with the nonzero singular values s and random singular vectors."""
     u, v = orthonormal(rows, len(s), seed), orthonormal(cols, len(s), seed + 1)
     return (u * s.double()) @ v.mT
 
@@ -27,7 +27,7 @@ def power_law(n: int, power: float) -> Tensor:
 
 CLUSTER = torch.tensor([1.0] * 6 + [0.5] * 64)
 
-# Mostly of more than 64 rows and columns, as smaller ones get no products in bfloat16.
+# Most have more than 64 rows and columns, because smaller ones get no products in bfloat16.
 MATRICES = {
     "gaussian": gaussian(2, 70, 90),
     "small": gaussian(2, 30, 40),
@@ -55,18 +55,18 @@ MATRICES = {
 
 
 def attained(m: Tensor, d: Tensor, dual: Tensor) -> float:
-    """The worst <m, d> over the batch, as a part of the dual norms, which are the most there is."""
+    """Return the smallest <m, d> / dual over the batch; 1 is the largest possible value."""
     inner = (m.double() * d.double()).sum((-2, -1))
     return torch.where(dual == 0, 1.0, inner / dual).min().item()
 
 
 def quality(m: Tensor, d: Tensor, norm: norms.Norm) -> float:
-    """How much of <m, oracle> over the unit ball of the norm the direction d attains."""
+    """Return <m, d> divided by its largest value over the unit ball of the norm."""
     return attained(m, d, norm.dual(m))
 
 
 def broken(m: Tensor) -> Tensor:
-    """Four copies of a matrix: as it is, with a NaN, with an infinity, and twice itself."""
+    """Return a batch of a matrix unchanged, with a NaN, with an infinity, and times 2."""
     batch = torch.stack([m, m, m, 2 * m])
     batch[1, 0, -1] = torch.nan
     batch[2, -1, 0] = torch.inf
@@ -74,9 +74,10 @@ def broken(m: Tensor) -> Tensor:
 
 
 def distances(m: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
-    """How far triplets are from singular ones: the larger of |m^T u - s v| and |m v - s u|, over s.
+    """Return the residuals of triplets: the larger of |m^T u - s v| and |m v - s u|, over s.
 
-    Solvers take one of the two from a product, so that it is nothing whatever they found.
+    Both are needed: solvers compute u or v by a product with the other, so that one residual is
+    zero whatever they found.
     """
     m, u, s, vh = (x.double() for x in (m, u, s, vh))
     left = torch.linalg.vector_norm(m.mT @ u - vh.mT * s.unsqueeze(-2), dim=-2)
@@ -85,7 +86,7 @@ def distances(m: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
 
 
 def orthonormal_vectors(u: Tensor, vh: Tensor) -> bool:
-    """Whether U^T U and V V^T are the identity; in float64 to half of its digits."""
+    """Return whether U^T U and V V^T are the identity; in float64 to half of its digits."""
     eye = torch.eye(u.shape[-1]).double()
     errors = [(x.mT.double() @ x.double() - eye).abs().max() for x in (u, vh.mT)]
     return float(max(errors)) < (2e-5 if u.dtype == torch.float32 else 1e-8)

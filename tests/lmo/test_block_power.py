@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_fanions import lmo, norms
-from lit_fanions.lmo.block_power import subspace
+from lit_fanions.lmo.block_power import dion, subspace
+from lit_fanions.lmo.factorisations import noise
 from tests.lmo.matrices import (
     attained,
     broken,
@@ -22,7 +23,7 @@ from tests.lmo.matrices import (
 CPU = torch.device("cpu")
 
 
-def direction_of(u: torch.Tensor, vh: torch.Tensor, k: int) -> torch.Tensor:
+def rank_k(u: torch.Tensor, vh: torch.Tensor, k: int) -> torch.Tensor:
     return u[..., :k] @ vh[..., :k, :]
 
 
@@ -57,17 +58,17 @@ def test_a_warm_start_makes_one_iteration_better_than_four(power):
     basis = start(m, 10)
     for _ in range(4):
         u, _, vh = subspace(m, basis, iterations=1)
-        after.append(attained(m, direction_of(u, vh, 6), dual))
+        after.append(attained(m, rank_k(u, vh, 6), dual))
         basis = vh.mT
     cold_u, _, cold_vh = subspace(m, start(m, 10), iterations=4)
     assert after == sorted(after)
-    assert after[-1] >= attained(m, direction_of(cold_u, cold_vh, 6), dual) - 1e-3
+    assert after[-1] >= attained(m, rank_k(cold_u, cold_vh, 6), dual) - 1e-3
     assert after[0] < 0.95 < 0.97 < after[-1]
 
 
 @pytest.mark.parametrize("k", [1, 8])
 def test_one_iteration_follows_a_slowly_turning_matrix(k, device):
-    # As the momentum turns: a twentieth of it is new at each step.
+    # Like a momentum of which a twentieth is new at each step.
     m = gaussian(100, 80)
     for step in range(20):
         m = 0.95 * m + 0.05 * gaussian(100, 80, seed=step + 1)
@@ -79,12 +80,12 @@ def test_one_iteration_follows_a_slowly_turning_matrix(k, device):
         with device:
             u, _, vh = subspace(m[None], basis, iterations=1)
         basis = vh.mT
-        found.append(quality(m, direction_of(u, vh, k)[0], norms.KyFanDual(k)))
-    # A GPU's stand-in for an eigendecomposition turns the vectors a little less far.
+        found.append(quality(m, rank_k(u, vh, k)[0], norms.KyFanDual(k)))
+    # The sweeps that replace an eigendecomposition on a GPU turn the vectors a little less far.
     assert min(found) >= (0.98 if isinstance(device, nullcontext) else 0.97)
 
 
-def test_warmed_turns_towards_the_leading_vectors_and_leaves_what_it_cannot():
+def test_warmed_turns_towards_the_leading_vectors_and_keeps_the_rest():
     m = with_spectrum(power_law(40, 0.7), 60, 40).float()
     block = lmo.start_block((3, 60, 40), 4, device=CPU)
     warm = lmo.warmed(torch.stack([m, m * 0, m * torch.nan]), block)
@@ -114,7 +115,7 @@ def test_dependent_start_columns_are_replaced(name, dtype):
     assert orthonormal_vectors(u, vh)
     for _ in range(20):
         u, s, vh = subspace(m[None], vh.mT, iterations=2)
-    assert quality(m, direction_of(u, vh, 3)[0], norms.KyFanDual(3)) > 0.99
+    assert quality(m, rank_k(u, vh, 3)[0], norms.KyFanDual(3)) > 0.99
     assert s.isfinite().all()
 
 
@@ -158,12 +159,44 @@ def test_a_batch_is_a_loop():
     torch.testing.assert_close(batched[0] @ batched[2], u @ vh, rtol=0, atol=rounding)
 
 
-def test_dion_takes_one_power_iteration():
+@pytest.mark.parametrize("iterations", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(80, 70), (70, 400)])
+@pytest.mark.parametrize("width", [8, 16])
+def test_singular_values_beyond_the_rank_are_noise(width, shape, dtype, iterations, device):
+    m = gaussian(2, shape[0], 3).double() @ gaussian(2, 3, shape[1], seed=1).double()
+    m = m.to(dtype)
+    basis = start(m, width)
+    with device:
+        for _ in range(3):
+            _, s, vh = subspace(m, basis, iterations=iterations)
+            basis = vh.mT
+    least = noise(s, dtype)
+    assert ((s > least).sum(-1) == 3).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_of_torch_does_not_matter(dtype, device):
+    m = torch.stack([gaussian(30, 20), gaussian(30, 20) * torch.nan])
+    basis = orthonormal(20, 4).float().expand(2, -1, -1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            found = [*subspace(m, basis, iterations=2), *dion(m[:1], basis[:1])]
+    finally:
+        torch.set_default_dtype(before)
+    assert {x.dtype for x in found} == {torch.float32}
+    assert all(x[0].isfinite().all() for x in found)
+
+
+def test_dion_takes_one_power_iteration(device):
     m = with_spectrum(power_law(30, 1.0), 40, 30)[None]
     exact = torch.linalg.svd(m)
     basis = orthonormal(30, 4)[None]
     for _ in range(50):
-        p, r, basis = lmo.dion(m, basis)
+        with device:
+            p, r, basis = dion(m, basis)
     torch.testing.assert_close(p.mT @ p, torch.eye(4).double()[None], rtol=0, atol=1e-12)
     torch.testing.assert_close(r, m.mT @ p)
     torch.testing.assert_close(r.norm(dim=1), exact.S[:, :4], rtol=1e-3, atol=0)
@@ -171,8 +204,9 @@ def test_dion_takes_one_power_iteration():
     assert quality(m, p @ basis.mT, norms.KyFanDual(4)) > 0.999
 
 
-def test_dion_of_nothing_is_nothing():
-    p, r, q = lmo.dion(torch.zeros(1, 40, 30), orthonormal(30, 4)[None].float())
+def test_dion_of_a_zero_matrix_is_zero(device):
+    with device:
+        p, r, q = dion(torch.zeros(1, 40, 30), orthonormal(30, 4)[None].float())
     assert not r.any()
     assert not q.any()
     assert p.isfinite().all()

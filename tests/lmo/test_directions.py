@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lit_fanions import lmo, norms
 from lit_fanions.lmo.krylov import Lanczos
-from tests.lmo.conftest import PretendGPU
+from tests.lmo.conftest import DeviceBranches
 from tests.lmo.matrices import (
     MATRICES,
     attained,
@@ -62,7 +62,7 @@ def test_on_a_gpu_they_are_nearly_that(name, solver, products):
     # It has no eigendecomposition of the block that would not wait for the device.
     m = MATRICES[name]
     for k in (1, 5, 17):
-        with PretendGPU():
+        with DeviceBranches():
             d = lmo.direction(m, rank=k, solver=solver, polar="exact")
             u, s, vh = lmo.top_singular(m, k, solver=solver)
         assert orthonormal_vectors(u, vh)

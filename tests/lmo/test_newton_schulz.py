@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lit_fanions import lmo, norms
 from lit_fanions.lmo.newton_schulz import check_polar, coefficients, unit_polar
-from tests.lmo.conftest import PretendGPU, polar_module
+from tests.lmo.conftest import DeviceBranches, polar_module
 from tests.lmo.matrices import MATRICES, broken, gaussian, orthonormal, quality, with_spectrum
 
 METHODS = get_args(lmo.PolarMethod)
@@ -45,7 +45,7 @@ def test_polar_factors_are_oracles(name, method, products):
 @pytest.mark.parametrize("name", MATRICES)
 def test_a_gpu_has_the_same(name, products):
     m = MATRICES[name]
-    with PretendGPU():
+    with DeviceBranches():
         d = lmo.polar(m)
     torch.testing.assert_close(d, lmo.polar(m), rtol=0, atol=0.01)
 
