@@ -21,11 +21,11 @@ from torch import Tensor
 from experiments.bench.race import whole
 from experiments.paper import verdicts
 from experiments.paper.outcome import Claim, Outcome
-from lit_fanions import Fanion, lmo, norms
+from lit_fanions import Fanion, norms
 from lit_fanions.cli.console import Table
 
 TIME = "half a minute; quick: a few seconds"
-BLENDS: dict[str, lmo.BlendName] = {"F": "frobenius", "S": "sign"}
+BLENDS: dict[str, str] = {"F": "frobenius", "S": "sign"}
 K = 3  # rank of the k-Fanions
 ALPHA = 0.5
 SHAPES, QUICK_SHAPES = ((6, 4), (5, 5), (4, 8), (1, 7)), ((4, 3), (1, 3))

@@ -126,10 +126,11 @@ SOLVERS: dict[str, SolverEntry] = {
     "exact": SolverEntry(_solve_exactly, unit=True),
     "cupy": SolverEntry(_solve_by_cupy, unit=True),
 }
+SOLVER_NAMES = ("auto", *SOLVERS)
 if TYPE_CHECKING:
     Solver = str
 else:
-    Solver = Literal[("auto", *SOLVERS)]
+    Solver = Literal[SOLVER_NAMES]
 
 
 def check_solver(solver: str, steps: int | None = None, oversampling: int = OVERSAMPLING) -> None:
@@ -138,7 +139,7 @@ def check_solver(solver: str, steps: int | None = None, oversampling: int = OVER
     Raises:
         ValueError: With what is allowed.
     """
-    check_choice("solver", solver, ("auto", *SOLVERS))
+    check_choice("solver", solver, SOLVER_NAMES)
     if steps is not None:
         stepping = [name for name, entry in SOLVERS.items() if entry.steps]
         if solver not in stepping:

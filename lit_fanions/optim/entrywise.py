@@ -67,16 +67,18 @@ def _step(
         _one_layout([weight, local_grad(p).to(weight.dtype), *rest])
         for p, (weight, *rest) in zip(parameters, own, strict=True)
     ]
-    lists = [list(tensors) for tensors in zip(*used, strict=True)]
+    weights, gradients, *rest = (list(tensors) for tensors in zip(*used, strict=True))
     if group["algorithm"] == "adamw":
         adamw(
-            *lists, [], [states[p]["step"] for p in parameters], fused=True, found_inf=found_inf,
+            weights, gradients, rest[0], rest[1], [], [states[p]["step"] for p in parameters],
+            fused=True, found_inf=found_inf,
             amsgrad=False, maximize=False, beta1=group["momentum"], beta2=group["beta2"],
             lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
     else:
+        buffers: list[Tensor | None] = [*rest[0]]
         sgd(
-            *lists, fused=_has_fused_sgd(lists[0]), found_inf=found_inf, lr=group["lr"],
+            weights, gradients, buffers, fused=_has_fused_sgd(weights), found_inf=found_inf, lr=group["lr"],
             weight_decay=group["weight_decay"], momentum=group["momentum"], dampening=0.0,
             nesterov=group["nesterov"], maximize=False,
         )  # fmt: skip

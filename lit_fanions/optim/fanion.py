@@ -300,9 +300,8 @@ class Fanion(torch.optim.Optimizer):
             )
 
 
-Fanion.__doc__ = (
-    (Fanion.__doc__ or "").replace("{table}", _table()).replace("{arguments}", argument_docs().lstrip())
-)
+_DOC = Fanion.__doc__ or ""
+Fanion.__doc__ = _DOC.replace("{table}", _table()).replace("{arguments}", argument_docs().lstrip())
 
 
 def _refuse_argument(name: str, algorithm: str) -> None:

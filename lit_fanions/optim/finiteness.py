@@ -88,7 +88,7 @@ def _all_finite(parameters: Sequence[Tensor], dtypes: Mapping[Tensor, torch.dtyp
     held = [(p, p.grad) for p in parameters if p.grad is not None and p.grad.numel()]
     if not held:
         return True
-    norms = torch._foreach_norm([gradient for _, gradient in held])
+    norms = list(torch._foreach_norm([gradient for _, gradient in held]))
     if dtypes is not None:
         norms = [norm.to(dtypes[p]) for norm, (p, _) in zip(norms, held, strict=True)]
     return bool(torch.stack([norm.double() for norm in norms]).isfinite().all())

@@ -20,7 +20,7 @@ import torch
 from lit_fanions.checks import check_choice, check_flag, did_you_mean, real_number, whole_number
 from lit_fanions.lmo import BALLS, OVERSAMPLING, PolarMethod, Solver
 from lit_fanions.lmo.newton_schulz import METHODS
-from lit_fanions.lmo.singular_triplets import SOLVERS
+from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.algorithms import ALGORITHMS, Algorithm, BlendName, find_algorithm
 from lit_fanions.optim.matrices import LAYOUTS, Layout
 from lit_fanions.optim.step_sizes import SCALES, Scale
@@ -208,7 +208,7 @@ class GroupOptions:
     )
     solver: Solver | None = _option(
         "Solver for rank k (lmo.top_singular), warm-started from the previous step. Default: auto.",
-        _choice(("auto", *SOLVERS)),
+        _choice(SOLVER_NAMES),
         matrix="auto",
     )
     solver_steps: int | None = _option(
@@ -349,8 +349,9 @@ def default_options(algorithm: str) -> dict[str, Any]:
 def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
     """Return the options given with one algorithm that hold for a group of another.
 
-    An explicit option wins over the name it was given with, not over another group's name. The lr
-    of muon means nothing to adamw: between kinds only ``nonfinite`` carries over.
+    An explicit option wins over the name it was given with, not over another group's name. Where
+    the steps are of different kinds lr does not carry over, and between balls and torch's entrywise
+    steps nothing but ``nonfinite``.
 
     Args:
         given: Options given with the source.
@@ -359,10 +360,10 @@ def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, 
     """
     if source == target:
         return dict(given)
-    entry = find_algorithm(target)
-    if is_foreign(source, target):
-        return {name: value for name, value in given.items() if name == "nonfinite"}
-    allowed = default_options(target).keys() - entry.options.keys()
+    kinds = {find_algorithm(source).kind, find_algorithm(target).kind}
+    allowed = default_options(target).keys() - find_algorithm(target).options.keys()
+    if len(kinds) > 1:
+        allowed = allowed - {"lr"} if "matrix" not in kinds else {"nonfinite"}
     return {name: value for name, value in given.items() if name in allowed}
 
 

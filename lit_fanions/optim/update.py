@@ -142,7 +142,8 @@ def _step_slices(
     tensors = [to_matrices(x, layout, splits) for x in (p.detach(), p.grad, state["momentum"])]
     bases: dict[int, list[Tensor]] = {}
     for one in cut:
-        piece = Piece(*(one.of(batches) for batches in tensors), finite)
+        weight, gradient, momentum = (one.of(batches) for batches in tensors)
+        piece = Piece(weight, gradient, momentum, finite)
         m = update_momentum(piece, group)
         unit = takes_unit(group, m.shape)
         m = _normalised(m, group) if unit else m

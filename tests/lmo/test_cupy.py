@@ -287,6 +287,6 @@ def test_without_cuda_the_message_says_what_to_choose(rank):
 
 
 def test_solver_steps_are_refused(cupy):
-    with pytest.raises(ValueError, match="takes no steps, got 3"):
+    with pytest.raises(ValueError, match="takes no solver_steps, got 3"):
         lmo.direction(gaussian(20, 30), rank=2, solver="cupy", solver_steps=3)
     assert not cupy.log

@@ -479,7 +479,7 @@ def test_the_help_shows_every_option_with_its_text(capsys):
     for field in dataclasses.fields(GroupOptions):
         for part in ("matrix", "other"):
             assert f"--model.optimizer.{part}.{field.name} " in text
-    for word in ("The norm ball", "Weight of the direction in a blend", "Of adamw. Default: .999",
+    for word in ("The norm ball", "Weight of the direction in a blend", "Decay of the second moment",
                  "Length over which lr rises", "Exceptions by group name"):  # fmt: skip
         assert word in text
 
@@ -497,7 +497,7 @@ def test_the_options_of_an_override_have_their_texts_too(capsys):
     with pytest.raises(SystemExit):
         made.parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("Patterns of parameter names", "The norm ball", "Of the direction: a whole"):
+    for words in ("Patterns of parameter names", "The norm ball", "Rank of the direction: a whole"):
         assert words in text
 
 
