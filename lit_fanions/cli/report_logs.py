@@ -194,7 +194,7 @@ def _best(curve: Curve, direction: int) -> str:
     finite = [(direction * value, step) for step, value in curve if math.isfinite(value)]
     if not finite:
         return "–"
-    best, step = max(finite)
+    best, step = max(finite, key=lambda point: point[0])
     return f"{direction * best:.4g} at {step}"
 
 
