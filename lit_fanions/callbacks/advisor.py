@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _COMPARED_VECTORS = 4
 
 HEURISTIC = (
-    "A heuristic, from gradients of this run alone: a sign of where to look, no measurement of\n"
-    "training. Step sizes are not advised on; tune lr after every change."
+    "A heuristic, from the gradients of this run alone: it suggests what to try, and compares no\n"
+    "trainings. It does not advise on step sizes: tune lr after every change."
 )
 
 

@@ -32,8 +32,8 @@ def measure_step(
         Tensors (count,) by the names of ``QUANTITIES``, NaN where a value has no meaning; and the
         spectrum of the momentum or, without one, of the gradient.
     """
-    seen = step.observation
-    k = _ky_fan_rank(rank, seen, step.before.shape)
+    observation = step.observation
+    k = _ky_fan_rank(rank, observation, step.before.shape)
     dtype = torch.promote_types(step.before.dtype, torch.float32)
     change = step.after.to(dtype) - step.before.to(dtype)
     values: dict[str, Tensor] = {}
@@ -41,31 +41,33 @@ def measure_step(
     if step.gradient is not None:
         spectrum = spectra.measure(step.gradient, exact=exact)
         values |= _norms_and_ranks("gradient", spectrum, k)
-        if seen is not None:
-            values["gradient_dual"] = quantities.own_dual(spectrum, step.gradient, seen.group)
-    if seen is not None:
-        spectrum = spectra.measure(seen.momentum, exact=exact)
+        if observation is not None:
+            values["gradient_dual"] = quantities.own_dual(
+                spectrum, step.gradient, observation.group
+            )
+    if observation is not None:
+        spectrum = spectra.measure(observation.momentum, exact=exact)
         values |= _norms_and_ranks("momentum", spectrum, k)
         parts = spectra.quantiles(spectrum).unbind(-1)
         for q, part in zip(QUANTILES, parts, strict=True):
             values[f"momentum_quantile{round(100 * q)}"] = part
-        values |= _oracle_quality(seen, spectrum)
+        values |= _oracle_quality(observation, spectrum)
     values |= _update_and_weight(step.before, change, exact)
     factor = torch.ones(len(change), device=change.device)
-    if seen is not None:
-        factor = torch.as_tensor(seen.factor, device=change.device).expand(len(change), 1, 1)
+    if observation is not None:
+        factor = torch.as_tensor(observation.factor, device=change.device).expand(len(change), 1, 1)
         factor = factor[:, 0, 0]
-        values["update_skipped"] = seen.skipped.expand(len(change))
+        values["update_skipped"] = observation.skipped.expand(len(change))
     values["update_lr"] = step.lr * factor
     return values, spectrum
 
 
-def _ky_fan_rank(rank: int | None, seen: Observation | None, shape: torch.Size) -> int:
+def _ky_fan_rank(rank: int | None, observation: Observation | None, shape: torch.Size) -> int:
     """Return k of the Ky Fan norm: as given, or the group's, or a quarter of full rank."""
     limit = min(shape[-2:])
     if rank is not None:
         return min(rank, limit)
-    own = limit if seen is None else resolve_rank(seen.group["rank"], *shape[-2:])
+    own = limit if observation is None else resolve_rank(observation.group["rank"], *shape[-2:])
     return own if own < limit else max(1, limit // 4)
 
 
@@ -80,16 +82,16 @@ def _norms_and_ranks(name: str, s: Spectrum, k: int) -> dict[str, Tensor]:
     }
 
 
-def _oracle_quality(seen: Observation, s: Spectrum) -> dict[str, Tensor]:
+def _oracle_quality(observation: Observation, s: Spectrum) -> dict[str, Tensor]:
     """Return how much of the dual norm the direction attains, and what it left out."""
-    dual = quantities.own_dual(s, seen.momentum, seen.group)
-    direction = seen.direction / seen.factor
+    dual = quantities.own_dual(s, observation.momentum, observation.group)
+    direction = observation.direction / observation.factor
     values = {
         "momentum_dual": dual,
-        "oracle_quality": spectra.inner(seen.momentum, direction) / dual,
+        "oracle_quality": spectra.inner(observation.momentum, direction) / dual,
     }
-    if seen.captured is not None:
-        rest = seen.momentum - seen.captured.to(seen.momentum.dtype)
+    if observation.captured is not None:
+        rest = observation.momentum - observation.captured.to(observation.momentum.dtype)
         values["oracle_residual"] = lmo.frobenius_norm(rest)[..., 0, 0] / s.frobenius
     return values
 

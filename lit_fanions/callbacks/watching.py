@@ -200,22 +200,22 @@ class Watcher(Callback):
 
         return sorted(matrices, key=position)
 
-    def _observe(self, seen: Observation) -> None:
-        name = self._names.get(seen.parameter)
+    def _observe(self, observation: Observation) -> None:
+        name = self._names.get(observation.parameter)
         if name is None:
             return
-        layout, splits = seen.group["layout"], seen.group["splits"]
-        total = sum(s[0] for s in matrix_shapes(seen.parameter.shape, layout, splits))
+        layout, splits = observation.group["layout"], observation.group["splits"]
+        total = sum(s[0] for s in matrix_shapes(observation.parameter.shape, layout, splits))
         self.record(
             MatrixStep(
-                names=matrix_names(name, seen.first, len(seen.before), total),
-                group=seen.group["name"],
+                names=matrix_names(name, observation.first, len(observation.before), total),
+                group=observation.group["name"],
                 parameter=name,
-                lr=float(seen.group["lr"]),
-                gradient=seen.gradient,
-                before=seen.before,
-                after=seen.after,
-                observation=seen,
+                lr=float(observation.group["lr"]),
+                gradient=observation.gradient,
+                before=observation.before,
+                after=observation.after,
+                observation=observation,
             )
         )
 

@@ -242,13 +242,13 @@ def quantiles(s: Spectrum, fractions: Sequence[float] = QUANTILES) -> Tensor:
     ends = weights.cumsum(-1)
     # Index of each value among all, from 0; a value that stands for several is at their middle.
     positions = (ends - (weights + 1) / 2).contiguous()
-    wanted = torch.tensor(fractions, dtype=values.dtype, device=values.device)
-    wanted = (wanted * (ends[..., -1:] - 1)).contiguous()
+    targets = torch.tensor(fractions, dtype=values.dtype, device=values.device)
+    targets = (targets * (ends[..., -1:] - 1)).contiguous()
     last = values.shape[-1] - 1
-    after = torch.searchsorted(positions, wanted).clamp(max=last)
+    after = torch.searchsorted(positions, targets).clamp(max=last)
     before = (after - 1).clamp(min=0)
     low, high = positions.gather(-1, before), positions.gather(-1, after)
-    part = ((wanted - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
+    part = ((targets - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
     return values.gather(-1, before).lerp(values.gather(-1, after), part)
 
 
