@@ -30,7 +30,7 @@ else:
         for package in packages:
             try:
                 found.append(getattr(importlib.import_module(package + module), name))
-            except ImportError:
+            except Exception:  # not installed, or too old for the installed torch
                 continue
             logs.append(rank_zero.log)
         if not found:

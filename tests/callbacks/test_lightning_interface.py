@@ -130,7 +130,10 @@ def test_quantities_and_figures_load_no_callback():
         "import sys, lit_fanions.callbacks.quantities, lit_fanions.callbacks.figures; "
         "found = {'pytorch_lightning', 'lit_fanions.callbacks.watching'}; "
         "assert not found & set(sys.modules), found & set(sys.modules); "
-        "from lit_fanions.callbacks import *; NormAdvisor, FanionOptimizer, SpectralMonitor"
+        "from lit_fanions.callbacks import *; NormAdvisor, FanionOptimizer, SpectralMonitor; "
+        "from lightning_utilities.core import rank_zero; "
+        # The second package must not take over the messages of the first one.
+        "assert rank_zero.log.name.startswith('lightning.'), rank_zero.log"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
