@@ -1,7 +1,36 @@
-"""Lightning callbacks: what the optimizer does, which one to use, and how to get it in."""
+"""Lightning callbacks: monitor the optimizer, choose a norm, add Fanion to any project.
 
-from lit_fanions.callbacks.advisor import NormAdvisor
-from lit_fanions.callbacks.drop_in import FanionOptimizer
-from lit_fanions.callbacks.spectral_monitor import SpectralMonitor
+The classes are imported at first use, so that modules of this package that need no Lightning (the
+report reads ``quantities`` and ``figures``) do not load it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_fanions.callbacks.advisor import NormAdvisor
+    from lit_fanions.callbacks.drop_in import FanionOptimizer
+    from lit_fanions.callbacks.spectral_monitor import SpectralMonitor
 
 __all__ = ["FanionOptimizer", "NormAdvisor", "SpectralMonitor"]
+
+_MODULES = {
+    "FanionOptimizer": "drop_in",
+    "NormAdvisor": "advisor",
+    "SpectralMonitor": "spectral_monitor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a callback when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -1,12 +1,12 @@
-"""Drawings of spectra and of stable ranks, for TensorBoard and for the report.
+"""Draw spectra and stable ranks, for TensorBoard and for the report.
 
-matplotlib is imported where it is needed: without it everything but the drawings works.
+matplotlib is imported by the first drawing: without it everything but the drawings works.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,38 +15,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 100
-# Rows of a heat map; of more matrices, evenly chosen ones.
-_ROWS = 160
+# Most rows of a heat map and most names of a legend; of more matrices, evenly chosen ones.
+_MAX_ROWS, _MAX_NAMES = 120, 30
+_MAX_LETTERS = 48
 
 
 class Sample(NamedTuple):
     """Singular values of one matrix, as in ``spectrum.Spectrum``.
 
     Attributes:
-        values: Descending.
-        weights: How many each stands for.
-        of: Of the momentum or of the gradient.
+        values: Singular values, descending.
+        weights: Number of singular values that each value stands for.
+        source: Matrix that was measured: "momentum" or "gradient".
     """
 
     values: list[float]
     weights: list[float]
-    of: str
+    source: str
 
 
-def available() -> bool:
-    """Whether matplotlib is installed."""
+def has_matplotlib() -> bool:
+    """Return True if matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, of no graphical interface."""
+    """Return an empty figure that needs no graphical interface.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """A figure as an image, uint8 (height, width, 3)."""
+    """Return a figure as an image, uint8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -55,72 +61,118 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
-    """A heat map, matrices x time.
+    """Return a heat map of matrices and steps.
 
     Args:
         history: Step -> matrix -> stable rank.
     """
-    rows = min(_ROWS, max(map(len, history.values())))
-    figure = new_figure(7, max(4.0, 1.5 + 0.16 * rows))
+    rows = min(_MAX_ROWS, max(map(len, history.values())))
+    figure = new_figure(9, max(4.0, 1.5 + 0.22 * rows))
     axes = figure.subplots()
-    heat_map(axes, history)
+    draw_heat_map(axes, history)
     axes.set_title("stable rank of the weights")
     return figure
 
 
 def spectra(samples: Mapping[str, Sample]) -> Figure:
-    """The latest spectra, on log axes.
+    """Return a plot of the latest spectra on logarithmic axes.
 
     Args:
         samples: Matrix -> singular values.
     """
-    figure = new_figure(7, 4)
+    figure = new_figure(10, max(5.0, legend_height(len(samples))))
     axes = figure.subplots()
     draw_spectra(axes, samples)
-    kinds = " and ".join(sorted({sample.of for sample in samples.values()}))
-    axes.set_title(f"singular values of the {kinds} over the largest")
+    sources = " and ".join(sorted({sample.source for sample in samples.values()}))
+    axes.set_title(f"singular values of the {sources}, relative to the largest")
+    add_legend(figure, [axes])
     return figure
 
 
-def heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
-    """Draws matrices x time: a row for each matrix, a column for each step.
+def draw_heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
+    """Draw a row for each matrix and a column for each step.
 
     Args:
-        axes: Where to draw.
+        axes: The axes to draw on.
         history: Step -> matrix -> value.
     """
     steps = sorted(history)
-    # The order of the last step, in which weights that begin as zero have a value too.
+    # In the order of the last step, where weights that began as zero have a value too.
     names = list(dict.fromkeys(name for step in reversed(steps) for name in history[step]))
-    names = names[:: -(-len(names) // _ROWS)]
+    names = list(_choose_evenly(names, _MAX_ROWS))
     table = np.array([[history[step].get(name, np.nan) for step in steps] for name in names])
     image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis")
     shown = range(0, len(steps), -(-len(steps) // 8))
     axes.set_xticks(shown, [str(steps[i]) for i in shown])
-    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set_yticks(range(len(names)), list(map(_shorten, names)), fontsize=8, parse_math=False)
     axes.set_xlabel("step")
     axes.figure.colorbar(image, ax=axes)
 
 
 def draw_spectra(axes: Any, samples: Mapping[str, Sample]) -> None:
-    """Draws each spectrum over its largest value against the place in it, on log axes.
+    """Draw each spectrum, relative to its largest value, against the index, on log axes.
 
     Args:
-        axes: Where to draw.
+        axes: The axes to draw on.
         samples: Matrix -> singular values.
     """
-    for i, sample in enumerate(samples.values()):
-        places = np.cumsum(sample.weights) - (np.asarray(sample.weights) - 1) / 2
+    for i, (name, sample) in enumerate(samples.items()):
+        indices = np.cumsum(sample.weights) - (np.asarray(sample.weights) - 1) / 2
         relative = np.maximum(np.asarray(sample.values) / sample.values[0], 1e-8)
-        axes.plot(np.maximum(places, 1), relative, color=color(i, len(samples)), linewidth=0.9)
+        axes.plot(
+            np.maximum(indices, 1),
+            relative,
+            color=color(i, len(samples)),
+            linewidth=1.2,
+            label=name,
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("number of the singular value (first matrices dark)")
+    axes.set_xlabel("index of the singular value")
     axes.grid(alpha=0.3)
 
 
+def legend_height(names: int) -> float:
+    """Return the inches that a legend of some names takes."""
+    return 0.8 + 0.18 * min(_MAX_NAMES, names)
+
+
+def add_legend(figure: Figure, panels: Sequence[Any]) -> None:
+    """Name the lines of some panels to the right of the figure.
+
+    Args:
+        figure: The figure.
+        panels: Axes with labelled lines, of which at most thirty are named, evenly chosen. Equal
+            labels are one line.
+    """
+    lines: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        lines = dict(zip(labels, handles, strict=True)) | lines
+    if not lines:
+        return
+    names = _choose_evenly(list(lines), _MAX_NAMES)
+    legend = figure.legend(
+                [lines[name] for name in names],
+        list(map(_shorten, names)),
+        loc="outside right upper", fontsize=8, frameon=False,
+        title=None if len(names) == len(lines) else f"{len(names)} of {len(lines)}",
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
 def color(i: int, count: int) -> Any:
-    """A colour for the i-th of some matrices, dark for the first ones."""
+    """Return a colour for the i-th of some lines: the first are dark, the last bright."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.9 * i / max(1, count - 1))
+
+
+def _shorten(name: str) -> str:
+    """Return a name without its beginning if it would leave too little space to the plot."""
+    return name if len(name) <= _MAX_LETTERS else "…" + name[1 - _MAX_LETTERS :]
+
+
+def _choose_evenly(items: Sequence[Any], most: int) -> Sequence[Any]:
+    return items[:: -(-len(items) // most)] if items else items

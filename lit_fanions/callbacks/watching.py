@@ -1,4 +1,4 @@
-"""How callbacks come to see the optimizer's matrices in some of its steps, with any optimizer."""
+"""Show callbacks the matrices of some optimizer steps, with any optimizer."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ import fnmatch
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lit_fanions.callbacks.lightning_interface import (
+    Callback,
+    name_without_wrappers,
+    optimizer_steps,
+)
+from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.fanion import Fanion
+from lit_fanions.optim.groups import configured_group
 from lit_fanions.optim.matrices import gather, local, local_grad, matrix_shapes, to_matrices
 from lit_fanions.optim.observing import Observation
 from lit_fanions.optim.parameters import assign
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
-class Seen(NamedTuple):
-    """Matrices of one parameter in one step of an optimizer. Tensors are (count, rows, cols).
+
+class MatrixStep(NamedTuple):
+    """One optimizer step of matrices of one parameter. Tensors are (count, rows, cols).
 
     Attributes:
-        names: Of each matrix: the parameter's, numbered where it is several matrices.
+        names: Name of each matrix: the parameter's, with an index if it holds several matrices.
         group: Name of the parameter's group.
         parameter: Name of the parameter.
         lr: Learning rate of the step.
-        gradient: As the step found it, clipped and accumulated; None where it has been deleted.
+        gradient: The gradient used by the step, clipped and accumulated; None if it was deleted.
         before: The weights before the step.
-        after: The weights after it.
-        inside: What Fanion tells of the step beyond that; None for other optimizers, and for its
+        after: The weights after the step.
+        observation: Fanion's own record of the step; None for other optimizers and for Fanion's
             groups of adamw and sgd.
     """
 
@@ -43,11 +52,11 @@ class Seen(NamedTuple):
     gradient: Tensor | None
     before: Tensor
     after: Tensor
-    inside: Observation | None
+    observation: Observation | None
 
 
-class _Copied(NamedTuple):
-    """A parameter before a step of an optimizer that tells nothing itself."""
+class WeightCopy(NamedTuple):
+    """A copy of a weight taken before the step of an optimizer without observers."""
 
     group: str
     lr: float
@@ -55,45 +64,46 @@ class _Copied(NamedTuple):
 
 
 class Watcher(Callback):
-    """Shows its subclass the matrices of every n-th optimizer step.
+    """Show a subclass the matrices of every n-th optimizer step.
 
-    The matrices of Fanion's matrix groups are shown from inside the step. Of other optimizers,
-    those weights are copied that ``split_parameters`` calls matrices, and compared afterwards.
+    Fanion reports the matrices of its groups itself, through an observer. For other optimizers the
+    weights that ``split_parameters`` calls matrices are copied before the step and compared after.
 
     Args:
-        every_n_steps: Interval in optimizer steps, from the first one on.
-        parameters: Patterns of the names of parameters to look at, * for anything; None: all.
+        every_n_steps: Interval in optimizer steps, starting with the first step.
+        parameters: Patterns of parameter names to watch, with * as wildcard; None watches all.
 
     Raises:
         ValueError: If the interval is below 1.
     """
 
     def __init__(self, every_n_steps: int, parameters: Sequence[str] | None) -> None:
-        self.every_n_steps = positive_int(every_n_steps, "every_n_steps")
+        self.every_n_steps = whole_number("every_n_steps", every_n_steps)
         self.parameters = None if parameters is None else list(parameters)
         self._names: dict[Tensor, str] = {}
-        self._copies: dict[Tensor, _Copied] = {}
-        self._forms: dict[Tensor, dict[str, Any]] = {}
+        self._copies: dict[Tensor, WeightCopy] = {}
+        self._forms: dict[Tensor, dict[str, Any]] = {}  # parameter -> layout and splits
         self._hooks: list[RemovableHandle] = []
-        self._taken: dict[int, int] = {}  # optimizer -> its steps so far
-        self._looking = False
+        self._step_counts: dict[int, int] = {}  # index of the optimizer -> its steps so far
+        self._is_recording = False
 
     @abstractmethod
-    def _look(self, seen: Seen) -> None:
-        """Take what is wanted of some matrices; tensors are not to be kept or changed."""
+    def record(self, step: MatrixStep) -> None:
+        """Measure some matrices; the tensors must be neither changed nor kept."""
 
     @abstractmethod
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything of this step has been shown."""
+    def finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Process what was recorded, after all matrices of the step."""
 
-    def _is_due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
+        """Return True if the step with this index is to be recorded."""
         return step % self.every_n_steps == 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses patterns that no parameter matches; a fresh run's steps are counted anew."""
-        if trainer.ckpt_path is None and stepped(trainer) == 0:
-            self._taken = {}
-        names = _names(pl_module)
+        """Refuse patterns that match no parameter; restart the step counts in a fresh run."""
+        if trainer.ckpt_path is None and optimizer_steps(trainer) == 0:
+            self._step_counts = {}
+        names = parameter_names(pl_module)
         for pattern in self.parameters or ():
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names.values()):
                 raise ValueError(
@@ -103,42 +113,43 @@ class Watcher(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Sees to it that this step is shown, if it is one to look at."""
-        # Each optimizer's own steps: in manual optimization not every batch is one.
+        """Attach to the optimizer if its step is due."""
+        # Count each optimizer's own steps: manual optimization does not step each in every batch.
         index = next(i for i, own in enumerate(trainer.optimizers) if own is optimizer)
-        self._taken[index] = self._taken.get(index, 0) + 1
-        if trainer.barebones or not self._is_due(self._taken[index] - 1):
+        self._step_counts[index] = self._step_counts.get(index, 0) + 1
+        if trainer.barebones or not self.is_due(self._step_counts[index] - 1):
             return
-        self._looking = True
+        self._is_recording = True
         self._names = {
             p: name
-            for p, name in _names(pl_module).items()
+            for p, name in parameter_names(pl_module).items()
             if self.parameters is None
             or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.parameters)
         }
-        others = []
+        groups_without_observer = []
         for group in optimizer.param_groups:
             if isinstance(optimizer, Fanion) and not is_entrywise(group["algorithm"]):
                 if self._observe not in optimizer.observers:
                     optimizer.observers += (self._observe,)
             else:
-                others.append(group)
-        self._copy(pl_module, others)
+                groups_without_observer.append(group)
+        self._copy_weights(pl_module, groups_without_observer)
         if self._copies:
-            # Not at the end of the batch, until when gradients and weights may change once more;
-            # and not at all where a scaler skips the step.
-            self._hooks.append(optimizer.register_step_post_hook(self._show_copies))
+            # A hook of the step, not the end of the batch, by when gradients and weights may have
+            # changed again. A step that a gradient scaler skips never calls it.
+            self._hooks.append(optimizer.register_step_post_hook(self._record_copies))
 
-    def _show_copies(self, *args: Any) -> None:
+    def _record_copies(self, *args: Any) -> None:
         with torch.no_grad():
             for p in list(self._copies):
-                for seen in _compared(p, self._names[p], self._copies.pop(p), self._forms[p]):
-                    self._look(seen)
+                copy, form = self._copies.pop(p), self._forms[p]
+                for step in _compare_with_copy(p, self._names[p], copy, form):
+                    self.record(step)
 
-    def _copy(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    def _copy_weights(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
         if not any(p.ndim > 1 and p in self._names for g in groups for p in g["params"]):
             return
-        with warnings.catch_warnings():  # of low-rank adapters: the factory has said it
+        with warnings.catch_warnings():  # the factory has already warned about adapters
             warnings.simplefilter("ignore")
             assignments = assign(module)
         self._forms = {a.parameter: a.options for a in assignments if a.role == "matrix"}
@@ -146,100 +157,110 @@ class Watcher(Callback):
             for p in group["params"]:
                 if p in self._names and p in self._forms and p.grad is not None:
                     shard = local(p).detach().clone()
-                    name = group.get("name", "matrix")
-                    self._copies[p] = _Copied(name, float(group["lr"]), shard)
+                    name = configured_group(group)
+                    self._copies[p] = WeightCopy(name, float(group["lr"]), shard)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Ends the look."""
-        if not self._looking:
+        """Detach from the optimizer and process what was recorded."""
+        if not self._is_recording:
             return
-        self._release(trainer)
-        self._finish(trainer, pl_module)
+        self._detach(trainer)
+        self.finish_step(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leaves the optimizer alone."""
-        self._release(trainer)
+        """Detach from the optimizer."""
+        self._detach(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the module."""
+        """Release the module's parameters."""
         self._names = {}
 
-    def _release(self, trainer: Trainer) -> None:
+    def _detach(self, trainer: Trainer) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._looking = False
+        self._is_recording = False
         self._copies, self._forms = {}, {}
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, Fanion):
-                kept = [observe for observe in optimizer.observers if observe != self._observe]
-                optimizer.observers = tuple(kept)
+                others = [own for own in optimizer.observers if own != self._observe]
+                optimizer.observers = tuple(others)
 
-    def _in_order(self, matrices: Iterable[str]) -> list[str]:
-        """Names of matrices in the order of the module's parameters."""
-        order = {name: i for i, name in enumerate(self._names.values())}
+    def sort_by_parameter(self, matrices: Iterable[str]) -> list[str]:
+        """Return names of matrices in the order of the module's parameters."""
+        positions = {name: i for i, name in enumerate(self._names.values())}
 
-        def place(matrix: str) -> tuple[int, int]:
-            name, _, number = matrix.removesuffix("]").rpartition("[")
-            return (order[name], int(number)) if name in order else (order.get(matrix, 0), 0)
+        def position(matrix: str) -> tuple[int, int]:
+            name, _, index = matrix.removesuffix("]").rpartition("[")
+            if name in positions:
+                return positions[name], int(index)
+            return positions.get(matrix, 0), 0
 
-        return sorted(matrices, key=place)
+        return sorted(matrices, key=position)
 
-    def _observe(self, seen: Observation) -> None:
-        name = self._names.get(seen.parameter)
+    def _observe(self, observation: Observation) -> None:
+        name = self._names.get(observation.parameter)
         if name is None:
             return
-        layout, splits = seen.group["layout"], seen.group["splits"]
-        total = sum(s[0] for s in matrix_shapes(seen.parameter.shape, layout, splits))
-        self._look(
-            Seen(
-                _numbered(name, seen.first, len(seen.before), total), seen.group["name"], name,
-                float(seen.group["lr"]), seen.gradient, seen.before, seen.after, seen,
+        layout, splits = observation.group["layout"], observation.group["splits"]
+        total = sum(s[0] for s in matrix_shapes(observation.parameter.shape, layout, splits))
+        self.record(
+            MatrixStep(
+                names=matrix_names(name, observation.first, len(observation.before), total),
+                group=configured_group(observation.group),
+                parameter=name,
+                lr=float(observation.group["lr"]),
+                gradient=observation.gradient,
+                before=observation.before,
+                after=observation.after,
+                observation=observation,
             )
-        )  # fmt: skip
+        )
 
 
-def positive_int(value: Any, name: str) -> int:
-    """The value, if it is a whole number of at least 1.
+def parameter_names(module: nn.Module) -> dict[Tensor, str]:
+    """Return the module's parameters with their names, without the levels of torch.compile."""
+    return {p: name_without_wrappers(name) for name, p in module.named_parameters()}
 
-    Raises:
-        ValueError: If not.
+
+def matrix_names(parameter: str, first: int, count: int, total: int) -> list[str]:
+    """Return names for matrices of one parameter.
+
+    Args:
+        parameter: Name of the parameter.
+        first: Index of the first of these matrices among all of the parameter's.
+        count: Number of these matrices.
+        total: Number of matrices of the parameter; a single one has no index.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-    return value
+    if total == 1:
+        return [parameter]
+    return [f"{parameter}[{i}]" for i in range(first, first + count)]
 
 
-def _names(module: nn.Module) -> dict[Tensor, str]:
-    """Parameters by name, that of the module without its compiled wrappers."""
-    return {p: name.replace("_orig_mod.", "") for name, p in module.named_parameters()}
-
-
-def stepped(trainer: Trainer) -> int:
-    """Optimizer steps before this one, by which Lightning logs training metrics."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _compared(p: Tensor, name: str, copied: _Copied, form: Mapping[str, Any]) -> Iterator[Seen]:
+def _compare_with_copy(
+    p: Tensor, name: str, copy: WeightCopy, form: Mapping[str, Any]
+) -> Iterator[MatrixStep]:
     layout, splits = form.get("layout", "flatten"), form.get("splits")
 
     def matrices(shard: Tensor) -> list[Tensor]:
         return to_matrices(gather(shard.detach(), p), layout, splits)
 
-    before, after = matrices(copied.shard), matrices(local(p))
+    before, after = matrices(copy.shard), matrices(local(p))
     gradients = [None] * len(before) if p.grad is None else matrices(local_grad(p))
     total, first = sum(map(len, before)), 0
     for part, weights in enumerate(before):
-        names = _numbered(name, first, len(weights), total)
-        yield Seen(
-            names, copied.group, name, copied.lr, gradients[part], weights, after[part], None
+        yield MatrixStep(
+            names=matrix_names(name, first, len(weights), total),
+            group=copy.group,
+            parameter=name,
+            lr=copy.lr,
+            gradient=gradients[part],
+            before=weights,
+            after=after[part],
+            observation=None,
         )
         first += len(weights)
-
-
-def _numbered(name: str, first: int, count: int, total: int) -> list[str]:
-    return [name] if total == 1 else [f"{name}[{i}]" for i in range(first, first + count)]

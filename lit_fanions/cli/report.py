@@ -1,8 +1,9 @@
-"""`python -m lit_fanions report LOGDIR`: TensorBoard's logs as figures, for people without it.
+"""`python -m lit_fanions report LOGDIR`: TensorBoard's logs as one page, for people without it.
 
-One figure for each family of quantities of ``SpectralMonitor``, one of everything else that was
-logged, and two of the stable ranks over time and of the spectra; of every run below the folder.
-It reads event files alone.
+The page has a summary of the runs below the folder, their losses, a figure for each family of
+quantities of SpectralMonitor, the stable ranks over time, the latest spectra, and everything else
+that was logged. All runs are drawn into the same figures. It reads event files, and config.yaml or
+hparams.yaml beside them.
 """
 
 from __future__ import annotations
@@ -10,223 +11,101 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES
 from lit_fanions.cli.console import Refused
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Curve = list[tuple[int, float]]  # (step, value)
+from lit_fanions.cli.report_figures import Drawing, draw, png
+from lit_fanions.cli.report_logs import Progress, Run, ignore, read_runs, summarise
 
 USAGE_ERROR = 2
-TRAINING, STABLE_RANKS, SPECTRA = "training", "stable ranks", "spectra"
-_COLUMNS = 3
-_NAMED = 10  # so many matrices are told apart by a legend
-_GROUP = "group/"
 _OTHER_FILES = (".png", ".htm", ".pdf", ".svg")
-_HISTOGRAMS = {"momentum_spectrum": "momentum", "gradient_spectrum": "gradient"}
+_HEAD = """<!doctype html>
+<html lang='en'><head><meta charset='utf-8'><title>lit_fanions report</title><style>
+body{font-family:sans-serif;margin:2em}
+img{max-width:100%}
+table{border-collapse:collapse}
+td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}
+td:first-child,th:first-child{text-align:left}
+.wide{overflow-x:auto}
+dt{font-weight:bold;margin-top:.5em}
+</style></head><body><h1>Report of a training</h1>
+"""
+_NOTATION = (
+    "G is the gradient as the step found it, clipped and accumulated; M is what the direction D is "
+    "taken of, the momentum; W is the weight, ΔW its change; σ₁ is the largest singular value of "
+    "a matrix and n its smaller side. k is the group's rank, or a quarter of n if that is full."
+)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one folder of event files holds.
-
-    Attributes:
-        name: Its path below the folder that was asked for.
-        curves: Tag -> values.
-        spectra: Matrix -> the latest singular values of its momentum or gradient, over the largest.
-    """
-
-    name: str
-    curves: dict[str, Curve]
-    spectra: dict[str, figures.Sample]
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """Every run at or below a folder.
-
-    Args:
-        folder: Of logs.
-
-    Returns:
-        The runs that have scalars, by name.
-
-    Raises:
-        Refused: If there is no such folder, or no run in it.
-    """
-    if not folder.is_dir():
-        raise Refused(f"there is no folder {folder}")
-    places = sorted({path.parent for path in folder.rglob("*tfevents*") if path.is_file()})
-    if not places:
-        raise Refused(f"no TensorBoard event file in {folder}: give the folder of a run's logs")
-    runs = [_read(place, _name(place, folder)) for place in places]
-    runs = [run for run in runs if run.curves]
-    if not runs:
-        raise Refused(f"the event files in {folder} hold no scalars")
-    return runs
-
-
-def _name(place: Path, folder: Path) -> str:
-    return str(place.relative_to(folder)) if place != folder else folder.resolve().name
-
-
-def _read(place: Path, name: str) -> Run:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    # Of histograms the last one is enough; of scalars all.
-    events = EventAccumulator(
-        str(place), {"scalars": 0, "histograms": 1, "images": 1, "tensors": 1}
-    ).Reload()
-    curves = {
-        tag: sorted((event.step, event.value) for event in events.Scalars(tag))
-        for tag in events.Tags()["scalars"]
-    }
-    spectra = {}
-    for tag in events.Tags()["histograms"]:
-        kind, _, matrix = tag.partition("/")
-        if kind in _HISTOGRAMS and (values := events.Histograms(tag)[-1].histogram_value).num:
-            spectra[matrix] = _sample(values, _HISTOGRAMS[kind])
-    return Run(name, curves, spectra)
-
-
-def _sample(histogram: Any, of: str) -> figures.Sample:
-    """Singular values, descending, from a histogram of their logarithms."""
-    pairs = zip(histogram.bucket_limit, histogram.bucket, strict=True)
-    filled = [(10**limit, count) for limit, count in pairs if count > 0]
-    values, counts = zip(*reversed(filled), strict=True)
-    return figures.Sample(list(values), list(counts), of)
-
-
-def family_of(tag: str) -> str:
-    """The figure that a tag belongs to: gradient, momentum, oracle, update, weight or training."""
-    quantity = tag.partition("/")[0]
-    return quantity.partition("_")[0] if quantity in QUANTITIES else TRAINING
-
-
-def draw(run: Run) -> dict[str, Figure]:
-    """The figures of a run, by family.
+def page(runs: Sequence[Run], progress: Progress = ignore) -> str:
+    """Return a stand-alone HTML page about some runs.
 
     Args:
-        run: The run.
+        runs: The runs.
+        progress: Called with a line before each figure is drawn.
     """
-    families: dict[str, dict[str, dict[str, Curve]]] = {}  # family -> panel -> line -> curve
-    for tag, curve in run.curves.items():
-        family = family_of(tag)
-        panel, _, line = tag.partition("/") if family != TRAINING else (tag, "", "")
-        families.setdefault(family, {}).setdefault(panel, {})[line] = curve
-    order = [*dict.fromkeys(name.partition("_")[0] for name in QUANTITIES)]
-    drawn = {
-        name: _grid(families[name], single=name == TRAINING)
-        for name in (TRAINING, *order)
-        if name in families
-    }
-    history: dict[int, dict[str, float]] = {}
-    for tag, curve in run.curves.items():
-        quantity, _, matrix = tag.partition("/")
-        if quantity == "weight_stable_rank" and not matrix.startswith(_GROUP):
-            for step, value in curve:
-                history.setdefault(step, {})[matrix] = value
-    if history:
-        drawn[STABLE_RANKS] = figures.stable_ranks(history)
-    if run.spectra:
-        drawn[SPECTRA] = figures.spectra(run.spectra)
-    return drawn
-
-
-def _grid(panels: Mapping[str, Mapping[str, Curve]], *, single: bool) -> Figure:
-    """A panel for each quantity: thin lines for matrices, thick ones for the groups' means."""
-    names = [name for name in QUANTITIES if name in panels] or sorted(panels)
-    columns = min(_COLUMNS, len(names))
-    rows = -(-len(names) // columns)
-    figure = figures.new_figure(5.0 * columns, 3.2 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, name in zip(grid.flat, names, strict=False):
-        lines = panels[name]
-        matrices = [line for line in lines if not line.startswith(_GROUP)]
-        for i, line in enumerate(matrices):
-            color = "tab:blue" if single else figures.color(i, len(matrices))
-            marker = "o" if len(lines[line]) == 1 else None  # a line has two ends
-            width = 1.2 if single else 0.6
-            axes.plot(
-                *_points(lines[line]), color=color, linewidth=width, marker=marker, label=line
-            )
-        if not single and axes is grid.flat[0] and len(matrices) <= _NAMED:
-            axes.legend(fontsize=6)
-        for line, curve in lines.items():
-            if line.startswith(_GROUP):
-                label = line.removeprefix(_GROUP)
-                style = "o" if len(curve) == 1 else "--"
-                axes.plot(*_points(curve), style, color="tab:red", linewidth=1.8)
-                axes.annotate(label, curve[-1], fontsize=7, color="tab:red", parse_math=False)
-        axes.set_title(QUANTITIES.get(name, name), fontsize=9, parse_math=False)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-        if _spans_decades(lines.values()):
-            axes.set_yscale("log")
-    for axes in list(grid.flat)[len(names) :]:
-        axes.set_axis_off()
-    return figure
-
-
-def _points(curve: Curve) -> tuple[list[int], list[float]]:
-    return [step for step, _ in curve], [value for _, value in curve]
-
-
-def _spans_decades(curves: Any) -> bool:
-    """Whether most values do: a single matrix far off shall not flatten the others."""
-    values = sorted(value for curve in curves for _, value in curve)
-    if not values or values[0] <= 0:
-        return False
-    low, high = values[len(values) // 10], values[-1 - len(values) // 10]
-    return high > 30 * low
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def page(runs: Sequence[Run]) -> str:
-    """A stand-alone HTML page of all figures of some runs."""
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>lit_fanions report"
-        "</title><style>body{font-family:sans-serif;margin:2em}img{max-width:100%}</style></head>"
-        "<body><h1>What the optimizer did</h1><p>Thin lines are matrices, the first ones dark and "
-        "the last ones bright; dashed red lines are means over a parameter group.</p>"
-    ]
-    for run in runs:
-        parts.append(f"<h2>{html.escape(run.name)}</h2>")
-        for family, figure in draw(run).items():
-            image = base64.b64encode(png(figure)).decode()
-            name = html.escape(f"{run.name}: {family}")
-            parts.append(
-                f"<h3>{html.escape(family)}</h3>"
-                f"<img alt='{name}' src='data:image/png;base64,{image}'>"
-            )
+    parts = [_HEAD, _table(*summarise(runs))]
+    if len(runs) == 1:
+        parts.append(
+            "<p>Thin lines are matrices, dashed red lines are means over a parameter group.</p>"
+        )
+    else:
+        parts.append(
+            "<p>Each run has a colour. Lines are means over a parameter group, the bands behind "
+            "them reach from the smallest to the largest value of its matrices.</p>"
+        )
+    explained: dict[str, None] = {}
+    for drawing in draw(runs, progress):
+        explained |= dict.fromkeys(drawing.quantities)
+        parts.append(_section(drawing))
+    if explained:
+        parts.append(_glossary(explained))
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def write(runs: Sequence[Run], output: Path) -> list[Path]:
-    """Writes the figures of some runs.
+def _glossary(names: Iterable[str]) -> str:
+    lines = [f"<h2>What the quantities mean</h2><p>{html.escape(_NOTATION)}</p><dl>"]
+    for name in names:
+        title, meaning = map(html.escape, QUANTITIES[name])
+        lines.append(f"<dt id='{name}'>{title} (<code>{name}</code>)</dt><dd>{meaning}</dd>")
+    lines.append("</dl><p>docs/quantities.md in the sources says what to do if one looks odd.</p>")
+    return "\n".join(lines)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["<div class='wide'><table>"]
+    lines.append("<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in headings) + "</tr>")
+    for row in rows:
+        lines.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>")
+    return "\n".join([*lines, "</table></div>"])
+
+
+def _section(drawing: Drawing) -> str:
+    title = html.escape(drawing.title, quote=True)
+    links = ", ".join(f"<a href='#{name}'>{name}</a>" for name in drawing.quantities)
+    image = base64.b64encode(png(drawing.figure)).decode()
+    return "\n".join(
+        [
+            f"<h2>{title}</h2>",
+            f"<p>What they mean: {links}</p>" if links else "",
+            f"<img alt='{title}' src='data:image/png;base64,{image}'>",
+        ]
+    )
+
+
+def write(runs: Sequence[Run], output: Path, progress: Progress = ignore) -> list[Path]:
+    """Write the figures of some runs and return the paths of the files.
 
     Args:
         runs: The runs.
         output: A file of suffix .html for one page, or a folder for PNG files.
-
-    Returns:
-        What was written.
+        progress: Called with a line before each figure is drawn.
 
     Raises:
         Refused: If it is a file of another kind.
@@ -236,19 +115,17 @@ def write(runs: Sequence[Run], output: Path) -> list[Path]:
         raise Refused(f"--output {output}: give a .html file, or a folder for PNGs")
     if is_page:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(runs), encoding="utf-8")
+        output.write_text(page(runs, progress), encoding="utf-8")
         return [output]
     output.mkdir(parents=True, exist_ok=True)
-    written = []
-    places = [re.sub(r"[^\w.-]+", "_", run.name) + "_" for run in runs]
-    for i, run in enumerate(runs):
-        prefix = "" if len(runs) == 1 else places[i]
-        if prefix in places[:i]:  # a/b and a_b
-            prefix = f"{prefix}{i}_"
-        for family, figure in draw(run).items():
-            path = output / f"{prefix}{family.replace(' ', '_')}.png"
-            path.write_bytes(png(figure))
-            written.append(path)
+    written: list[Path] = []
+    for drawing in draw(runs, progress):
+        stem = re.sub(r"[^\w.-]+", "_", drawing.title)
+        path = output / f"{stem}.png"
+        if path in written:  # runs a/b and a_b
+            path = output / f"{stem}_{len(written)}.png"
+        path.write_bytes(png(drawing.figure))
+        written.append(path)
     return written
 
 
@@ -263,10 +140,10 @@ def main(args: Sequence[str], prog: str = "report") -> int:
 
     Args:
         args: The arguments after ``report``.
-        prog: What the help calls the program.
+        prog: Name of the program in its help.
 
     Returns:
-        The exit status: 0, or 2 for something that the user can put right.
+        The exit status: 0, or 2 for a mistake of the user.
     """
     parser = _Parser(prog=prog, description=__doc__, allow_abbrev=False)
     parser.add_argument("logdir", type=Path, metavar="LOGDIR", help="folder of one or more runs")
@@ -275,12 +152,17 @@ def main(args: Sequence[str], prog: str = "report") -> int:
     )
     options = parser.parse_args(args)
     try:
-        if not figures.available():
+        if not figures.has_matplotlib():
             raise Refused("the report needs matplotlib: pip install matplotlib")
-        runs = read_runs(options.logdir)
-        for path in write(runs, options.output or options.logdir / "report.html"):
+        runs = read_runs(options.logdir, _print_progress)
+        output = options.output or options.logdir / "report.html"
+        for path in write(runs, output, _print_progress):
             print(path)
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     return 0
+
+
+def _print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""What the monitors measure of matrices: small functions of their singular values.
+"""Norms, ranks and quantiles of matrices from their exact or estimated singular values.
 
-A matrix is looked at once, by ``measure``, and what is wanted of it (norms, ranks, quantiles) is a
-function of the answer, whether that is exact or an estimate. Leading dimensions are a batch.
-``docs/quantities.md`` explains each quantity.
+``measure`` computes the singular values once, and each quantity is a function of its result,
+whether that is exact or an estimate. Leading dimensions are a batch. ``docs/quantities.md``
+explains each quantity.
 """
 
 from __future__ import annotations
@@ -19,27 +19,31 @@ from lit_fanions.lmo.singular_triplets import start_block
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
-# Matrices with a smaller side up to this are decomposed as a whole by the cheap mode too.
+# Largest smaller side of the matrices that are decomposed completely even if not ``exact``.
 SMALL = 128
-# Block width and number of blocks of the Krylov space that stands in for a larger one.
+# Block width and number of blocks of the Krylov space of a larger matrix: for the whole spectrum,
+# and for the spectral norm alone.
 _SPECTRUM = (8, 8)
 _LEADING = (4, 6)
-# A Ritz value of a smaller residual, relative to it, is counted as one singular value,
+# A Ritz value counts as one singular value if its residual, relative to it, is at most the first
+# number and its weight in the quadrature, the number of singular values it stands for, is below
+# the second.
 _CONVERGED = 0.02
-_NOTHING = 1e-12
-_SEVERAL = 4.0  # not if the quadrature says that it stands for more
-_ROUNDING = 1e-6
+_MAX_WEIGHT = 4.0
+_TINY = 1e-12  # against division by zero
+_FRESH = 1e-6  # size of the random directions that replace an exhausted Krylov block
 
 
 class Spectrum(NamedTuple):
-    """The singular values of matrices, or a sample that stands for them.
+    """The singular values of matrices, or a weighted sample of them.
 
     Attributes:
-        values: (..., n) in float64, descending.
-        weights: (..., n), how many singular values each of these stands for: 1 if exact. They add
-            up to min(rows, cols).
-        frobenius: The Frobenius norm, (...), never estimated.
-        total: The nuclear norm, (...), where it is known better than as the weighted sum.
+        values: Singular values, descending: (..., n) in float64.
+        weights: Number of singular values that each value stands for, (..., n): 1 if exact. The
+            sum is min(rows, cols).
+        frobenius: Frobenius norm, (...); always exact.
+        total: A better estimate of the nuclear norm than sum(weights * values), (...); None if
+            exact.
     """
 
     values: Tensor
@@ -51,41 +55,42 @@ class Spectrum(NamedTuple):
 def measure(
     x: Tensor, *, exact: bool = False, leading: bool = False, small: int = SMALL
 ) -> Spectrum:
-    """The singular values of matrices.
+    """Return the singular values of matrices, or an estimate of them.
 
     The estimate of a matrix whose smaller side is above 128 is a block Gauss quadrature (Golub &
     Meurant, Matrices, Moments and Quadrature, chapter 7): a Krylov space of eight random vectors
-    and seven powers of the Gram matrix, sixteen products of the matrix with eight columns. Leading
-    Ritz values that have converged count once each; the rest is made to have the right number of
-    singular values and the right Frobenius norm. The nuclear norm is the middle of what the
-    quadratures of Gauss, from above, and of Radau, from below, say. The errors, measured on
+    and seven powers of the Gram matrix, sixteen products of the matrix with eight columns.
+    Converged leading Ritz values count as one singular value each; the others are scaled to the
+    right number of singular values and the right Frobenius norm. The nuclear norm is the mean of a
+    Gauss quadrature, an upper bound, and a Radau quadrature, a lower bound. The errors, measured on
     Gaussian matrices, power laws from i^-.5 to i^-2, condition numbers up to 1e4 and low ranks, 140
     to 512 in size:
 
     - spectral norm: at most 1 % too small, never too large;
     - nuclear norm: 4 %; nuclear rank: 8 %;
     - Ky Fan norms: 10 %; energy in rank k: .05;
-    - quantiles relative to the largest: .1, so that small ones may have any size.
+    - quantiles relative to the largest: .1, which says nothing about smaller ones.
 
-    Of larger matrices, and where singular values fall exponentially, norms were up to 17 % off and
-    nuclear ranks up to 20 %. Where dozens are equal, as in a projection, the space has only eight
-    of them: the nuclear norm is then right to a third, and quantiles near the jump may be either
-    side's.
+    For larger matrices, and for singular values that fall exponentially, norms were up to 17 % off
+    and nuclear ranks up to 20 %. If dozens of singular values are equal, as in a projection, the
+    space contains only eight of their vectors: the nuclear norm is then off by up to a third, and
+    quantiles near the jump may be on the wrong side of it.
 
-    A smaller matrix is decomposed as a whole by either mode: the cheap one takes the eigenvalues of
-    the float64 Gram matrix, and singular values are right to 1e-7 of the largest.
+    A matrix with a small side is decomposed completely in both modes. Without ``exact`` its
+    singular values come from the eigenvalues of the float64 Gram matrix, with errors of 1e-7 of the
+    largest.
 
     Args:
-        x: (..., rows, cols), of any float dtype and scale.
-        exact: A singular value decomposition in float64 instead.
-        leading: Only the largest value and the Frobenius norm matter: twelve products with four
-            columns, the spectral norm at most 5 % too small.
-        small: Up to which smaller side matrices are decomposed as a whole.
+        x: Matrices (..., rows, cols) of any float dtype and scale.
+        exact: True for a singular value decomposition in float64.
+        leading: True if only the largest value and the Frobenius norm are needed: twelve products
+            with four columns, the spectral norm at most 5 % too small.
+        small: Largest smaller side of the matrices that are decomposed completely.
 
     Returns:
-        The spectrum; all NaN for a matrix with a NaN or an infinity.
+        The spectrum; all values are NaN for a matrix with a NaN or an infinity.
     """
-    unit, norm = unit_frobenius(x.detach(), dtype=_dtype(x))
+    unit, norm = unit_frobenius(x.detach(), dtype=_compute_dtype(x))
     finite = norm.isfinite()
     unit = torch.where(finite, unit, 0.0)
     unit = unit if x.shape[-2] >= x.shape[-1] else unit.mT
@@ -104,50 +109,50 @@ def measure(
     return Spectrum(values * norm, weights, norm[..., 0], total)
 
 
-def _dtype(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _quadrature(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, weights and total of ``Spectrum`` for matrices of Frobenius norm 1, rows >= cols."""
+    """Return values, weights and total of the ``Spectrum`` of tall matrices of Frobenius norm 1."""
     cols = x.shape[-1]
     gram, coupling = _krylov(x, width, blocks)
     squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.clamp(min=0).flip(-1), vectors.flip(-1)
-    weights = vectors[..., :width, :].square().sum(-2) * (cols / width) + _NOTHING
-    # How much the rule gives too much for the square root, which is half of what it differs by
-    # from Radau's with a node at zero: that one gives too little by about as much.
+    weights = vectors[..., :width, :].square().sum(-2) * (cols / width) + _TINY
+    # Gauss's rule overestimates the sum of square roots by about as much as Radau's rule with a
+    # node at zero underestimates it: the error of either is half of their difference.
     excess = (weights * squares.sqrt()).sum(-1) - _radau(gram, coupling, width) * (cols / width)
     excess = excess.clamp(min=0) / 2
-    # What A^T A makes of a Ritz vector beyond its multiple comes out of the last block alone.
+    # The residual of a Ritz pair of A^T A comes from the last block only.
     residuals = torch.linalg.vector_norm(coupling @ vectors[..., -width:, :], dim=-2)
-    single = (residuals <= _CONVERGED * squares) & (weights < _SEVERAL)
-    single[..., -1] = False  # the last stands for all that was not found
+    single = (residuals <= _CONVERGED * squares) & (weights < _MAX_WEIGHT)
+    single[..., -1] = False  # the last value always stands for the remaining ones
     counted = single.to(squares).cumprod(-1)
-    # The rest: as many as there are, and of the Frobenius norm that there is.
+    # Scale the others to the number of remaining singular values and the remaining norm.
     weights = weights * (1 - counted)
-    surplus = excess / (weights * squares.sqrt()).sum(-1).clamp(min=_NOTHING)
+    surplus = excess / (weights * squares.sqrt()).sum(-1).clamp(min=_TINY)
     missing = cols - counted.sum(-1, keepdim=True)
     weights = weights * missing / weights.sum(-1, keepdim=True)
-    left = (1 - (counted * squares).sum(-1, keepdim=True)).clamp(min=0)
-    found = (weights * squares).sum(-1, keepdim=True)
-    scaled = squares * left / torch.where(found > 0, found, 1.0)
-    kept = counted.clone()
-    kept[..., 0] = 1  # the largest is known better than by the sum
-    limit = torch.where(kept > 0, squares, torch.inf).amin(-1, keepdim=True)
-    values = torch.where(kept > 0, squares, torch.minimum(scaled, limit)).sqrt()
+    remaining = (1 - (counted * squares).sum(-1, keepdim=True)).clamp(min=0)
+    estimated = (weights * squares).sum(-1, keepdim=True)
+    scaled = squares * remaining / torch.where(estimated > 0, estimated, 1.0)
+    unscaled = counted.clone()
+    unscaled[..., 0] = 1  # the largest Ritz value is more accurate than the scaling
+    limit = torch.where(unscaled > 0, squares, torch.inf).amin(-1, keepdim=True)
+    values = torch.where(unscaled > 0, squares, torch.minimum(scaled, limit)).sqrt()
     total = (counted * values).sum(-1) + (weights * values).sum(-1) * (1 - surplus).clamp(min=0)
     return values, weights + counted, total
 
 
 def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
-    """A^T A in an orthonormal basis of random vectors and of its powers' products with them.
+    """Return A^T A in an orthonormal basis of a random block and its products with A^T A.
 
     Returns:
-        The projection, (..., width * blocks, width * blocks), and what leads out of the basis: a
-        factor R (..., width, width) of A^T A times the basis's last block, less its projection.
+        The projection (..., width * blocks, width * blocks); and the factor R (..., width, width)
+        of the QR decomposition of A^T A times the last block, minus its part in the basis.
     """
-    # The same for every matrix and at every step, which then differ by what they are alone.
+    # A fixed seed: estimates of different matrices and steps differ by the matrices only.
     generator = torch.Generator().manual_seed(0)
     block, *fresh = (
         start_block(x.shape[-2:], width, device=x.device, oversampling=0, generator=generator)
@@ -163,9 +168,9 @@ def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
         rest = x.mT @ image
         rest = rest - basis @ (basis.mT @ rest)
         if step + 1 < blocks:
-            # Of a matrix of low rank only rounding noise is left, which may lie anywhere: new
-            # random directions take its place, and are projected once more.
-            block = torch.linalg.qr(rest + _ROUNDING * fresh[step]).Q
+            # For a matrix of low rank the rest is rounding noise, which may lie in the basis. Add
+            # small random directions and project once more.
+            block = torch.linalg.qr(rest + _FRESH * fresh[step]).Q
             block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
             basis = torch.cat([basis, block], -1)
     products = wide(torch.cat(images, -1))
@@ -173,10 +178,10 @@ def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
 
 
 def _radau(gram: Tensor, coupling: Tensor, width: int) -> Tensor:
-    """The sum of z^T (A^T A)^(1/2) z over the first block, by a rule with a node at zero."""
+    """Return the sum of z^T (A^T A)^(1/2) z over the first block, by Radau's rule with node 0."""
     squares, vectors = torch.linalg.eigh(gram)
-    reached = coupling @ vectors[..., -width:, :]
-    corner = (reached / squares.clamp(min=_NOTHING).unsqueeze(-2)) @ reached.mT
+    outside = coupling @ vectors[..., -width:, :]
+    corner = (outside / squares.clamp(min=_TINY).unsqueeze(-2)) @ outside.mT
     side = torch.zeros_like(gram[..., :width])
     side[..., -width:, :] = coupling.mT
     bordered = torch.cat([torch.cat([gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
@@ -186,69 +191,69 @@ def _radau(gram: Tensor, coupling: Tensor, width: int) -> Tensor:
 
 
 def spectral(s: Spectrum) -> Tensor:
-    """The largest singular value: (...)."""
+    """Return the largest singular value, (...)."""
     return s.values[..., 0]
 
 
 def nuclear(s: Spectrum) -> Tensor:
-    """The sum of the singular values: (...)."""
+    """Return the sum of the singular values, (...)."""
     return (s.weights * s.values).sum(-1) if s.total is None else s.total
 
 
 def ky_fan(s: Spectrum, k: int) -> Tensor:
-    """The sum of the k largest singular values: (...)."""
-    # Of an estimate the sum of all may be a little more than what is known of it.
+    """Return the sum of the k largest singular values, (...)."""
+    # For an estimate the weighted sum may exceed the better estimate of the nuclear norm.
     return torch.minimum((_leading(s, k) * s.values).sum(-1), nuclear(s))
 
 
 def nuclear_rank(s: Spectrum) -> Tensor:
-    """The squared nuclear over the squared Frobenius norm, (...): from 1 to the rank."""
+    """Return the squared nuclear over the squared Frobenius norm, (...): from 1 to the rank."""
     return (nuclear(s) / s.frobenius).square()
 
 
 def stable_rank(s: Spectrum) -> Tensor:
-    """The squared Frobenius over the squared spectral norm, (...): from 1 to the rank."""
+    """Return the squared Frobenius over the squared spectral norm, (...): from 1 to the rank."""
     return (s.frobenius / spectral(s)).square()
 
 
 def energy(s: Spectrum, k: int) -> Tensor:
-    """The part of the squared Frobenius norm that the best rank-k approximation has: (...)."""
+    """Return the part of the squared Frobenius norm in the best rank-k approximation, (...)."""
     relative = s.values / s.frobenius.unsqueeze(-1)
     return (_leading(s, k) * relative.square()).sum(-1)
 
 
 def _leading(s: Spectrum, k: int) -> Tensor:
-    """The weights of the k largest singular values alone."""
+    """Return the weights of the k largest singular values, and 0 for the others."""
     before = s.weights.cumsum(-1) - s.weights
     return torch.minimum((k - before).clamp(min=0), s.weights)
 
 
 def quantiles(s: Spectrum, fractions: Sequence[float] = QUANTILES) -> Tensor:
-    """Quantiles of the singular values over the largest of them, interpolated linearly.
+    """Return quantiles of the singular values relative to the largest, linearly interpolated.
 
     Args:
         s: The spectrum.
-        fractions: Of the quantiles, from 0 (the smallest value) to 1.
+        fractions: Fractions of the quantiles, from 0 (the smallest value) to 1.
 
     Returns:
-        (..., fractions).
+        Quantiles (..., number of fractions).
     """
     values = (s.values / s.values[..., :1]).flip(-1)
     weights = s.weights.flip(-1)
     ends = weights.cumsum(-1)
-    # The place of each value among all, counted from 0; that of several is their middle.
-    places = (ends - (weights + 1) / 2).contiguous()
-    wanted = torch.tensor(fractions, dtype=values.dtype, device=values.device)
-    wanted = (wanted * (ends[..., -1:] - 1)).contiguous()
+    # Index of each value among all, from 0; a value that stands for several is at their middle.
+    positions = (ends - (weights + 1) / 2).contiguous()
+    targets = torch.tensor(fractions, dtype=values.dtype, device=values.device)
+    targets = (targets * (ends[..., -1:] - 1)).contiguous()
     last = values.shape[-1] - 1
-    after = torch.searchsorted(places, wanted).clamp(max=last)
+    after = torch.searchsorted(positions, targets).clamp(max=last)
     before = (after - 1).clamp(min=0)
-    low, high = places.gather(-1, before), places.gather(-1, after)
-    part = ((wanted - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
+    low, high = positions.gather(-1, before), positions.gather(-1, after)
+    part = ((targets - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
     return values.gather(-1, before).lerp(values.gather(-1, after), part)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of matrices: (..., rows, cols), (..., rows, cols) -> (...)."""
+    """Return the inner products of matrices: (..., rows, cols), (..., rows, cols) -> (...)."""
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return (a.to(dtype) * b.to(dtype)).sum((-2, -1))

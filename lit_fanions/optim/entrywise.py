@@ -71,19 +71,19 @@ def _step(
     if group["algorithm"] == "adamw":
         adamw(
             weights, gradients, rest[0], rest[1], [], [states[p]["step"] for p in parameters],
-            fused=True, found_inf=found_inf,
-            amsgrad=False, maximize=False, beta1=group["momentum"], beta2=group["beta2"],
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+            fused=True, found_inf=found_inf, amsgrad=False, maximize=False,
+            beta1=group["momentum"], beta2=group["beta2"], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
     else:
         buffers: list[Tensor | None] = [*rest[0]]
         sgd(
-            weights, gradients, buffers, fused=_has_fused_sgd(weights), found_inf=found_inf, lr=group["lr"],
+            weights, gradients, buffers, fused=_has_fused_sgd(weights), found_inf=found_inf,
+            lr=group["lr"],
             weight_decay=group["weight_decay"], momentum=group["momentum"], dampening=0.0,
             nesterov=group["nesterov"], maximize=False,
         )  # fmt: skip
-    for kept, (weight, _, *rest) in zip(own, used, strict=True):
-        for target, stepped in zip(kept, (weight, *rest), strict=True):
+    for targets, (weight, _, *others) in zip(own, used, strict=True):
+        for target, stepped in zip(targets, (weight, *others), strict=True):
             if target is not stepped:
                 target.copy_(stepped)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,14 +171,6 @@ def _suffix(options: dict[str, Any]) -> str:
     form = [layout] if layout != "flatten" else []
     form += [] if splits is None else [f"splits{splits}".replace(" ", "")]
     return "".join(f".{part}" for part in form)
-
-
-def configured_group(name: str) -> str:
-    """Return the group of the configuration that a group of the optimizer was made from.
-
-    The factory makes several of one where its parameters differ in their matrix form.
-    """
-    return re.sub(r"(\.(transposed|batch|splits[\d\[\],]+))+$", "", name)
 
 
 def _trainer_steps(module: nn.Module) -> Callable[[], int]:

@@ -30,6 +30,15 @@ def named_parameters(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     return list(zip(group.get("param_names", unnamed), group["params"], strict=True))
 
 
+def configured_group(group: Mapping[str, Any]) -> str:
+    """Return the group of the configuration that a group of the optimizer was made from.
+
+    The factory makes several of one where parameters differ in their matrix form. A group that was
+    not made by the factory is its own.
+    """
+    return str(group.get("config_group", group.get("name", "matrix")))
+
+
 def check_combination(group: Mapping[str, Any], where: str) -> None:
     """Refuse options that exclude each other, and warn where there is no norm.
 

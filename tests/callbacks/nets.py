@@ -19,9 +19,9 @@ class Net(LightningModule):
     """Embedding, convolution, attention (q, k, v apart), experts, linear layer, head.
 
     Args:
-        config: Of the optimizer.
-        torch_optimizer: One of torch instead, with lr .05 and momentum.
-        dropout: Probability; it would show if a callback took random numbers from the run.
+        config: Configuration of the optimizer.
+        torch_optimizer: True for torch's SGD with lr .05 and momentum.
+        dropout: Probability; with it a callback that draws random numbers changes the run.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ def fit(
 
 
 def everything(run: Trainer) -> dict[str, Tensor]:
-    """Weights and optimizer state by name."""
+    """Return weights and optimizer state by name."""
     names = {p: name for name, p in run.lightning_module.named_parameters()}
-    found = dict(run.lightning_module.state_dict())
+    tensors = dict(run.lightning_module.state_dict())
     for p, state in run.optimizers[0].state.items():
-        found |= {f"{names[p]}: {key}": value for key, value in state.items()}
-    return {key: torch.as_tensor(value).detach().clone() for key, value in found.items()}
+        tensors |= {f"{names[p]}: {key}": value for key, value in state.items()}
+    return {key: torch.as_tensor(value).detach().clone() for key, value in tensors.items()}
 
 
 def assert_bit_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

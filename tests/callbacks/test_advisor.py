@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from lit_fanions import FanionConfig, configure_optimizers, lmo, split_parameters
 from lit_fanions.callbacks import NormAdvisor
-from lit_fanions.callbacks.advisor import Evidence, _patches, advice, polar_needed, rank_with
+from lit_fanions.callbacks.activations import patches
+from lit_fanions.callbacks.advice import Evidence, advise, smallest_rank, sufficient_polar
 from lit_fanions.lmo.spectrum import Spectrum, measure
-from lit_fanions.optim.factory import configured_group
+from lit_fanions.optim.groups import configured_group
 from tests.callbacks.nets import MATRICES, Net, assert_bit_equal, everything, fit
 
 pytestmark = [
@@ -31,7 +32,7 @@ def with_values(values: Tensor, rows: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("algorithm", ["muon", "dion"])
-def test_it_changes_no_bit_and_prints_a_configuration(tmp_path, capsys, algorithm):
+def test_training_is_bit_equal_and_a_configuration_is_printed(tmp_path, capsys, algorithm):
     config = {"matrix": {"algorithm": algorithm, "lr": 0.05}}
     plain = everything(fit(tmp_path, Net(config)))
     capsys.readouterr()
@@ -67,7 +68,7 @@ class OneLayer(Net):
         return self.down(x).square().mean()
 
 
-def test_ranks_of_gradients_and_activations(tmp_path):
+def test_ranks_match_gradients_and_activations(tmp_path):
     net, advisor = OneLayer({"overrides": {"head": {"algorithm": "muon", "lr": 0.1}}}), None
     advisor = NormAdvisor(1)
     fit(tmp_path, net, advisor)
@@ -84,7 +85,7 @@ def test_ranks_of_gradients_and_activations(tmp_path):
     assert section["algorithm"] in ("f_muon", "f_fanion")
 
 
-def test_activations_of_convolutions_and_attention(tmp_path):
+def test_activations_of_convolutions_and_attention_are_measured(tmp_path):
     advisor = NormAdvisor(3)
     fit(tmp_path, Net(), advisor)
     for name, found in advisor.evidence.items():
@@ -106,37 +107,37 @@ def test_activations_of_convolutions_and_attention(tmp_path):
      {"padding": "same", "dilation": 3}, {"padding": "valid"}],
     ids=str,
 )  # fmt: skip
-def test_patches_are_what_the_flattened_weight_multiplies(options):
+def test_patches_times_the_flattened_weight_are_the_convolution(options):
     x = torch.randn(4, 2, 7, 6)
     for conv, inputs in (
         (nn.Conv2d(2, 5, (3, 2), bias=False, **options), x),
         (nn.Conv1d(2, 5, 3, bias=False, **options), x[..., 0]),
         (nn.Conv2d(2, 5, (3, 2), bias=False, **options), x[0]),
     ):
-        got = _patches(conv, inputs) @ conv.weight.flatten(1).mT
+        got = patches(conv, inputs) @ conv.weight.flatten(1).mT
         want = conv(inputs)
         want = (want if want.ndim == inputs.ndim == conv.weight.ndim else want[None]).flatten(2)
         torch.testing.assert_close(got, want.mT.flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_the_rank_that_has_a_part():
+def test_smallest_rank_reaches_the_part():
     s = torch.tensor([3.0, 2.0, 1.0, 0.1], dtype=torch.float64)
     one = measure(with_values(s, 7))
     for power in (1, 2):
         parts = (s**power).cumsum(0) / (s**power).sum()
         for part in (0.1, 0.5, 0.9, 0.95, 0.9999, 1.0):
             want = int((parts < part - 1e-7).sum()) + 1
-            assert rank_with(one, part, power=power) == want
+            assert smallest_rank(one, part, power=power) == want
     large = with_values(torch.arange(1, 201, dtype=torch.float64) ** -1.0, 300)
-    exact = rank_with(measure(large, exact=True), 0.9, power=2)
-    assert abs(rank_with(measure(large), 0.9, power=2) - exact) <= 1
+    exact = smallest_rank(measure(large, exact=True), 0.9, power=2)
+    assert abs(smallest_rank(measure(large), 0.9, power=2) - exact) <= 1
 
 
 @pytest.mark.parametrize("condition", [3, 30, 300])
-def test_the_polar_method_needed_is_one_that_suffices(condition):
+def test_the_suggested_polar_method_suffices(condition):
     values = torch.logspace(0, -torch.tensor(float(condition)).log10(), 48, dtype=torch.float64)
     m = with_values(values, 60)
-    method, steps = polar_needed(measure(m))
+    method, steps = sufficient_polar(measure(m))
     d = lmo.polar(m.double(), method=method, steps=steps)
     assert float((m * d).sum()) / float(values.sum()) >= 0.98 - 2e-3
     assert torch.linalg.svdvals(d).quantile(0.1) >= 0.5 - 1e-2
@@ -144,15 +145,15 @@ def test_the_polar_method_needed_is_one_that_suffices(condition):
 
 def test_smaller_values_need_more_steps():
     steps = [
-        polar_needed(measure(with_values(torch.logspace(0, -power, 48).double(), 60)))[1]
+        sufficient_polar(measure(with_values(torch.logspace(0, -power, 48).double(), 60)))[1]
         for power in (0.2, 2, 3.5)
     ]
     assert steps[0] < steps[1] < steps[2]
 
 
-def test_a_matrix_that_no_polynomial_serves():
+def test_no_polar_method_suffices_for_tiny_singular_values():
     m = with_values(torch.tensor([1.0] + [1e-9] * 9, dtype=torch.float64), 20)
-    assert polar_needed(measure(m)) is None
+    assert sufficient_polar(measure(m)) is None
 
 
 def evidence(nuclear: float, stable: float | None, ranks: tuple[int, int], **more: Any) -> Evidence:
@@ -164,18 +165,18 @@ def evidence(nuclear: float, stable: float | None, ranks: tuple[int, int], **mor
     )  # fmt: skip
 
 
-def test_the_advice():
-    spectral = advice({"a": evidence(40, 10, (5, 60)), "b": evidence(30, 10, (5, 60))})
+def test_advice_follows_ratios_ranks_and_agreement():
+    spectral = advise({"a": evidence(40, 10, (5, 60)), "b": evidence(30, 10, (5, 60))})
     assert spectral == {
         "matrix": {"algorithm": "f_muon", "rank": "full", "alpha": 0.8, "polar": "polar_express",
                    "polar_steps": 5}
     }  # fmt: skip
-    low = advice({"a": evidence(2, 10, (7, 80), agreement=[0.3]), "b": evidence(2, None, (1, 9))})
+    low = advise({"a": evidence(2, 10, (7, 80), agreement=[0.3]), "b": evidence(2, None, (1, 9))})
     assert low["matrix"] == {
         "algorithm": "f_fanion", "rank": 8, "alpha": 0.15, "solver": "subspace",
         "solver_steps": 2,
     }  # fmt: skip
-    unknown = advice({"a": evidence(2, None, (80, 90), group="head")})
+    unknown = advise({"a": evidence(2, None, (80, 90), group="head")})
     assert unknown["overrides"]["head"]["alpha"] == 0.5
     for config in (spectral, low, unknown):
         assert FanionConfig.from_dict(config)
@@ -188,7 +189,7 @@ OWN = {
 }  # fmt: skip
 
 
-def test_the_advice_can_be_followed_where_groups_are_the_users_own(tmp_path):
+def test_advice_for_the_users_own_groups_is_a_valid_configuration(tmp_path):
     advisor = NormAdvisor(2)
     fit(tmp_path, Net(OWN), advisor)
     groups = {name: found.group for name, found in advisor.evidence.items()}
@@ -201,7 +202,7 @@ def test_the_advice_can_be_followed_where_groups_are_the_users_own(tmp_path):
         assert {"qkv.splits3", "router"} <= {group["name"] for group in made.param_groups}
 
 
-def test_inputs_by_name_are_seen(tmp_path):
+def test_keyword_inputs_are_measured(tmp_path):
     class Named(Net):
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(self.embed(x).mT).mT
@@ -217,7 +218,7 @@ def test_inputs_by_name_are_seen(tmp_path):
     }
 
 
-def test_compiled_modules_are_left_alone(tmp_path):
+def test_compiled_modules_get_no_hooks(tmp_path):
     net = Net()
     net.attention.compile(backend="eager")
     advisor = NormAdvisor(3)
@@ -249,10 +250,10 @@ def test_ranks_and_polar_methods_of_large_matrices_are_exact(decay, tmp_path):
     assert found.norm_rank[0] == pytest.approx(int((parts < 0.99).sum()) + 1, abs=1)
     assert found.low[0] == pytest.approx(float(sigmas.sort().values[15] / sigmas[0]), rel=0.1)
     exact = Spectrum(sigmas.double(), torch.ones(150).double(), sigmas.double().norm())
-    assert found.polar[0] == polar_needed(exact)
+    assert found.polar[0] == sufficient_polar(exact)
 
 
-def test_with_any_optimizer(tmp_path, capsys):
+def test_torch_optimizers_are_advised_too(tmp_path, capsys):
     advisor = NormAdvisor(2)
     fit(tmp_path, Net(torch_optimizer=True), advisor)
     assert set(advisor.evidence) == set(MATRICES)
@@ -261,12 +262,12 @@ def test_with_any_optimizer(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*log_every_n_steps")
-def test_a_trial_run_prints_nothing(tmp_path, capsys):
+def test_fast_dev_run_prints_nothing(tmp_path, capsys):
     fit(tmp_path, Net(), NormAdvisor(1), fast_dev_run=True)
     assert "nuclear rank" not in capsys.readouterr().out
 
 
-def test_the_groups_are_those_of_the_configuration():
+def test_groups_know_the_group_of_the_configuration():
     net = nn.ModuleDict({
         "up": nn.ConvTranspose2d(8, 8, 2), "grouped": nn.Conv2d(8, 8, 2, groups=2),
         "attention": nn.MultiheadAttention(8, 2), "down": nn.Linear(8, 8),
@@ -276,4 +277,4 @@ def test_the_groups_are_those_of_the_configuration():
     for group in configure_optimizers(net, config)["optimizer"].param_groups:
         for name in group["param_names"]:
             (assigned,) = (a.group for a in split_parameters(net, config) if a.name == name)
-            assert configured_group(group["name"]) == assigned
+            assert configured_group(group) == assigned

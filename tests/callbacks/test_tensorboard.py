@@ -1,4 +1,4 @@
-"""What a browser shows of a monitored run's logs."""
+"""A browser shows every dashboard of a monitored run's logs."""
 
 import shutil
 import socket
@@ -36,10 +36,18 @@ walk(document.body);
 return found;
 """
 SHOWN = {
-    "scalars": ["momentum_nuclear", "weight_stable_rank", "oracle_quality"],
-    "custom_scalars": ["The group's own norm", "dual norm", "Spectral norm", "stable rank"],
-    "histograms": ["momentum_spectrum/down.weight", "momentum_spectrum/conv.weight"],
-    "images": ["spectra/stable_rank", "spectra/singular_values"],
+    "scalars": ["spectral", "train"],
+    "custom_scalars": [
+        "The group's own norm",
+        "Nuclear norm",
+        "Spectral norm",
+        "Momentum: dual norm of the group's ball (matrix)",
+    ],
+    "histograms": [
+        "spectral/momentum_spectrum/down.weight",
+        "spectral/momentum_spectrum/conv.weight",
+    ],
+    "images": ["spectral/stable_rank", "spectral/singular_values"],
 }
 
 

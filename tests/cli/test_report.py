@@ -1,24 +1,29 @@
 """The report: figures of a run's event files, and one line where there are none."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions.callbacks import SpectralMonitor, figures
+from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import report
 from lit_fanions.cli.app import main
+from lit_fanions.cli.report_figures import draw
+from lit_fanions.cli.report_logs import Run, differing_settings, is_metric, read_runs, summarise
 from tests.callbacks.nets import MATRICES, Net, fit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:SpectralMonitor draws no figures"),
 ]
-QUANTITIES = ["training", "gradient", "momentum", "oracle", "update", "weight"]
-FAMILIES = [*QUANTITIES, "stable ranks", "spectra"]
+FAMILIES = ["gradient", "momentum", "oracle", "update", "weight"]
+HEADINGS = ["losses and metrics", *FAMILIES, "stable ranks", "spectra", "learning rates and others"]
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +35,104 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_read(logs):
-    (run,) = report.read_runs(logs)
-    assert run.name == "one run"
-    assert [step for step, _ in run.curves["momentum_nuclear/down.weight"]] == [0, 2, 4]
+def test_scalars_and_spectra_are_read(logs):
+    (run,) = read_runs(logs)
+    assert run.name == "one run" and run.last_step == 5
+    steps = [step for step, _ in run.curves["spectral/momentum_nuclear/down.weight"]]
+    assert steps == [0, 2, 4]
     assert set(run.spectra) == set(MATRICES)
     sample = run.spectra["down.weight"]
     assert sample.values[0] == pytest.approx(1, rel=0.3) and sum(sample.weights) == 10
     assert sample.values == sorted(sample.values, reverse=True)
-    families = {report.family_of(tag) for tag in run.curves}
-    assert families == set(QUANTITIES)
+    parsed = [parse_tag(tag) for tag in run.curves]
+    assert {tag.quantity.partition("_")[0] for tag in parsed if tag} == set(FAMILIES)
 
 
-def test_a_page_of_figures(logs, capsys):
+def test_a_page_has_losses_first_a_summary_and_what_quantities_mean(logs, capsys):
     pytest.importorskip("matplotlib")
     assert main(["report", str(logs)]) == 0
-    assert capsys.readouterr().out.strip() == str(logs / "report.html")
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(logs / "report.html")
+    assert "reading one run (1 of 1" in printed.err and "drawing oracle" in printed.err
     page = (logs / "report.html").read_text()
-    assert re.findall(r"<h3>([\w ]+)</h3>", page) == FAMILIES
-    assert page.count("data:image/png;base64,iVBOR") == len(FAMILIES)
+    headings = re.findall(r"<h2>([\w ]+)</h2>", page)
+    assert headings == [*HEADINGS, "What the quantities mean"]
+    assert page.count("data:image/png;base64,iVBOR") == len(HEADINGS)
+    assert page.index("<th>train/loss</th>") < page.index("<h2>")
+    links = set(re.findall(r"<a href='#(\w+)'>", page))
+    assert "momentum_nuclear" in links and links == set(re.findall(r"<dt id='(\w+)'>", page))
     assert "http" not in page
 
 
-def test_a_folder_of_figures(logs, tmp_path):
+def test_runs_share_figures_in_a_folder_of_pngs(logs, tmp_path):
     pytest.importorskip("matplotlib")
-    (run,) = report.read_runs(logs)
-    few = {tag: curve for tag, curve in run.curves.items() if report.family_of(tag) == "oracle"}
-    runs = [report.Run(name, few, {}) for name in ("a/b", "c d")]
+    (run,) = read_runs(logs)
+    few = {t: c for t, c in run.curves.items() if "oracle" in t or "stable_rank" in t}
+    runs = [Run(name, few) for name in ("a/b", "a_b", "c d")]
     files = report.write(runs, tmp_path / "out")
-    assert [path.name for path in files] == ["a_b_oracle.png", "c_d_oracle.png"]
+    assert [path.name for path in files] == [
+        "oracle.png", "weight.png",
+        "stable_ranks_of_a_b.png", "stable_ranks_of_a_b_3.png", "stable_ranks_of_c_d.png",
+    ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
 
-def test_logs_of_others_are_read_too(tmp_path, capsys):
+def test_figures_name_matrices_or_runs(logs):
+    pytest.importorskip("matplotlib")
+    (run,) = read_runs(logs)
+    other = Run("other", run.curves)
+    for runs, names in (([run], MATRICES), ([run, other], ["one run", "other"])):
+        (oracle,) = [drawing for drawing in draw(runs) if drawing.title == "oracle"]
+        labels = {text.get_text() for text in oracle.figure.legends[0].get_texts()}
+        assert set(names) <= labels
+
+
+def test_logs_of_version_0_1_without_a_prefix_are_read(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("momentum_nuclear/down.weight", 2.0, 0)
+        writer.add_scalar("momentum_nuclear/group/matrix", 3.0, 0)
+        writer.add_histogram_raw("momentum_spectrum/down.weight", -1, 0, 1, 0, 0, [0.0], [1], 0)
+    (run,) = read_runs(tmp_path)
+    tags = [parse_tag(tag) for tag in run.curves]
+    assert [(tag.quantity, tag.matrix, tag.is_group) for tag in tags] == [
+        ("momentum_nuclear", "down.weight", False), ("momentum_nuclear", "matrix", True),
+    ]  # fmt: skip
+    assert list(run.spectra) == ["down.weight"]
+
+
+def test_the_summary_has_last_and_best_values_and_settings_that_differ(tmp_path):
+    for name, lr, losses in (("a", 0.1, [math.nan, 1.0, 2.0]), ("b", 0.2, [4.0, 3.0])):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            for step, loss in enumerate(losses):
+                writer.add_scalar("val/loss", loss, step)
+                writer.add_scalar("val/acc", 1 - loss / 10, step)
+        settings = {"model": {"lr": lr, "depth": 2}, "trainer": {"logger": {"name": name}}}
+        (tmp_path / name / "hparams.yaml").write_text(yaml.safe_dump(settings))
+    with SummaryWriter(str(tmp_path / "c")) as writer:
+        writer.add_scalar("epoch", 1.0, 7)
+    (tmp_path / "c/config.yaml").write_text("!!python/object:builtins.object {}")
+    headings, rows = summarise(read_runs(tmp_path))
+    assert headings == [
+        "run", "last step", "val/loss", "best val/loss", "val/acc", "best val/acc", "model.lr",
+    ]  # fmt: skip
+    assert rows[0] == ["a", "2", "2", "1 at 1", "0.8", "0.9 at 1", "0.1"]
+    assert rows[1] == ["b", "1", "3", "3 at 1", "0.7", "0.7 at 1", "0.2"]
+    assert rows[2] == ["c", "7", "–", "–", "–", "–", "–"]
+    assert differing_settings([]) == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [("val/loss", True), ("train_loss", True), ("perplexity", True), ("epoch", False),
+     ("lr-Fanion/matrix", False), ("device/batches_per_sec", False),
+     ("spectral/oracle_quality/x", False), ("accuracy", True),
+     ("grads_applied", False)],
+)  # fmt: skip
+def test_metrics_are_told_from_other_scalars(tag, expected):
+    assert is_metric(tag) is expected
+
+
+def test_scalars_and_histograms_of_others_are_drawn(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for name in ("a/b", "a_b"):
         with SummaryWriter(str(tmp_path / name)) as writer:
@@ -70,8 +140,8 @@ def test_logs_of_others_are_read_too(tmp_path, capsys):
             writer.add_histogram("power_spectrum/x", torch.tensor([1.0, 500.0]), 0)
             writer.add_histogram_raw("momentum_spectrum/y", 0, 0, 0, 0, 0, [0.0], [0], 0)
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    written = capsys.readouterr().out.split()
-    assert len(set(written)) == len(written) == 2
+    (written,) = capsys.readouterr().out.split()
+    assert written == str(tmp_path / "out/learning_rates_and_others.png")
 
 
 def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
@@ -84,7 +154,7 @@ def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
 
 @pytest.mark.parametrize("case", ["no folder", "no events", "no argument", "unknown option"])
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(figures, "available", lambda: True)
+    monkeypatch.setattr(figures, "has_matplotlib", lambda: True)
     args = {
         "no folder": [str(tmp_path / "nothing")],
         "no events": [str(tmp_path)],
@@ -101,7 +171,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, case):
     assert captured.out == ""
 
 
-def test_without_matplotlib_it_says_what_to_install(logs, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "available", lambda: False)
+def test_a_missing_matplotlib_is_named(logs, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "has_matplotlib", lambda: False)
     assert main(["report", str(logs)]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def measured(x: Tensor, k: int, **options: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", [*SMALL_SHAPES, *SHAPES])
-def test_exact_values_are_those_of_the_svd(shape):
+def test_exact_values_match_the_svd(shape):
     x = matrices(shape, "gaussian", 0)
     want = definitions(x, 3)
     for name, value in measured(x, 3, exact=True).items():
@@ -93,7 +93,7 @@ def test_exact_values_are_those_of_the_svd(shape):
 
 
 @pytest.mark.parametrize("shape", SMALL_SHAPES)
-def test_small_matrices_are_decomposed_as_a_whole(shape):
+def test_small_matrices_match_the_svd(shape):
     x = matrices(shape, "gaussian", 0)
     want = definitions(x, 3)
     for options in ({}, {"leading": True}):
@@ -112,7 +112,7 @@ STATED = {
 
 @pytest.mark.parametrize("kind", ["gaussian", *SPECTRA])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_estimates_are_as_near_as_stated(shape, kind):
+def test_estimates_are_within_the_stated_errors(shape, kind):
     for seed in range(2):
         x = matrices(shape, kind, seed)
         for k in (1, 8, 40, min(shape) // 2, min(shape) - 1):
@@ -126,19 +126,19 @@ def test_estimates_are_as_near_as_stated(shape, kind):
         assert 0.95 <= leading / want["spectral"] <= 1 + 1e-5
 
 
-def test_ky_fan_norms_are_no_larger_than_the_nuclear_norm():
+def test_ky_fan_norms_do_not_exceed_the_nuclear_norm():
     for seed in range(3):
         s = spectra.measure(with_values((300, 300), torch.exp(-powers(300) / 20), seed))
         assert spectra.ky_fan(s, 299) <= spectra.ky_fan(s, 300) <= spectra.nuclear(s)
 
 
-def test_many_equal_values_are_told_as_well_as_stated():
+def test_nuclear_norms_of_many_equal_values_are_within_the_stated_error():
     for shape in SHAPES:
         x = with_values(shape, (powers(min(shape)) <= 40).double(), 0)
         assert abs(spectra.nuclear(spectra.measure(x)) / 40 - 1) < 1 / 3
 
 
-def test_a_batch_is_as_each_of_its_matrices():
+def test_batched_and_single_matrices_agree():
     x = torch.stack([matrices((150, 200), kind, 1) for kind in ("gaussian", "i^-1", "rank 5")])
     together = measured(x, 8)
     for i, one in enumerate(x):
@@ -148,7 +148,7 @@ def test_a_batch_is_as_each_of_its_matrices():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20])
 @pytest.mark.parametrize("shape", [(20, 30), (150, 140)])
-def test_any_scale(shape, scale):
+def test_quantities_scale_with_the_matrix(shape, scale):
     x = matrices(shape, "i^-1", 0)
     want, got = measured(x, 4), measured((x.double() * scale).float(), 4)
     for name in want:
@@ -159,7 +159,7 @@ def test_any_scale(shape, scale):
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}], ids=str)
 @pytest.mark.parametrize("shape", [(20, 30), (150, 140)])
-def test_broken_and_zero_matrices_have_no_values(shape, options):
+def test_non_finite_and_zero_matrices_have_nan_and_zero_values(shape, options):
     x = torch.stack([matrices(shape, "gaussian", i) for i in range(3)])
     x[1, 0, 0], x[2] = torch.nan, 0
     s = spectra.measure(x, **options)
@@ -169,12 +169,12 @@ def test_broken_and_zero_matrices_have_no_values(shape, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_any_dtype(dtype):
+def test_every_dtype_is_measured(dtype):
     x = matrices((140, 150), "gaussian", 0).to(dtype)
     assert spectra.spectral(spectra.measure(x)) == pytest.approx(float(svd(x)[0]), rel=0.01)
 
 
-def test_random_numbers_of_the_run_are_left_alone():
+def test_the_global_generator_is_not_used():
     x = matrices((200, 200), "gaussian", 0)
     state = torch.get_rng_state()
     spectra.measure(x)
@@ -199,7 +199,7 @@ GROUPS: list[tuple[dict[str, Any], Callable[[], norms.Norm]]] = [
 
 
 @pytest.mark.parametrize(("options", "norm"), GROUPS, ids=str)
-def test_the_dual_is_that_of_the_group(options, norm):
+def test_own_dual_is_the_dual_of_the_groups_ball(options, norm):
     group = {**default_options(options["algorithm"]), **options}
     for shape in [(9, 14), (3, 12, 8)]:
         x = matrices(shape, "gaussian", 0)

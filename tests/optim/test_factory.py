@@ -479,8 +479,14 @@ def test_the_help_shows_every_option_with_its_text(capsys):
     for field in dataclasses.fields(GroupOptions):
         for part in ("matrix", "other"):
             assert f"--model.optimizer.{part}.{field.name} " in text
-    for word in ("The norm ball", "Weight of the direction in a blend", "Decay of the second moment",
-                 "Length over which lr rises", "Exceptions by group name"):  # fmt: skip
+    words = (
+        "The norm ball",
+        "Weight of the direction in a blend",
+        "Decay of the second moment",
+        "Length over which lr rises",
+        "Exceptions by group name",
+    )
+    for word in words:
         assert word in text
 
 
