@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import time
@@ -17,11 +16,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from lit_fanions.cli import runner
+from lit_fanions.cli import curves, runner
 from lit_fanions.cli.console import Refused
-from lit_fanions.sweep import result, study
+from lit_fanions.sweep import result, storage, study, training
+from lit_fanions.sweep.plan import Plan, Request, grid_requests
 from lit_fanions.sweep.space import Choice, Range
-from lit_fanions.sweep.study import Plan, Sweep, Wanted, grid
+from lit_fanions.sweep.study import Sweep
+from lit_fanions.sweep.training import TrialTraining
 
 # What stands for a training: `log` notes a step of its curve, after it has said what it trains.
 TRAINING = """
@@ -40,7 +41,7 @@ def log(value):
 SIMPLE = "log(x + seed / 100)"
 
 
-def training(code):
+def python_command(code):
     def command(run, folder):
         return [sys.executable, "-c", TRAINING + code, str(folder / run.name), *run.args]
 
@@ -53,29 +54,20 @@ def read(logs, metric="val/loss"):
     return []
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A storage in which nothing is, as making one takes a second."""
-    path = tmp_path_factory.mktemp("storage") / "study.db"
-    optuna.storages.RDBStorage(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def fake(hears_signals, monkeypatch, tmp_path, database):
+def fake(hears_signals, monkeypatch, tmp_path):
     """Replace trainings by Python code; returns the function that does."""
     monkeypatch.chdir(tmp_path)
-    Path("out").mkdir()
-    shutil.copy(database, "out")
     monkeypatch.setattr(runner, "POLL", 0.01)
-    monkeypatch.setattr(runner, "events", lambda logs: logs)
-    monkeypatch.setattr(runner, "curve", read)
-    monkeypatch.setattr(runner, "read_curves", lambda logs, metrics: {metrics[0]: read(logs)})
+    monkeypatch.setattr(curves, "open_events", lambda logs: logs)
+    monkeypatch.setattr(curves, "read_curve", read)
+    monkeypatch.setattr(curves, "read_curves", lambda logs, metrics: {metrics[0]: read(logs)})
     monkeypatch.setattr(study, "LOOK", 0.05)
+    monkeypatch.setattr(training, "LOOK", 0.05)
     Path("recipe.yaml").write_text("lr: 1")
 
     def replace(code=SIMPLE):
-        monkeypatch.setattr(runner, "_command", training(code))
+        monkeypatch.setattr(runner, "_command", python_command(code))
 
     replace()
     return replace
@@ -101,12 +93,12 @@ def go(seeds=1, **changes):
     """Train a grid; values by settings and seed, None where there is none."""
     plan = dataclasses.replace(PLAN, **changes)
     sweep = Sweep(plan)
-    wanted = grid(plan.space, seeds)
+    requests = grid_requests(plan.space, seeds)
     with runner.signals() as received:
-        sweep.train(wanted, received, resume=True)
+        sweep.train(requests, received)
     return {
         (*map(float, request.settings.values()), request.seed): trial.value
-        for request, trial in sweep.trials(wanted)
+        for request, trial in sweep.trials(requests)
     }
 
 
@@ -223,7 +215,7 @@ def test_missing_metric_ends_the_sweep(fake, monkeypatch):
             raise Refused("no metric")
         return {metrics[0]: read(logs)}
 
-    monkeypatch.setattr(runner, "read_curves", read_curves)
+    monkeypatch.setattr(curves, "read_curves", read_curves)
     with pytest.raises(Refused, match="no metric"):
         go(seeds=2, metric="typo", direction="maximize")
     assert len(trained()) <= 2
@@ -281,9 +273,7 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-def test_killed_sweep_is_resumed(fake, monkeypatch):
-    monkeypatch.setattr(study, "HEARTBEAT", 1)
-    monkeypatch.setattr(study, "PATIENCE", 1)
+def test_killed_sweep_is_resumed(fake):
     # The second sees that its parent has gone, as `lit_fanions.cli.child` does.
     fake("log(x) if x == 1 else os.read(0, 1) or open('ended', 'w')")
     parent = in_another_process(lambda: go(jobs=1))
@@ -297,11 +287,11 @@ def test_killed_sweep_is_resumed(fake, monkeypatch):
 
 
 def test_sweep_that_was_killed_before_a_training_began_is_resumed(fake, monkeypatch):
-    monkeypatch.setattr(study, "PATIENCE", 1)
+    monkeypatch.setattr(storage, "PATIENCE", 1)
     sweep = Sweep(PLAN)
-    wanted = grid(PLAN.space, 1)
-    sweep._keys = {request.key for request in wanted}
-    sweep._enqueue(wanted, resume=True)
+    requests = grid_requests(PLAN.space, 1)
+    sweep._keys = {request.key for request in requests}
+    sweep._queue(requests, resume=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has no heartbeat
         sweep.study.ask()
@@ -315,7 +305,7 @@ def test_storage_that_fails_ends_the_sweep(fake, monkeypatch):
     def report(*args):
         raise optuna.exceptions.StorageInternalError("gone")
 
-    monkeypatch.setattr(Sweep, "_report", report)
+    monkeypatch.setattr(TrialTraining, "_report", report)
     with pytest.raises(optuna.exceptions.StorageInternalError, match="gone"):
         go()
     assert_gone(pid for _, _, pid, *_ in trained())
@@ -324,7 +314,6 @@ def test_storage_that_fails_ends_the_sweep(fake, monkeypatch):
 def test_two_commands_share_the_work(fake):
     fake(f"time.sleep(0.05); {SIMPLE}")
     space = {"x": Choice(tuple(map(str, range(8))))}
-    Path("out/study.db").unlink()  # they make it as well
     other = in_another_process(lambda: go(space=space))
     assert len(go(space=space)) == 8
     other.join()
@@ -356,13 +345,13 @@ SEARCH = {"sampler": "tpe", "space": {"x": Range(0.0, 1.0)}, "jobs": 1}
 
 def search(trials, seeds=1, **changes):
     sweep = Sweep(dataclasses.replace(PLAN, **(SEARCH | changes)))
-    wanted = [Wanted(0, {}, trial) for trial in range(trials)]
+    requests = [Request(0, {}, trial) for trial in range(trials)]
     with runner.signals() as received:
-        sweep.train(wanted, received, resume=True)
-        best = result.best(sweep, wanted)
-        wanted += [Wanted(seed, best) for seed in range(1, seeds)]
-        sweep.train(wanted, received, resume=True)
-    return sweep, wanted
+        sweep.train(requests, received)
+        best = result.best_settings(sweep, requests)
+        requests += [Request(seed, best) for seed in range(1, seeds)]
+        sweep.train(requests, received)
+    return sweep, requests
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -379,9 +368,9 @@ def test_search_repeats_the_best_with_other_seeds(sampler, fake):
 
 
 def test_setting_that_is_proposed_again_is_not_trained_again(fake):
-    sweep, wanted = search(6, space={"x": Choice(("0.25", "0.5"))})
+    sweep, requests = search(6, space={"x": Choice(("0.25", "0.5"))})
     assert len(trained()) == len({x for x, *_ in trained()}) == 2
-    (table,) = result.outcome(sweep, wanted)[0].tables
+    (table,) = result.summarize(sweep, requests)[0].tables
     assert [row[-1] for row in table.rows] == [1, 1]
 
 
@@ -399,9 +388,9 @@ def test_search_prunes_what_falls_behind(fake, capfd):
     later = "rank = len(open('trained').readlines()); log(rank)"
     fake(f"{later}; time.sleep(0 if rank <= 5 else 60); log(rank)")
     start = time.monotonic()
-    sweep, wanted = search(7)
+    sweep, requests = search(7)
     assert time.monotonic() - start < 30
-    states = [trial.state.name for _, trial in sweep.trials(wanted)]
+    states = [trial.state.name for _, trial in sweep.trials(requests)]
     assert states == ["COMPLETE"] * 5 + ["PRUNED"] * 2
     assert "[7/7]" in capfd.readouterr().out
     search(7)  # what is pruned is finished
@@ -424,8 +413,8 @@ def test_storage_that_cannot_be_used_is_named(fake):
 
 
 def test_password_is_hidden():
-    assert study.hidden("mysql://me:secret@host/db") == "mysql://me:***@host/db"
-    assert study.hidden(None) is None
+    assert storage.hide_password("mysql://me:secret@host/db") == "mysql://me:***@host/db"
+    assert storage.hide_password(None) is None
 
 
 def test_storage_of_ones_own(fake, tmp_path):
@@ -442,9 +431,9 @@ def test_storage_of_ones_own(fake, tmp_path):
 def test_outcome_of_a_grid(fake):
     fake("x = float(args['m.init_args.x']); log(x + seed) if x + seed < 3 else sys.exit('bad')")
     plan = dataclasses.replace(PLAN, space={"m.init_args.x": Choice(("1", "2"))})
-    sweep, wanted = Sweep(plan), grid(plan.space, 2)
-    sweep.train(wanted, [], resume=True)
-    found, failed = result.outcome(sweep, wanted)
+    sweep, requests = Sweep(plan), grid_requests(plan.space, 2)
+    sweep.train(requests, [])
+    found, failed = result.summarize(sweep, requests)
     assert failed
     assert found.tables[0].rows == [["1", "1.5000 ± 0.7071", 2], ["2", "2.0000", 1]]
     assert "best: x=1" in found.notes
@@ -461,10 +450,10 @@ def test_outcome_of_a_grid(fake):
 
 def test_outcome_of_a_search(fake, monkeypatch):
     monkeypatch.setattr(result, "SHOWN", 2)
-    sweep, wanted = search(
+    sweep, requests = search(
         3, seeds=2, space={"a.x": Range(0.1, 1.0, log=True), "b.x": Choice("pq")}
     )
-    found, failed = result.outcome(sweep, wanted)
+    found, failed = result.summarize(sweep, requests)
     assert not failed
     (table,) = found.tables
     assert table.columns == ["a.x", "b.x", "val/loss", "n"]
@@ -475,7 +464,7 @@ def test_outcome_of_a_search(fake, monkeypatch):
 
 def test_nothing_but_failures(fake):
     fake("sys.exit('error: bad')")
-    sweep, wanted = Sweep(PLAN), grid(PLAN.space, 1)
-    sweep.train(wanted, [], resume=True)
+    sweep, requests = Sweep(PLAN), grid_requests(PLAN.space, 1)
+    sweep.train(requests, [])
     with pytest.raises(Refused, match=r"^every training failed, as 00\d-x=\d-seed0: exit status 1"):
-        result.outcome(sweep, wanted)
+        result.summarize(sweep, requests)
