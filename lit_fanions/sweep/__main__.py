@@ -209,6 +209,8 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     devices = _devices(fit.trainer.accelerator)
     stem = Path(files[0]).stem
     out = options.out or Path("sweeps", stem if sampler == "grid" else f"{stem}-{sampler}")
+    jobs = options.jobs or max(1, len(devices))
+    _check_storage(options.storage, out, jobs)
     maximize = "acc" in options.metric.lower()
     return Plan(
         recipe=tuple(recipe),
@@ -221,9 +223,23 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
         out=out,
         study=options.study or out.resolve().name,
         storage=options.storage,
-        jobs=options.jobs or max(1, len(devices)),
+        jobs=jobs,
         devices=devices,
     )
+
+
+def _check_storage(url: str | None, out: Path, jobs: int) -> None:
+    """Refuse storages in which trainings would be repeated."""
+    if url is not None and url.startswith("sqlite") and jobs > 1:
+        raise Refused(
+            "--storage: in SQLite, two trainings at a time may take the same trial: use --jobs 1, "
+            "MySQL or PostgreSQL, or leave --storage out"
+        )
+    if url is None and (old := out / "study.db").exists():
+        raise Refused(
+            f"{old} was made by an earlier version: continue it with --storage sqlite:///{old} "
+            "--jobs 1, or choose another --out"
+        )
 
 
 def _examples(given: space.Space) -> Iterator[dict[str, str]]:

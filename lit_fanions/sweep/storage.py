@@ -69,7 +69,7 @@ def open_storage(plan: Plan) -> JournalStorage | RDBStorage:
     if plan.storage is None:
         plan.out.mkdir(parents=True, exist_ok=True)
         path = str(plan.out / "journal.log")
-        return JournalStorage(JournalFileBackend(path, _RepairingLock(path)))
+        return JournalStorage(JournalFileBackend(path, _JournalLock(path)))
     for _ in range(_ATTEMPTS - 1):  # fails while another process creates the tables
         with contextlib.suppress(SQLAlchemyError):
             return _open_database(plan.storage)
@@ -88,27 +88,34 @@ def _open_database(url: str) -> RDBStorage:
         )
 
 
-class _RepairingLock(JournalFileOpenLock):
-    """Optuna's lock of a journal, which also removes a line that a killed process left unfinished.
+class _JournalLock(JournalFileOpenLock):
+    """A lock of a journal that does not outlive its process, and that repairs the journal.
 
-    Optuna would append to that line, and could not read the journal any more.
+    The lock of a killed process is released by the system; Optuna's own would block all others for
+    30 seconds. A line that a killed process left unfinished is removed; Optuna would append to it,
+    and could not read the journal any more.
 
     Args:
-        path: The journal.
+        path: Path of the journal.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._journal = Path(path)
+        self._lock = FileLock(f"{path}.lock", poll_interval=0.01)
 
     def acquire(self) -> bool:
         """Wait for the lock, then repair the journal."""
-        acquired = super().acquire()
+        self._lock.acquire()
         with self._journal.open("rb+") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        return acquired
+        return True
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._lock.release()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_fanions.cli.console import Progress
 from lit_fanions.cli.provenance import recipe_digests
+from lit_fanions.cli.results import plural
 from lit_fanions.cli.runner import Stopped
 from lit_fanions.sweep import storage
 from lit_fanions.sweep.plan import Plan, Request, Settings
@@ -222,7 +223,7 @@ class Sweep:
     def _announcement(self, waiting: int, running: int) -> str:
         """Return the line that says what this call trains."""
         total = len(self._keys)
-        parts = [f"{total} trainings in {self.plan.out}/runs: {waiting} to train"]
+        parts = [f"{plural(total, 'training')} in {self.plan.out}/runs: {waiting} to train"]
         if waiting:
             where = f"GPU {', '.join(self.plan.devices)}" if self.plan.devices else "this machine"
             parts[0] += f", {min(waiting, self.plan.jobs)} at a time on {where}"

@@ -101,6 +101,27 @@ def test_defaults_of_grids_and_searches(project):
     assert list(found.space.values()) == [Range(0.002, 0.2, log=True), Range(0.5, 0.99)]
 
 
+def test_storages_that_would_repeat_trainings_are_refused(project, capfd):
+    args = [*RECIPE, "--set", f"{ALPHA}=1,2"]
+    line = error(capfd, *args, "--storage", "sqlite:///a.db", "--jobs", "2").splitlines()[-1]
+    assert "--storage: in SQLite, two trainings at a time may take the same trial: use --" in line
+    Path("old").mkdir()
+    Path("old/study.db").touch()
+    line = error(capfd, *args, "--out", "old").splitlines()[-1]
+    assert "old/study.db was made by an earlier version: continue it with --storage " in line
+
+
+def test_sweep_is_summarized_before_it_begins(project):
+    grid = plan("--set", f"{ALPHA}=0,1", "model.width=4,5,6")
+    expected = "sweep recipe: 6 settings with 1 seed each; minimize val/loss"
+    assert sweep._summary(grid, 1, 30) == expected
+    search = plan("--trials", "8", "--metric", "val/acc")
+    assert sweep._summary(search, 3, 8) == (
+        "sweep recipe-tpe: 8 settings chosen by tpe, the best of them with 3 seeds; "
+        "maximize val/acc"
+    )
+
+
 def test_each_visible_gpu_has_one_training(monkeypatch):
     monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
