@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lit_fanions.cli.console import Refused, check_counts
 from lit_fanions.cli.curves import Curve
-from lit_fanions.cli.fit_options import check, refuse
+from lit_fanions.cli.fit_options import refuse
 
 
 def add_arguments(
@@ -63,6 +63,8 @@ def plan(
     Raises:
         Refused: If an option is not possible.
     """
+    from lit_fanions.cli import runner  # not above: it imports this module
+
     refuse(recipe, reserved)
     if options.seeds is None:
         options.seeds = 1 if options.quick else options.default_seeds
@@ -75,7 +77,7 @@ def plan(
     if not paths:
         raise Refused(f"no {patterns[0]} here: start the command in a checkout of lit_fanions")
     for path in paths if options.config or recipe else ():
-        check([f"--config={path}", *few_steps, *recipe])
+        runner.check([f"--config={path}", *few_steps, *recipe])
     named = {path.stem: path for path in paths}
     if len(named) < len(paths):
         files = ", ".join(map(str, paths))

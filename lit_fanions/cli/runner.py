@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from lit_fanions.cli.console import Progress, Refused, machine
 from lit_fanions.cli.curves import Curve, Curves, finite_or_none, mean_curve, read_curves, spread
-from lit_fanions.cli.fit_options import refuse_mistyped
+from lit_fanions.cli.fit_options import check, refuse_mistyped
 from lit_fanions.cli.provenance import FINISHED, commit, recipe_digests
 from lit_fanions.cli.repetitions import (
     add_arguments,
@@ -39,6 +39,7 @@ __all__ = [
     "Stopped",
     "Training",
     "add_arguments",
+    "check",
     "described",
     "end",
     "execute",

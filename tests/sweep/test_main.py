@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lit_fanions
 from lit_fanions.sweep import __main__ as sweep
 from lit_fanions.sweep.space import Range
 from tests.conftest import TESTS, subprocess_environment, toy_recipe
@@ -178,6 +180,30 @@ def test_real_trainings_are_killed_and_resumed(project, monkeypatch, capfd):
     capfd.readouterr()
     assert sweep.main(args) == 0
     assert "0 to train; finished before: 2\n" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_sweep_works_without_the_checkout(project):
+    shutil.copytree(Path(lit_fanions.__file__).parent, "site/lit_fanions")
+    recipe = toy_recipe()
+    del recipe["model"]["init_args"]["optimizer"]
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    environment = {**subprocess_environment(), "PYTHONPATH": str(project / "site")}
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, *args], env=environment, capture_output=True, text=True, timeout=100
+        )
+
+    assert "No module named 'models'" in run("-c", "import models").stderr
+    args = ["--set", "model.width=4,5", "--metric", "val/acc", "--seeds", "1"]
+    found = run("-m", "lit_fanions.sweep", *RECIPE, *args)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[0] == (
+        "sweep recipe: 2 settings with 1 seed each; maximize val/acc"
+    )
+    assert "saved: sweeps/recipe/sweep.png, .csv, .json" in found.stdout
+    assert json.loads(Path("sweeps/recipe/sweep.json").read_text())["commit"] is None
 
 
 def test_training_ends_with_its_parent(tmp_path):
