@@ -170,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--jobs", type=int, metavar="N", help="trainings at a time (default: one per GPU, or 1)")
     add("--retry-failed", action="store_true", help="repeat trainings that failed in earlier calls")
+    _add_storage_options(parser)
+    return parser
+
+
+def _add_storage_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--out",
         type=Path,
@@ -182,7 +188,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="database of the study, for several machines (default: a journal in --out)",
     )
-    return parser
 
 
 def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:

@@ -69,6 +69,22 @@ def test_database_has_heartbeats_and_retries_trials(fake, tmp_path):
     assert isinstance(callback, optuna.storages.RetryHeartbeatStaleTrialCallback)
 
 
+def test_killed_sweep_in_a_database_is_resumed_after_its_last_heartbeat(
+    fake, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage, "PATIENCE", 2)
+    url = f"sqlite:///{tmp_path}/own.db"
+    fake("log(x) if x == 1 else time.sleep(10)")
+    process = in_another_process(lambda: go(storage=url, jobs=1))
+    wait_for(lambda: len(trained()) == 2)
+    process.kill()
+    process.join()
+    fake()
+    assert go(storage=url, jobs=1) == {(1, 0): 1.0, (2, 0): 2.0}
+    assert len(trained()) == 3
+
+
 def test_unfinished_line_of_a_killed_process_is_removed(fake):
     go(space={"x": Choice(("1",))})
     journal = Path("out/journal.log")
