@@ -77,6 +77,9 @@ class Sweep:
         """
         self._keys = {request.key for request in requests}
         with storage.register_worker(self._workers) as self._worker:
+            if self.plan.storage is not None or len(list(self._workers.iterdir())) > 1:
+                # Processes that began at one time would propose the same settings.
+                self.study.sampler.reseed_rng()
             waiting, running = self._queue(requests, resume=True)
             self._progress = Progress(len(self._keys), len(self._keys) - waiting - running)
             print(self._announcement(waiting, running), flush=True)

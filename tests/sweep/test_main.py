@@ -103,6 +103,11 @@ def test_defaults_of_grids_and_searches(project):
     assert list(found.space.values()) == [Range(0.002, 0.2, log=True), Range(0.5, 0.99)]
 
 
+def test_missing_optuna_is_named(project, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "a sweep needs optuna: pip install optuna" in error(capfd, *RECIPE)
+
+
 def test_storages_that_would_repeat_trainings_are_refused(project, capfd):
     args = [*RECIPE, "--set", f"{ALPHA}=1,2"]
     line = error(capfd, *args, "--storage", "sqlite:///a.db", "--jobs", "2").splitlines()[-1]

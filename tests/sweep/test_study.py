@@ -209,6 +209,15 @@ def test_repeated_proposal_is_not_trained_again(fake):
     assert [row[-1] for row in table.rows] == [1, 1]
 
 
+def test_processes_that_search_together_propose_different_settings(fake):
+    search(3)
+    with storage.register_worker(Path("other/workers")):
+        search(3, out=Path("other"))
+    assert len({x for x, *_ in trained()}) == 6
+    search(3, out=Path("third"))
+    assert [x for x, *_ in trained()[6:]] == [x for x, *_ in trained()[:3]]
+
+
 def test_failed_setting_of_a_search_is_repeated(fake):
     fake("sys.exit(1)")
     search(2)
