@@ -1,11 +1,13 @@
-"""What every timing shares: the clock, the machine's description, tables, plots, the JSON."""
+"""Parts that commands share: refusals, tables, progress, the machine, reports of timings."""
 
 import argparse
 import dataclasses
 import importlib
+import io
 import json
 import math
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +16,20 @@ from typing import Any
 
 import lightning
 import torch
+from rich.cells import cell_len
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table as Grid
+from rich.text import Text
 
-# Bars that differ by more than this are drawn on a logarithmic scale.
+from lit_fanions.checks import whole_number
+
+# Bars whose lengths differ by more than this factor are drawn on a logarithmic scale.
 _LINEAR = 30
 
 
 class Refused(Exception):
-    """Something that the user can put right, in one line."""
+    """A mistake that the user can put right, described in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +37,9 @@ class Table:
     """Numbers or text in columns.
 
     Args:
-        title: What they are.
-        columns: Headings.
-        rows: Cells.
+        title: Title above the table.
+        columns: Headings of the columns.
+        rows: Cells of each row.
     """
 
     title: str
@@ -46,8 +55,8 @@ class Panel:
     """One bar chart of a plot.
 
     Args:
-        title: What is compared.
-        unit: Of the bars' lengths.
+        title: Title of the chart.
+        unit: Unit of the bars' lengths.
         bars: Positive lengths by label.
     """
 
@@ -61,13 +70,13 @@ class Report:
     """The outcome of one command.
 
     Args:
-        title: What was timed.
-        columns: Headings of the table.
-        rows: Its cells, numbers or text.
+        title: Title of the first table.
+        columns: Headings of the first table.
+        rows: Cells of the first table, numbers or text.
         notes: Lines below the tables.
         data: All raw numbers, for the JSON file.
         more: Further tables.
-        panels: The charts of its plot.
+        panels: Charts of the plot.
     """
 
     title: str
@@ -91,15 +100,15 @@ class Report:
         """Draw the panels.
 
         Args:
-            path: The file to write; its ending says in which format.
+            path: File to write; its ending chooses the format.
 
         Raises:
-            Refused: Without matplotlib.
+            Refused: If matplotlib is not installed.
         """
         wide = min(3, len(self.panels))
         high = math.ceil(len(self.panels) / wide)
         longest = max(len(panel.bars) for panel in self.panels)
-        # Not pyplot: that would look for a screen.
+        # Not pyplot, which would look for a screen.
         figure = require("matplotlib.figure", "--plot").Figure(
             figsize=(5 * wide, high * (1.2 + 0.25 * longest)), layout="constrained"
         )
@@ -118,13 +127,50 @@ class Report:
         figure.savefig(path)
 
 
+class Progress:
+    """Count trainings that have ended, and estimate how long the others will take.
+
+    Args:
+        total: Number of trainings.
+        ended: Number of those that had ended before.
+    """
+
+    def __init__(self, total: int, ended: int = 0) -> None:
+        self._total, self._before, self._ended = total, ended, ended
+        self._start = time.monotonic()
+
+    def advance(self, name: str, outcome: str, ended: int | None = None) -> str:
+        """Count a training that has ended, and return the line that reports it.
+
+        Args:
+            name: Name of the training.
+            outcome: Its outcome.
+            ended: Number of trainings that have ended, where others work on them too; by default
+                one more than before.
+        """
+        self._ended = self._ended + 1 if ended is None else ended
+        line = f"[{self._ended}/{self._total}] {name}: {outcome}"
+        left, done = self._total - self._ended, self._ended - self._before
+        if left <= 0 or done <= 0:
+            return line
+        seconds = (time.monotonic() - self._start) / done * left
+        return f"{line}; about {format_duration(seconds)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in the unit that leaves it two or three digits at most."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def add_command(commands: Any, name: str, module: ModuleType) -> argparse.ArgumentParser:
     """Add a module as a subcommand; its docstring is the help.
 
     Args:
-        commands: What ``add_subparsers`` returned.
-        name: Of the subcommand.
-        module: It has ``add_arguments(parser)``.
+        commands: Return value of ``add_subparsers``.
+        name: Name of the subcommand.
+        module: Module with a function ``add_arguments(parser)``.
     """
     text = module.__doc__ or ""
     command: argparse.ArgumentParser = commands.add_parser(
@@ -139,20 +185,34 @@ def add_command(commands: Any, name: str, module: ModuleType) -> argparse.Argume
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import a module of a package that timings need and the library does not.
+    """Import a module of a package that a command needs and the library does not.
 
     Args:
-        module: Its name.
-        purpose: What needs it.
+        module: Name of the module.
+        purpose: The command or option that needs it, for the message.
 
     Raises:
-        Refused: If it is not installed, with the command that installs it.
+        Refused: If the package is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         raise Refused(f"{purpose} needs {package}: pip install {package}") from error
+
+
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Refuse options that are not whole numbers of at least 1; None counts as not given.
+
+    Raises:
+        Refused: At the first such option.
+    """
+    for name in names:
+        if (count := getattr(options, name)) is not None:
+            try:
+                whole_number(f"--{name}", count)
+            except ValueError as error:
+                raise Refused(str(error)) from None
 
 
 def output_file(text: str) -> Path:
@@ -179,7 +239,7 @@ def now(device: torch.device) -> float:
 
 
 def machine() -> dict[str, object]:
-    """Return what a timing depends on beside the program."""
+    """Return the facts about the machine that a timing depends on."""
     return {
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -207,16 +267,34 @@ def processor() -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return aligned columns: text to the left, numbers to the right."""
-    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    text = [all(isinstance(value, str) for value in column) for column in zip(*rows, strict=True)]
-    align = [str.ljust if is_text else str.rjust for is_text in text]
-    lines = [
-        "  ".join(put(cell, w) for put, cell, w in zip(align, row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    """Return a table as plain text: text to the left, numbers to the right.
+
+    In a table wider than the terminal (100 columns where there is none), text is wrapped between
+    words. Numbers and words are never cut: rather than that, the table stays wider.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for index, name in enumerate(columns):
+        words = [word for cell in [name, *(row[index] for row in cells)] for word in _words(cell)]
+        is_text = all(isinstance(row[index], str) for row in rows)
+        grid.add_column(
+            Text(name),
+            justify="left" if is_text else "right",
+            min_width=max(map(cell_len, words), default=0),
+        )
+    grid.add_row(*(Rule(characters="-", style="") for _ in columns))
+    for row in cells:
+        grid.add_row(*map(Text, row))  # Text, because rich would read markup in a str
+    width = shutil.get_terminal_size((100, 24)).columns
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as output:
+        console.print(grid, crop=False)
+    return "\n".join(line.rstrip() for line in output.get().splitlines())
+
+
+def _words(cell: str) -> list[str]:
+    """Return the parts of a cell that stay in one line; 1.5 ± 0.2 is one of them."""
+    return cell.split() if any(map(str.isalpha, cell)) else [cell]
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What a command leaves: a table, a picture, and all numbers with what they depend on."""
+"""The results of a command: tables, a picture, and all numbers with the settings behind them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fanions.cli.console import Table, machine
-from lit_fanions.cli.runner import commit, commits
+from lit_fanions.cli.provenance import commit, commits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found.
+    """The results of a command.
 
     Args:
-        tables: For people: printed, and kept in the JSON.
-        columns: Headings of the CSV.
+        tables: Tables that are printed and kept in the JSON file.
+        columns: Headings of the CSV file.
         rows: All numbers, one observation a row.
-        settings: What they depend on: options, seeds, recipes.
-        draw: Draws the picture; None if there is none.
-        size: Of the picture, inches.
+        settings: Options, seeds and recipes that the numbers depend on.
+        draw: Function that draws the picture; None for no picture.
+        size: Width and height of the picture in inches.
         notes: Lines below the tables.
-        program: The module that was run.
+        program: Name of the module that was run.
     """
 
     tables: Sequence[Table]
@@ -48,15 +48,15 @@ class Outcome:
         return "\n".join([*map(str, self.tables), *self.notes])
 
     def findings(self) -> dict[str, Any]:
-        """Return more entries for the JSON file; subclasses have some."""
+        """Return the entries that a subclass adds to the JSON file."""
         return {}
 
     def save(self, folder: Path, name: str) -> None:
-        """Write NAME.csv, NAME.json and NAME.png, and say so.
+        """Write NAME.csv, NAME.json and NAME.png, and print where they are.
 
         Args:
-            folder: Where; made if it is not there.
-            name: Of the command.
+            folder: Folder for the files; created if it does not exist.
+            name: Name of the files without their endings.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.csv").open("w", newline="") as file:
@@ -64,7 +64,7 @@ class Outcome:
         contents = {
             "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
-            # Some may have been made before; sweeps note each run's own.
+            # Runs may be older than the results; a sweep notes the commit of each run itself.
             **({"commits of runs": made} if (made := commits(folder / "runs")) else {}),
             "machine": machine(),
             "settings": _plain(self.settings),
@@ -80,7 +80,7 @@ class Outcome:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
 
-            # Not pyplot: that would look for a screen.
+            # Not pyplot, which would look for a screen.
             figure = Figure(figsize=self.size, layout="constrained")
             FigureCanvasAgg(figure)
             self.draw(figure)
@@ -90,17 +90,17 @@ class Outcome:
 
 
 def plural(count: int, noun: str) -> str:
-    """A number of things in words."""
+    """Return a count with its noun, "1 seed" or "2 seeds"."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def drawable(values: Sequence[float]) -> list[float]:
-    """Values for a plot, in which what is not finite leaves a gap."""
+    """Return values for a plot, in which non-finite ones leave a gap."""
     return [value if math.isfinite(value) else math.nan for value in values]
 
 
 def logarithmic(axes: Axes) -> None:
-    """Let the horizontal axis be logarithmic, with plain numbers within decades too."""
+    """Make the horizontal axis logarithmic, labelled with plain numbers within decades too."""
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
@@ -110,7 +110,7 @@ def logarithmic(axes: Axes) -> None:
 
 
 def _plain(cell: Any) -> Any:
-    """A value for JSON, which has no infinity and no NaN: None stands for them."""
+    """Return a value for JSON, which has no infinity and no NaN: None stands for them."""
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
     if isinstance(cell, Mapping):

@@ -5,42 +5,45 @@ r"""Train a recipe at many settings with many seeds, on one machine or several.
   python -m lit_fanions.sweep --config configs/quickstart.yaml --metric val/acc --trials 30 \
       --tune model.optimizer.matrix.lr=1e-3:1:log model.optimizer.matrix.momentum=.5:.99
 
-The first trains every combination of values with every seed. In the second Optuna's TPE (or
---sampler random) chooses 30 settings, which are trained with seed 0; those that fall behind are
-pruned, and the best is trained with the other seeds as well. Every training is a process with a
-GPU of its own, or one of --jobs on the processor. Arguments not listed below are those of fit.
+The first command trains every combination of values with every seed. In the second, Optuna's TPE
+(or --sampler random) chooses 30 settings, which are trained with seed 0. Trainings that fall behind
+are pruned, and the best setting is trained with the other seeds too. Each training is a process
+with its own GPU; without a GPU, --jobs trainings share the processor. All other options are passed
+to fit for every training.
 
-All is kept in an Optuna study. The same command goes on where it was stopped or killed; nothing
-that is finished is trained again: with more values, seeds or trials only those are trained. Several
-machines share the work if their commands name the same --storage and --study. The outcome: a
-table, CSV, JSON and a picture in --out, beside the logs of all trainings in the folder runs.
+The trainings are recorded in an Optuna study, by default a journal in --out. The same command
+continues a sweep that was stopped or killed. Finished trainings are never repeated: with more
+values, seeds or trials, only the new ones are trained. Several commands can work on one sweep if
+they share --out, or --storage (MySQL or PostgreSQL, also from several machines) and --study. The
+results are a table, CSV, JSON and a picture in --out; the logs of all trainings are in --out/runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lit_fanions.cli import console, runner
 from lit_fanions.cli.console import Refused
 from lit_fanions.cli.errors import config_files
+from lit_fanions.cli.fit_options import refuse, refuse_mistyped
+from lit_fanions.cli.results import plural
 from lit_fanions.sweep import space
-
-if TYPE_CHECKING:
-    from lit_fanions.sweep.study import Plan, Sampler
+from lit_fanions.sweep.plan import Plan, Request, Sampler, grid_requests
 
 SEEDS, TRIALS, METRIC = 3, 30, "val/loss"
 RESERVED = {
-    "--seed_everything": "choose how many with --seeds",
-    "--trainer.logger": "the logs are kept below --out",
-    "--trainer.devices": "each has one; choose how many run at a time with --jobs",
-    "--ckpt_path": "all start from scratch",
+    "--seed_everything": "use --seeds N",
+    "--trainer.logger": "the logs are kept in --out",
+    "--trainer.devices": "each training has one device; use --jobs N for several at a time",
+    "--ckpt_path": "all trainings start from scratch",
 }
 
 
@@ -48,23 +51,23 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: The arguments; by default those of the process.
+        args: Arguments of the command; by default those of the process.
 
     Returns:
-        The exit status: 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Bad input
-        exits with status 2.
+        Exit status: 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments
+        exit with status 2.
     """
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
     try:
-        runner.refuse_mistyped(recipe, parser)
+        refuse_mistyped(recipe, parser)
         for package in ("optuna", "matplotlib"):
             console.require(package, "a sweep")
         return run(options, recipe)
     except Refused as error:
         parser.error(str(error))
     except (KeyboardInterrupt, runner.Stopped) as error:
-        print("stopped; the same command goes on with what is missing", file=sys.stderr)
+        print("stopped; the same command continues the sweep", file=sys.stderr)
         return error.status if isinstance(error, runner.Stopped) else 130
 
 
@@ -72,36 +75,50 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     """Train, tabulate and plot.
 
     Args:
-        options: Those of this command.
+        options: Options of this command.
         recipe: Arguments of fit.
 
     Returns:
-        The exit status: 0, or 1 if a training failed.
+        Exit status: 0, or 1 if a training failed.
 
     Raises:
-        Refused: If something is not possible.
-        SystemExit: With fit's own words, if fit would refuse an argument.
+        Refused: If an option is not possible.
+        SystemExit: With fit's own message, if fit would refuse an argument.
     """
     plan = _plan(options, recipe)
-    # Not above: these import Optuna.
+    # Not above, because these import Optuna, which may not be installed.
     from lit_fanions.sweep import result
-    from lit_fanions.sweep.study import Sweep, Wanted, grid
+    from lit_fanions.sweep.study import Sweep
 
     with runner.signals() as received:
         sweep = Sweep(plan)
+        print(_summary(plan, options.seeds, options.trials), flush=True)
         if plan.sampler == "grid":
-            wanted = grid(plan.space, options.seeds)
-            sweep.train(wanted, received, resume=True)
+            requests = grid_requests(plan.space, options.seeds)
+            sweep.train(requests, received)
         else:
-            wanted = [Wanted(0, {}, trial) for trial in range(options.trials)]
-            sweep.train(wanted, received, resume=True)
-            best = result.best(sweep, wanted)
-            wanted += [Wanted(seed, best) for seed in range(1, options.seeds) if best]
-            sweep.train(wanted, received, resume=True)
-    outcome, failed = result.outcome(sweep, wanted)
+            requests = [Request(0, {}, trial) for trial in range(options.trials)]
+            sweep.train(requests, received)
+            best = result.best_settings(sweep, requests)
+            if best and options.seeds > 1:
+                requests += [Request(seed, best) for seed in range(1, options.seeds)]
+                sweep.train(requests, received)
+    outcome, failed = result.summarize(sweep, requests)
     print(outcome)
     outcome.save(plan.out, "sweep")
     return int(failed)
+
+
+def _summary(plan: Plan, seeds: int, trials: int) -> str:
+    """Return the line that says what the sweep compares."""
+    if plan.sampler == "grid":
+        settings = math.prod(len(values.examples()) for values in plan.space.values())
+        what = f"{plural(settings, 'setting')} with {plural(seeds, 'seed')} each"
+    else:
+        what = f"{plural(trials, 'setting')} chosen by {plan.sampler}"
+        if seeds > 1:
+            what += f", the best of them with {plural(seeds, 'seed')}"
+    return f"sweep {plan.study}: {what}; {plan.direction} {plan.metric}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,80 +135,87 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--tune",
         metavar="NAME=LOW:HIGH[:log][:int]",
-        help="range of an option of fit to search (default, without --set too: of the matrices "
-        "the recipe's lr, from a tenth to ten times, and momentum from .5 to .99)",
+        help="range of an option of fit to search (default, if --set is not used either: lr of the "
+        "matrices from a tenth to ten times the recipe's, and momentum from .5 to .99)",
         **several,
     )
     add("--seeds", type=int, default=SEEDS, metavar="N", help=f"seeds 0 to N-1 (default: {SEEDS})")
     add(
         "--sampler",
         choices=("grid", "random", "tpe"),
-        help="who combines the values (default: grid, or tpe with --tune or --trials)",
+        help="how values are combined (default: grid, or tpe with --tune or --trials)",
     )
-    add("--trials", type=int, metavar="N", help=f"settings of a search (default: {TRIALS})")
+    add(
+        "--trials",
+        type=int,
+        metavar="N",
+        help=f"number of settings in a search (default: {TRIALS})",
+    )
     add(
         "--prune",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether a search ends trainings that are worse than the median of those before",
+        help="end trainings of a search that are worse than the median of those before",
     )
-    add("--metric", default=METRIC, metavar="NAME", help=f"whose last value counts ({METRIC})")
+    add(
+        "--metric",
+        default=METRIC,
+        metavar="NAME",
+        help=f"scalar whose last value counts (default: {METRIC})",
+    )
     add(
         "--direction",
         choices=("minimize", "maximize"),
-        help="where it is better (default: maximize if its name has acc in it)",
+        help="which values are better (default: maximize if the metric's name contains acc)",
     )
     add("--jobs", type=int, metavar="N", help="trainings at a time (default: one per GPU, or 1)")
-    add("--retry-failed", action="store_true", help="try again what failed in earlier calls")
+    add("--retry-failed", action="store_true", help="repeat trainings that failed in earlier calls")
+    _add_storage_options(parser)
+    return parser
+
+
+def _add_storage_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--out",
         type=Path,
         metavar="DIR",
-        help="of the outcome (default: sweeps/RECIPE, and -SAMPLER)",
+        help="folder of the sweep (default: sweeps/RECIPE, for a search sweeps/RECIPE-SAMPLER)",
     )
-    add("--study", metavar="NAME", help="in the storage (default: the last part of --out)")
+    add("--study", metavar="NAME", help="name in the storage (default: the name of --out)")
     add(
         "--storage",
         metavar="URL",
-        help="of any database that SQLAlchemy knows (default: SQLite, DIR/study.db)",
+        help="database of the study, for several machines (default: a journal in --out)",
     )
-    return parser
 
 
 def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
-    """Check what was given, as far as that is possible before anything is trained."""
+    """Check the options, as far as that is possible before anything is trained."""
     from lit_fanions.cli.app import Reader
-    from lit_fanions.sweep.study import Plan
 
     searches = options.tune or options.trials is not None
     sampler: Sampler = options.sampler or ("tpe" if searches else "grid")
     if searches and sampler == "grid":
-        raise Refused("--tune and --trials are for a search: choose --sampler tpe or random")
+        raise Refused("--tune and --trials need a search: use --sampler tpe or --sampler random")
     options.trials = TRIALS if options.trials is None else options.trials
-    for name in ("seeds", "trials", "jobs"):
-        count = getattr(options, name)
-        if count is not None and count < 1:
-            raise Refused(f"--{name} must be at least 1, not {count}")
+    console.check_counts(options, "seeds", "trials", "jobs")
     if not (files := config_files(recipe)):
         raise Refused("give a recipe: --config FILE")
     given = space.parse(options.set, options.tune)
-    runner.refuse([*recipe, *(f"--{name}" for name in given)], RESERVED)
-    swept = {
-        f"--{space.short(name)}": "choose its values in --set or --tune alone" for name in given
-    }
-    runner.refuse(recipe, swept)
+    refuse([*recipe, *(f"--{name}" for name in given)], RESERVED)
+    refuse(recipe, {f"--{space.short(name)}": "--set or --tune gives its values" for name in given})
     reader = Reader(["fit", *recipe])
     fit = reader.config.fit
     if not given and sampler != "grid":
-        given = _around(fit)
-    first = {name: values.examples()[0] for name, values in given.items()}
-    for name, values in given.items():
-        for value in values.examples():
-            tried = {**first, name: value}
-            reader.read(["fit", *recipe, *(f"--{name}={value}" for name, value in tried.items())])
+        given = _default_ranges(fit)
+    for settings in _examples(given):
+        reader.read(["fit", *recipe, *(f"--{name}={value}" for name, value in settings.items())])
     devices = _devices(fit.trainer.accelerator)
     stem = Path(files[0]).stem
     out = options.out or Path("sweeps", stem if sampler == "grid" else f"{stem}-{sampler}")
+    jobs = options.jobs or max(1, len(devices))
+    _check_storage(options.storage, out, jobs)
     maximize = "acc" in options.metric.lower()
     return Plan(
         recipe=tuple(recipe),
@@ -204,24 +228,46 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
         out=out,
         study=options.study or out.resolve().name,
         storage=options.storage,
-        jobs=options.jobs or max(1, len(devices)),
+        jobs=jobs,
         devices=devices,
     )
 
 
-def _around(fit: Any) -> space.Space:
-    """Ranges of the matrices' lr and momentum around those of a recipe."""
+def _check_storage(url: str | None, out: Path, jobs: int) -> None:
+    """Refuse storages in which trainings would be repeated."""
+    if url is not None and url.startswith("sqlite") and jobs > 1:
+        raise Refused(
+            "--storage: in SQLite, two trainings at a time may take the same trial: use --jobs 1, "
+            "MySQL or PostgreSQL, or leave --storage out"
+        )
+    if url is None and (old := out / "study.db").exists():
+        raise Refused(
+            f"{old} was made by an earlier version: continue it with --storage sqlite:///{old} "
+            "--jobs 1, or choose another --out"
+        )
+
+
+def _examples(given: space.Space) -> Iterator[dict[str, str]]:
+    """Yield settings in which each value occurs at least once."""
+    first = {name: values.examples()[0] for name, values in given.items()}
+    for name, values in given.items():
+        for value in values.examples():
+            yield {**first, name: value}
+
+
+def _default_ranges(fit: Any) -> space.Space:
+    """Return ranges for the lr and momentum of the matrices, around the lr of a recipe."""
     option = "model.init_args.optimizer.matrix"
     try:
         lr = float(fit[f"{option}.lr"])
     except (KeyError, TypeError):
-        raise Refused(f"this recipe states no {option}.lr: say what to --tune") from None
+        raise Refused(f"the recipe has no {option}.lr: choose ranges with --tune") from None
     ranges = [f"{option}.lr={lr / 10:g}:{lr * 10:g}:log", f"{option}.momentum=0.5:0.99"]
     return space.parse([], ranges)
 
 
 def _devices(accelerator: str) -> tuple[str, ...]:
-    """The GPUs that a recipe may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that a recipe may use, as CUDA_VISIBLE_DEVICES names them."""
     if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

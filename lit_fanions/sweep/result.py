@@ -1,67 +1,68 @@
-"""What a sweep found: a table, a picture and all numbers."""
+"""Summarize the results of a sweep: a table, a picture and all numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_fanions.cli.console import Refused, Table
+from lit_fanions.cli.curves import spread
 from lit_fanions.cli.results import Outcome, drawable, logarithmic, plural
-from lit_fanions.cli.runner import spread
+from lit_fanions.sweep.plan import Plan, Request, Settings
 from lit_fanions.sweep.space import number, short
-from lit_fanions.sweep.study import Settings, Sweep, Wanted, hidden
+from lit_fanions.sweep.storage import hide_password
+from lit_fanions.sweep.study import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = 10  # settings of a search in the table
-LINEAR = 30  # a grid whose largest value is more times its smallest is drawn logarithmically
+LINEAR = 30  # a grid is drawn logarithmically if its largest / smallest value exceeds this
 PROGRAM = "lit_fanions.sweep"
-Point = tuple[float | str, ...]  # values of the swept options, in their order
+Point = tuple[float | str, ...]  # values of the swept options, in the order of the plan
+Trials = Sequence[tuple[Request, FrozenTrial]]
 
 
-def best(sweep: Sweep, wanted: Sequence[Wanted]) -> Settings:
-    """The settings of the best training; none if all failed."""
-    done = [trial for _, trial in sweep.trials(wanted) if trial.state == TrialState.COMPLETE]
-    if not done:
+def best_settings(sweep: Sweep, requests: Sequence[Request]) -> Settings:
+    """Return the settings of the best training; empty if all failed."""
+    trials = [trial for _, trial in sweep.trials(requests) if trial.state == TrialState.COMPLETE]
+    if not trials:
         return {}
-    return sweep.settings(min(done, key=lambda trial: _loss(sweep, trial.value)))
+    return sweep.settings(min(trials, key=lambda trial: _loss(sweep, trial.value)))
 
 
-def outcome(sweep: Sweep, wanted: Sequence[Wanted]) -> tuple[Outcome, bool]:
-    """What the trainings gave, and whether one of them failed.
+def summarize(sweep: Sweep, requests: Sequence[Request]) -> tuple[Outcome, bool]:
+    """Return the results of the trainings, and whether one of them failed.
+
+    Args:
+        sweep: The sweep.
+        requests: Trainings that were asked for.
 
     Raises:
-        Refused: If all did.
+        Refused: If all trainings failed.
     """
     plan = sweep.plan
-    trials = [pair for pair in sweep.trials(wanted) if "same as" not in pair[1].user_attrs]
+    trials = [pair for pair in sweep.trials(requests) if "same as" not in pair[1].user_attrs]
     names = [short(name) for name in plan.space]
     labels = _labels(names)
-    points: dict[Point, list[FrozenTrial]] = {}
-    for _, trial in trials:
-        settings = sweep.settings(trial)
-        points.setdefault(tuple(number(settings.get(n, "")) for n in names), []).append(trial)
-    values = {
-        point: [t.value for t in found if t.state == TrialState.COMPLETE and t.value is not None]
-        for point, found in points.items()
-    }
-    values = {point: found for point, found in values.items() if found}
-    failed = [trial for _, trial in trials if trial.state == TrialState.FAIL]
-    reasons = [
-        f"{trial.user_attrs.get('folder')}: {trial.user_attrs.get('reason')}" for trial in failed
+    points = _values_by_point(sweep, trials, names)
+    values = {point: found for point, found in points.items() if found}
+    failures = [
+        f"{trial.user_attrs.get('folder')}: {trial.user_attrs.get('reason')}"
+        for _, trial in trials
+        if trial.state == TrialState.FAIL
     ]
     if not values:
-        raise Refused(f"every training failed, as {reasons[0]}; see {plan.out}/runs")
+        raise Refused(f"every training failed, as {failures[0]}; see {plan.out}/runs")
     searches = plan.sampler != "grid"
 
     def rank(point: Point) -> tuple[int, float]:
-        # A search's best is what was trained with all seeds, not what was lucky with one.
+        # The best of a search was trained with all seeds; others may be lucky with seed 0.
         return -len(values[point]) * searches, _loss(sweep, spread(values[point])[0])
 
     order = sorted(values, key=rank)
@@ -69,67 +70,92 @@ def outcome(sweep: Sweep, wanted: Sequence[Wanted]) -> tuple[Outcome, bool]:
     title = f"{plan.metric}, the last value: mean ± standard deviation over n seeds"
     if searches:
         title += f"; the {len(shown)} best settings of {len(points)}"
-    pruned = sum(trial.state == TrialState.PRUNED for _, trial in trials)
-    chosen = "  ".join(f"{n}={_cell(v)}" for n, v in zip(labels, order[0], strict=True))
-    notes = [
-        *([f"best: {chosen}"] if chosen else []),
-        *(["seed 0 chose the best, which alone was trained with more seeds"] if searches else []),
-        *([f"pruned: {pruned} of {len(trials)}"] if pruned else []),
-        *(f"failed: {reason}" for reason in reasons),
-        *(["--retry-failed tries them again"] if failed else []),
-    ]
-    result = Outcome(
-        tables=[
-            Table(
-                title,
-                [*labels, plan.metric, "n"],
-                [[*map(_cell, p), _mean(values[p]), len(values[p])] for p in shown],
-            )
-        ],
+    rows = [[*map(_cell, point), _mean(values[point]), len(values[point])] for point in shown]
+    outcome = Outcome(
+        tables=[Table(title, [*labels, plan.metric, "n"], rows)],
         columns=[*names, "seed", "state", plan.metric, "seconds", "folder", "reason"],
-        rows=[
-            [
-                *(number(settings.get(name, "")) for name in names),
-                request.seed,
-                trial.state.name.lower(),
-                trial.value,
-                trial.duration.total_seconds() if trial.duration else None,
-                trial.user_attrs.get("folder"),
-                trial.user_attrs.get("reason"),
-            ]
-            for request, trial in trials
-            for settings in [sweep.settings(trial)]
-        ],
-        settings={
-            "arguments": list(plan.recipe),
-            "space": {name: vars(values) for name, values in plan.space.items()},
-            "seeds": sorted({request.seed for request in wanted}),
-            "sampler": plan.sampler,
-            "metric": plan.metric,
-            "direction": plan.direction,
-            "study": plan.study,
-            "storage": hidden(plan.storage),
-            "commits": sorted(
-                {t.user_attrs["commit"] for _, t in trials if t.user_attrs.get("commit")}
-            ),
-            "optuna": optuna.__version__,
-        },
+        rows=[_row(sweep, names, request, trial) for request, trial in trials],
+        settings=_settings(sweep, requests, trials),
         draw=lambda figure: _draw(figure, sweep, labels, values),
         size=(max(7, 4 * len(names)) if searches else 7, 5),
-        notes=notes,
+        notes=_notes(plan, dict(zip(labels, order[0], strict=True)), trials, failures),
         program=PROGRAM,
     )
-    return result, bool(failed)
+    return outcome, bool(failures)
+
+
+def _values_by_point(
+    sweep: Sweep, trials: Trials, names: Sequence[str]
+) -> dict[Point, list[float]]:
+    """Return the final values of all seeds for each point; empty lists for failures alone."""
+    points: dict[Point, list[float]] = {}
+    for _, trial in trials:
+        settings = sweep.settings(trial)
+        values = points.setdefault(tuple(number(settings.get(n, "")) for n in names), [])
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            values.append(trial.value)
+    return points
+
+
+def _notes(
+    plan: Plan, best: Mapping[str, float | str], trials: Trials, failures: Sequence[str]
+) -> list[str]:
+    """Return the lines below the table."""
+    chosen = "  ".join(f"{name}={_cell(value)}" for name, value in best.items())
+    pruned = sum(trial.state == TrialState.PRUNED for _, trial in trials)
+    return [
+        *([f"best: {chosen}"] if chosen else []),
+        *(
+            ["the best setting was chosen with seed 0; it alone was trained with more seeds"]
+            if plan.sampler != "grid"
+            else []
+        ),
+        *([f"pruned: {pruned} of {len(trials)}"] if pruned else []),
+        *(f"failed: {failure}" for failure in failures),
+        *(["--retry-failed tries them again"] if failures else []),
+    ]
+
+
+def _row(sweep: Sweep, names: Sequence[str], request: Request, trial: FrozenTrial) -> list[object]:
+    """Return the row of a training in the CSV file."""
+    settings = sweep.settings(trial)
+    return [
+        *(number(settings.get(name, "")) for name in names),
+        request.seed,
+        trial.state.name.lower(),
+        trial.value,
+        trial.duration.total_seconds() if trial.duration else None,
+        trial.user_attrs.get("folder"),
+        trial.user_attrs.get("reason"),
+    ]
+
+
+def _settings(sweep: Sweep, requests: Sequence[Request], trials: Trials) -> dict[str, Any]:
+    """Return everything that the results depend on, for the JSON file."""
+    plan = sweep.plan
+    commits = {trial.user_attrs.get("commit") for _, trial in trials}
+    return {
+        "arguments": list(plan.recipe),
+        "space": {name: vars(values) for name, values in plan.space.items()},
+        "seeds": sorted({request.seed for request in requests}),
+        "sampler": plan.sampler,
+        "metric": plan.metric,
+        "direction": plan.direction,
+        "study": plan.study,
+        "storage": hide_password(plan.storage),
+        "commits": sorted(commit for commit in commits if commit),
+        "optuna": optuna.__version__,
+    }
 
 
 def _loss(sweep: Sweep, value: float | None) -> float:
-    """A value of which less is better."""
+    """Return a value of which less is better."""
     assert value is not None
     return value if sweep.plan.direction == "minimize" else -value
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """The last parts of options' names, as many as tell them apart."""
+    """Return short names of options: as many of their last parts as make them unique."""
 
     def tail(name: str, parts: int) -> str:
         return ".".join(name.split(".")[-parts:])
@@ -171,12 +197,12 @@ def _draw(
                 logarithmic(panel)
     figure.axes[0].set_ylabel(sweep.plan.metric)
     most = max(map(len, values.values()))
-    star = f", star: of {most} seeds ± standard deviation" if searches and most > 1 else ""
+    star = f", star: mean ± standard deviation of {most} seeds" if searches and most > 1 else ""
     figure.suptitle(f"{sweep.plan.study}: {sweep.plan.metric}{star}")
 
 
 def _draw_grid(axes: Axes, labels: Sequence[str], values: Mapping[Point, Sequence[float]]) -> None:
-    """Along the option with the most values, a line for each combination of the others."""
+    """Draw the metric against the option with the most values, a line for each of the others."""
     different = [len({point[i] for point in values}) for i in range(len(labels))]
     along = different.index(max(different)) if different else None
     lines: dict[str, dict[float | str, Sequence[float]]] = {}
@@ -216,7 +242,7 @@ def _draw_grid(axes: Axes, labels: Sequence[str], values: Mapping[Point, Sequenc
 def _draw_search(
     axes: Axes, index: int, label: str, values: Mapping[Point, Sequence[float]]
 ) -> None:
-    """All settings that were trained to the end, the one with the most seeds marked."""
+    """Draw all settings that were trained to the end, with a star for the best."""
     places = [point[index] for point in values]
     most = max(values, key=lambda point: len(values[point]))
     axes.scatter(places, drawable([spread(found)[0] for found in values.values()]), s=18)

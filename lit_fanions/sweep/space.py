@@ -1,4 +1,4 @@
-"""The values that a sweep gives to options of fit, and how they are written."""
+"""Parse the values that a sweep gives to options of fit."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ class Choice:
     """Values to try.
 
     Args:
-        values: As fit is given them.
+        values: Values as they are passed to fit.
     """
 
     values: tuple[str, ...]
 
     def suggest(self, trial: Trial, name: str) -> str:
-        """Let the sampler choose."""
+        """Return a value that the sampler of a study chooses."""
         return trial.suggest_categorical(name, self.values)
 
     def examples(self) -> tuple[str, ...]:
-        """Return what fit has to accept."""
+        """Return values that fit must accept."""
         return self.values
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers to search.
+    """A range of numbers to search.
 
     Args:
-        low: The smallest.
-        high: The largest.
-        log: Whether their ratios count, not their differences.
-        whole: Whether they are integers.
+        low: Smallest number.
+        high: Largest number.
+        log: Whether to search on a logarithmic scale.
+        whole: Whether to search integers only.
     """
 
     low: float
@@ -49,29 +49,29 @@ class Range:
     whole: bool = False
 
     def suggest(self, trial: Trial, name: str) -> str:
-        """Let the sampler choose."""
+        """Return a value that the sampler of a study chooses."""
         if self.whole:
             return str(trial.suggest_int(name, int(self.low), int(self.high), log=self.log))
         return repr(trial.suggest_float(name, self.low, self.high, log=self.log))
 
     def examples(self) -> tuple[str, ...]:
-        """Return what fit has to accept."""
+        """Return values that fit must accept."""
         return tuple(str(int(end)) if self.whole else repr(end) for end in (self.low, self.high))
 
 
 Values = Choice | Range
-Space = dict[str, Values]  # by the option's name
+Space = dict[str, Values]  # by the name of the option
 
 
 def parse(choices: Iterable[str], ranges: Iterable[str]) -> Space:
-    """Read what --set and --tune were given.
+    """Parse the arguments of --set and --tune.
 
     Args:
-        choices: NAME=VALUE,VALUE,...
-        ranges: NAME=LOW:HIGH, then :log, :int or both.
+        choices: Arguments of --set: NAME=VALUE,VALUE,...
+        ranges: Arguments of --tune: NAME=LOW:HIGH, then :log, :int or both.
 
     Raises:
-        Refused: If one is written otherwise, or an option comes twice.
+        Refused: If an argument cannot be parsed, or an option occurs twice.
     """
     space: Space = {}
     for text in choices:
@@ -82,12 +82,12 @@ def parse(choices: Iterable[str], ranges: Iterable[str]) -> Space:
 
 
 def short(name: str) -> str:
-    """An option's name without what fit adds by itself."""
+    """Return the name of an option without `init_args`, which fit adds by itself."""
     return name.replace(".init_args", "")
 
 
 def number(text: str) -> float | str:
-    """The number that a text stands for, or the text: 1 and 1.0 are the same value."""
+    """Return a text as a number if it is one, so that 1 and 1.0 are the same value."""
     try:
         return float(text)
     except ValueError:
@@ -100,7 +100,7 @@ def _add(space: Space, option: str, text: str, read: Callable[[str], Values], ex
     if not (name and values):
         raise Refused(f"{option} {text}: write it like {option} {example}")
     if short(name) in map(short, space):
-        raise Refused(f"{option} {text}: this option was given before; list all values in one")
+        raise Refused(f"{option} {text}: the option is given twice; list all its values at once")
     try:
         space[name] = read(values)
     except ValueError as error:
@@ -112,12 +112,12 @@ def _choice(text: str) -> Choice:
     if "" in values:
         raise ValueError("a value is missing before, after or between the commas")
     if len(set(map(number, values))) < len(values):
-        raise ValueError("a value comes twice")
+        raise ValueError("a value occurs twice")
     return Choice(values)
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas outside of brackets and quotes."""
+    """Split a text at the commas that are outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
@@ -133,7 +133,7 @@ def _parts(text: str) -> list[str]:
         if depth < 0:
             break
     if depth or quote:
-        raise ValueError("a bracket or a quote has no other half")
+        raise ValueError("a bracket or a quote is not closed")
     return parts
 
 

@@ -1,215 +1,126 @@
-"""Trains what a sweep asks for. Optuna's storage knows what is to do, in progress and done.
+"""Train what a sweep asks for; its Optuna study knows what is queued, in progress and finished.
 
-All trainings are queued there (``enqueue_trial``) and taken from there by ``Study.optimize``, here
-and in every other command that works on the study. Optuna's GridSampler is not used: several
-workers would train the same point, and a grid that grows would be trained all over.
+Every training is queued in the study (``enqueue_trial``) and taken from there by
+``Study.optimize``, in this process and in all others that work on the sweep. Optuna's GridSampler
+is not used: two processes would train the same point, and a grid that grows would start again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import os
+import datetime
 import queue
-import random
-import re
-import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import optuna
-import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_fanions.cli import runner
-from lit_fanions.cli.console import Refused
-from lit_fanions.cli.runner import Run, Stopped, Training
-from lit_fanions.sweep.space import Choice, Space, number, short
+from lit_fanions.cli.console import Progress
+from lit_fanions.cli.provenance import recipe_digests
+from lit_fanions.cli.results import plural
+from lit_fanions.cli.runner import Stopped
+from lit_fanions.sweep import storage
+from lit_fanions.sweep.plan import Plan, Request, Settings
+from lit_fanions.sweep.space import short
+from lit_fanions.sweep.training import MetricMissing, TrainingFailed, TrialTraining
 
-Sampler = Literal["grid", "random", "tpe"]
-Settings = dict[str, str]  # values of options, as fit is given them, by the options' short names
-
-HEARTBEAT = 5  # seconds between the signs of life of a training
-PATIENCE = 30  # seconds without one, after which it is trained again
-LOOK = 1.0  # seconds between looks at the logs of a training that may be pruned
-_ATTEMPTS = 4
-LOCK = 60  # seconds that SQLite may be locked by others
-# What makes a trial the one that counts for its training; of equals the last.
-_RANKS = {TrialState.WAITING: 1, TrialState.RUNNING: 2, TrialState.PRUNED: 3}
-_RANKS |= {TrialState.FAIL: 0, TrialState.COMPLETE: 3}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study is about.
-
-    Args:
-        recipe: Arguments of fit.
-        space: The values of further options, by their names.
-        sampler: Who combines them; a grid has all combinations.
-        metric: The scalar of which the last value counts.
-        direction: Where it is better.
-        prune: Whether a search ends trainings that fall behind.
-        retry_failed: Whether what failed in earlier calls is tried again.
-        out: Folder of the logs.
-        study: Its name in the storage.
-        storage: The URL of a database; None is SQLite in ``out``.
-        jobs: Trainings at a time.
-        devices: GPUs, as CUDA_VISIBLE_DEVICES names them, for the trainings in turn; none for
-            trainings on the processor.
-    """
-
-    recipe: tuple[str, ...]
-    space: Space
-    sampler: Sampler
-    metric: str
-    direction: Literal["minimize", "maximize"]
-    prune: bool
-    retry_failed: bool
-    out: Path
-    study: str
-    storage: str | None
-    jobs: int
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A training that is asked for.
-
-    Args:
-        seed: Its seed.
-        settings: What it is trained with; a sampler decides for one of a search.
-        trial: Its number in the search; None outside of one.
-    """
-
-    seed: int
-    settings: Settings
-    trial: int | None = None
-
-    @property
-    def key(self) -> str:
-        """What tells it from all others of the study."""
-        if self.trial is not None:
-            return f"trial {self.trial}"
-        values = {name: number(value) for name, value in sorted(self.settings.items())}
-        return json.dumps([values, self.seed])
-
-
-class _NoMetric(Refused):
-    """What the study is about is not logged."""
-
-
-class _Failed(Exception):
-    """A training came to nothing; Optuna notes it as failed."""
+LOOK = 1.0  # seconds between looks at the trainings of other processes
+# Priority of the trials of one training: the highest counts, and the newest of those.
+_PRIORITY = {TrialState.FAIL: 0, TrialState.WAITING: 1, TrialState.RUNNING: 2}
+_PRIORITY |= {TrialState.PRUNED: 3, TrialState.COMPLETE: 3}
 
 
 class Sweep:
-    """A study and this process's share in its work.
+    """A study, and the work of this process on it.
+
+    A trial has these user attributes: key, seed, settings and searched from its request; worker,
+    folder and commit of its training; and one of reason (why it failed), stopped (somebody killed
+    it), "same as" (the number of an equal trial) or skipped (nothing was trained). A failed trial
+    without a reason was interrupted, and is retried.
 
     Args:
-        plan: What it is about.
+        plan: Options of the sweep.
 
     Raises:
-        Refused: If the storage cannot be used, or the study is about something else.
+        Refused: If the storage cannot be used, or the study belongs to another sweep.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.study = _study(plan)
+        self.study = storage.open_study(plan)
         self._names = {short(name): name for name in plan.space}
-        self._recipes = runner.digests(plan.recipe)
+        self._recipes = recipe_digests(plan.recipe)
         self._keys: set[str] = set()
-        self._error: Exception | None = None  # that ends all
-        self._seen: dict[int, float] = {}  # when a trial that has not begun was first seen
-        self._told: set[str] = set()  # whose end was told, which the study may not know yet
-        self._telling = threading.Lock()
+        self._workers = plan.out / "workers"
+        self._worker = ""
+        self._progress = Progress(0)
+        self._error: Exception | None = None  # ends the sweep
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(plan.jobs):
             self._slots.put(slot)
 
-    def train(self, wanted: Sequence[Wanted], received: Sequence[int], resume: bool) -> None:
-        """Train what is missing, and wait for what is in progress elsewhere.
+    def train(self, requests: Sequence[Request], received: Sequence[int]) -> None:
+        """Train what is missing, and wait for what other processes train.
+
+        Trainings that were interrupted or killed in earlier calls are retried, with
+        ``plan.retry_failed`` also those that failed.
 
         Args:
-            wanted: All trainings that are asked for, finished ones as well.
-            received: Signals, see ``runner.signals``.
-            resume: Whether to try again what was stopped in earlier calls, and what failed.
+            requests: All trainings that are asked for, finished ones included.
+            received: Signals received so far, see ``runner.signals``.
 
         Raises:
-            Stopped: By a signal; all processes of this one have ended.
-            Refused: If a training does not log the metric.
+            Stopped: After a signal; all processes of this one have ended.
+            Refused: If a training does not log the metric, or the recipe changes on the way.
         """
-        self._keys = {request.key for request in wanted}
-        patient = False
-        while True:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                optuna.storages.fail_stale_trials(self.study)
-            self._give_up()
-            self._enqueue(wanted, resume)
-            resume = False
-            states = [trial.state for trial in self._latest().values()]
-            waiting, running = map(states.count, (TrialState.WAITING, TrialState.RUNNING))
-            if waiting:  # what others take first is skipped
-                self.study.optimize(
-                    lambda trial: self._objective(trial, received),
-                    n_trials=waiting,
-                    n_jobs=min(waiting, self.plan.jobs),
-                    catch=(_Failed,),
-                )
-            if received:
-                raise Stopped(received[0])
-            if self._error is not None:
-                if isinstance(self._error, _NoMetric):
-                    self._forget()
-                raise self._error
-            if not (waiting or running):
-                return
-            if not (waiting or patient):
-                patient = True
-                what = f"waiting for {running} of another process"
-                print(f"{what}; if it was killed, they begin anew in {PATIENCE} s", flush=True)
-            time.sleep(0 if waiting else LOOK)
+        self._keys = {request.key for request in requests}
+        with storage.register_worker(self._workers) as self._worker:
+            if self.plan.storage is not None or len(list(self._workers.iterdir())) > 1:
+                # Processes that began at one time would propose the same settings.
+                self.study.sampler.reseed_rng()
+            waiting, running = self._queue(requests, resume=True)
+            self._progress = Progress(len(self._keys), len(self._keys) - waiting - running)
+            print(self._announcement(waiting, running), flush=True)
+            while waiting or running:
+                if waiting:  # trials that other processes take first are skipped
+                    self.study.optimize(
+                        lambda trial: self._objective(trial, received),
+                        n_trials=waiting,
+                        n_jobs=min(waiting, self.plan.jobs),
+                        catch=(TrainingFailed,),
+                        callbacks=[self._print_outcome],
+                    )
+                else:
+                    time.sleep(LOOK)
+                if received:
+                    raise Stopped(received[0])
+                if self._error is not None:
+                    self._forget_study(self._error)
+                    raise self._error
+                others, (waiting, running) = running, self._queue(requests, resume=False)
+                if running and not (waiting or others):
+                    print(f"waiting for {running} in other processes", flush=True)
 
-    def _forget(self) -> None:
-        """Leave the name of a study about what is not logged to a command that does better."""
-        states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
-        if states <= {TrialState.FAIL, TrialState.WAITING}:  # nobody else works on it
-            optuna.delete_study(study_name=self.plan.study, storage=_storage(self.plan))
-
-    def trials(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, FrozenTrial]]:
-        """What became of trainings that were trained."""
+    def trials(self, requests: Sequence[Request]) -> list[tuple[Request, FrozenTrial]]:
+        """Return the requests that were trained, with the trial of each."""
         latest = self._latest()
-        return [(request, latest[request.key]) for request in wanted if request.key in latest]
+        return [(request, latest[request.key]) for request in requests if request.key in latest]
 
     def settings(self, trial: FrozenTrial | Trial) -> Settings:
-        """What a trial was trained with; of a search that it may not have known yet."""
+        """Return the values of the swept options that a trial was trained with."""
         chosen = {name: trial.params[name] for name in self._names if name in trial.params}
         texts = {n: v if isinstance(v, str) else repr(v) for n, v in chosen.items()}
         return {**trial.user_attrs["settings"], **texts}
 
-    def _latest(self) -> dict[str, FrozenTrial]:
-        """The trial that counts for each training asked for, by its key."""
-        known = [
-            trial
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.user_attrs.get("key") in self._keys and "skipped" not in trial.user_attrs
-        ]
-        known.sort(key=lambda trial: (_RANKS[trial.state], trial.number))
-        return {trial.user_attrs["key"]: trial for trial in known}
-
-    def _enqueue(self, wanted: Sequence[Wanted], resume: bool) -> None:
-        """Queue what the study does not know, and what failed and is tried again."""
+    def _queue(self, requests: Sequence[Request], resume: bool) -> tuple[int, int]:
+        """Queue what is missing; return how many trials are waiting and running."""
+        self._fail_orphans()
         latest = self._latest()
-        for request in wanted:
+        for request in requests:
             trial = latest.get(request.key)
-            if trial is not None and not self._tries_again(trial, resume):
+            if trial is not None and not self._is_retried(trial, resume):
                 continue
             attributes = {
                 "key": request.key,
@@ -218,60 +129,84 @@ class Sweep:
                 "searched": request.trial is not None,
             }
             self.study.enqueue_trial(trial.params if trial else {}, user_attrs=attributes)
+        states = [trial.state for trial in self._latest().values()]
+        return states.count(TrialState.WAITING), states.count(TrialState.RUNNING)
 
-    def _tries_again(self, trial: FrozenTrial, resume: bool) -> bool:
-        """Whether a failure is tried again: what was stopped in an earlier call always is."""
+    def _latest(self) -> dict[str, FrozenTrial]:
+        """Return the trial that counts for each requested training, by its key."""
+        known = [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get("key") in self._keys and "skipped" not in trial.user_attrs
+        ]
+        known.sort(key=lambda trial: (_PRIORITY[trial.state], trial.number))
+        return {trial.user_attrs["key"]: trial for trial in known}
+
+    def _is_retried(self, trial: FrozenTrial, resume: bool) -> bool:
+        """Return True for a trial that is trained again: interrupted or, with resume, failed."""
+        if trial.state != TrialState.FAIL:
+            return False
         known = trial.user_attrs
-        stopped = "stopped" in known or "reason" not in known
-        began = "folder" in known
-        again = not began or (resume and (stopped or self.plan.retry_failed))
-        return trial.state == TrialState.FAIL and again
+        return "reason" not in known or (resume and ("stopped" in known or self.plan.retry_failed))
 
-    def _give_up(self) -> None:
-        """Fail what a worker took and never began: it was killed before the first heartbeat."""
+    def _fail_orphans(self) -> None:
+        """Fail the running trials of processes that were killed, so that they are retried."""
+        if self.plan.storage is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                optuna.storages.fail_stale_trials(self.study)
         for trial in self._latest().values():
-            if trial.state == TrialState.RUNNING and "folder" not in trial.user_attrs:
-                first = self._seen.setdefault(trial.number, time.monotonic())
-                if time.monotonic() > first + PATIENCE:
-                    with contextlib.suppress(ValueError):  # it ended meanwhile
-                        self.study.tell(trial.number, state=TrialState.FAIL)
+            if trial.state == TrialState.RUNNING and self._is_orphan(trial):
+                with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _is_orphan(self, trial: FrozenTrial) -> bool:
+        """Return True if no process trains a running trial."""
+        if (worker := trial.user_attrs.get("worker")) is None:  # killed right after taking it?
+            assert trial.datetime_start is not None
+            age = datetime.datetime.now() - trial.datetime_start
+            return age.total_seconds() > storage.PATIENCE
+        return self.plan.storage is None and not storage.is_working(self._workers, worker)
 
     def _objective(self, trial: Trial, received: Sequence[int]) -> float:
         """Train, and return the last value of the metric."""
         attributes = trial.user_attrs
-        key = attributes.get("key")  # None: another process took the last of the queue
-        stopped = received or self._error is not None
-        if stopped or key not in self._keys or self._has_older(trial.number, key):
+        key = attributes.get("key")  # None: another process took the last one of the queue
+        if (
+            received
+            or self._has_error()
+            or key not in self._keys
+            or self._has_older(trial.number, key)
+        ):
             trial.set_user_attr("skipped", True)
-            raise _Failed
+            raise TrainingFailed
+        trial.set_user_attr("worker", self._worker)
         if attributes["searched"]:
             for name, full in self._names.items():
                 self.plan.space[full].suggest(trial, name)
-            twin = self._twin(trial)
-            if twin is not None:
+            if (twin := self._equal_trial(trial)) is not None:
                 trial.set_user_attr("same as", twin.number)
                 assert twin.value is not None
                 return twin.value
         slot = self._slots.get()
-        training = self._start(trial, slot)
         try:
-            if runner.digests(self.plan.recipe) != self._recipes:
-                raise Refused("the recipe was changed during the sweep: choose another --out")
-            self._watch(training, trial, received)
-            return self._value(training, trial, received)
-        except (_Failed, optuna.TrialPruned):
+            training = TrialTraining(self.plan, trial, self.settings(trial), self._recipes)
+            return training.run(slot, received, self._has_error)
+        except (TrainingFailed, optuna.TrialPruned):
             raise
         except Exception as error:
             self._error = error
-            raise _Failed from None
+            raise TrainingFailed from None
         finally:
-            runner.end([training.process], received)
             self._slots.put(slot)
-            if received or self._error is not None:
+            if received or self._has_error():
                 self.study.stop()
 
+    def _has_error(self) -> bool:
+        return self._error is not None
+
     def _has_older(self, trial: int, key: str) -> bool:
-        """Whether this training has been queued twice, by commands that began at one time."""
+        """Return True if two processes that began at one time have both queued this training."""
         return any(
             other.number < trial
             and other.user_attrs.get("key") == key
@@ -279,173 +214,43 @@ class Sweep:
             for other in self.study.get_trials(deepcopy=False)
         )
 
-    def _twin(self, trial: Trial) -> FrozenTrial | None:
-        """The training of the same settings and seed that has been finished, if there is one."""
-        wanted = (trial.user_attrs["seed"], self.settings(trial))
+    def _equal_trial(self, trial: Trial) -> FrozenTrial | None:
+        """Return the finished training with the same settings and seed, if there is one."""
+        mine = (trial.user_attrs["seed"], self.settings(trial))
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             known = other.user_attrs
-            if "same as" not in known and (known.get("seed"), self.settings(other)) == wanted:
+            if "same as" not in known and (known.get("seed"), self.settings(other)) == mine:
                 return other
         return None
 
-    def _start(self, trial: Trial, slot: int) -> Training:
-        plan, settings, seed = self.plan, self.settings(trial), trial.user_attrs["seed"]
-        values = {name: number(value) for name, value in settings.items()}
-        label = ",".join(
-            f"{name.rpartition('.')[2]}={f'{v:.4g}' if isinstance(v, float) else v}"
-            for name, v in values.items()
-        )
-        safe = re.sub(r"[^\w.,=+-]", "_", label)[:120]
-        name = "-".join(filter(None, [f"{trial.number:03d}", safe, f"seed{seed}"]))
-        trial.set_user_attr("folder", name)
-        trial.set_user_attr("commit", runner.commit())
-        options = [f"--{self._names[name]}={value}" for name, value in settings.items()]
-        args = (*plan.recipe, *options, f"--seed_everything={seed}", "--trainer.devices=1")
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // plan.jobs))}
-        if plan.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = plan.devices[slot % len(plan.devices)]
-        return runner.start(Run(name, args), plan.out / "runs", environment)
+    def _announcement(self, waiting: int, running: int) -> str:
+        """Return the line that says what this call trains."""
+        total = len(self._keys)
+        parts = [f"{plural(total, 'training')} in {self.plan.out}/runs: {waiting} to train"]
+        if waiting:
+            where = f"GPU {', '.join(self.plan.devices)}" if self.plan.devices else "this machine"
+            parts[0] += f", {min(waiting, self.plan.jobs)} at a time on {where}"
+        if running:
+            parts.append(f"{running} in other processes")
+        if total > waiting + running:
+            parts.append(f"finished before: {total - waiting - running}")
+        return "; ".join(parts)
 
-    def _watch(self, training: Training, trial: Trial, received: Sequence[int]) -> None:
-        """Wait for the end; on the way report to the pruner what a search's training logs."""
-        prunes = self.plan.prune and trial.user_attrs["searched"]
-        events = runner.events(training.logs)
-        look = time.monotonic() + LOOK
-        while training.process.poll() is None and not received and self._error is None:
-            time.sleep(runner.POLL)
-            if prunes and time.monotonic() > look:
-                self._report(runner.curve(events, self.plan.metric), trial)
-                if trial.should_prune():
-                    self._tell(training, trial, "pruned")
-                    raise optuna.TrialPruned
-                look = time.monotonic() + LOOK
+    def _print_outcome(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Print how a training of this process ended, and how long the others will take."""
+        if trial.state == TrialState.COMPLETE and "same as" not in trial.user_attrs:
+            outcome = f"{self.plan.metric} {trial.value:.4g}"
+        elif trial.state == TrialState.PRUNED:
+            outcome = "pruned"
+        elif reason := trial.user_attrs.get("reason"):
+            outcome = f"failed: {reason}"
+        else:
+            return
+        ended = sum(trial.state.is_finished() for trial in self._latest().values())
+        print(self._progress.advance(trial.user_attrs["folder"], outcome, ended), flush=True)
 
-    def _value(self, training: Training, trial: Trial, received: Sequence[int]) -> float:
-        status = training.process.poll()
-        if status is None or (status and received):
-            raise _Failed  # without a reason: it was stopped
-        if (reason := runner.failure(training)) is not None:
-            trial.set_user_attr("reason", reason)
-            if status in runner.KILLED:
-                trial.set_user_attr("stopped", True)
-            self._tell(training, trial, f"failed: {reason}")
-            raise _Failed
-        try:
-            curve = runner.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
-        except Refused as error:
-            raise _NoMetric(str(error)) from None
-        self._report(curve, trial)
-        self._tell(training, trial, f"{self.plan.metric} {curve[-1][1]:.4g}")
-        return self._comparable(curve[-1][1])
-
-    def _report(self, curve: runner.Curve, trial: Trial) -> None:
-        """Let the study know values that it does not know yet."""
-        (known,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
-        for step, value in curve:
-            if step not in known.intermediate_values:
-                trial.report(self._comparable(value), step)
-
-    def _comparable(self, value: float) -> float:
-        """A value; what is not finite is the worst, whichever direction is better."""
-        worst = math.inf if self.plan.direction == "minimize" else -math.inf
-        return value if math.isfinite(value) else worst
-
-    def _tell(self, training: Training, trial: Trial, what: str) -> None:
-        with self._telling:
-            self._told.add(trial.user_attrs["key"])
-            ended = {key for key, known in self._latest().items() if known.state.is_finished()}
-            done = len(ended | self._told & self._keys)
-            print(f"[{done}/{len(self._keys)}] {training.run.name}: {what}", flush=True)
-
-
-def _study(plan: Plan) -> optuna.Study:
-    """Open the study, or make it."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    plan.out.mkdir(parents=True, exist_ok=True)
-    try:
-        storage = _storage(plan)
-        study = optuna.create_study(
-            storage=storage, study_name=plan.study, direction=plan.direction, load_if_exists=True
-        )
-    except (ImportError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        line = str(error).partition("\n")[0]
-        raise Refused(f"--storage {hidden(plan.storage)} cannot be used: {line}") from None
-    _check_identity(study, plan)
-    # Another seed in every call: the same would propose the same settings again.
-    seed = len(study.get_trials(deepcopy=False))
-    samplers = optuna.samplers
-    chosen = samplers.TPESampler if plan.sampler == "tpe" else samplers.RandomSampler
-    study.sampler = chosen(seed=seed)
-    study.pruner = optuna.pruners.MedianPruner()
-    return study
-
-
-def _storage(plan: Plan) -> optuna.storages.RDBStorage:
-    """Open the storage; tables that another command is just making make it fail at first."""
-    for _ in range(_ATTEMPTS):
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
-            return _opened(plan)
-        time.sleep(1 + random.random())  # two that fail together shall not try together
-    return _opened(plan)
-
-
-def _opened(plan: Plan) -> optuna.storages.RDBStorage:
-    path = plan.out / "study.db"
-    url = plan.storage or sqlalchemy.URL.create("sqlite", database=str(path))
-    sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"
-    # Python's own transactions with SQLite begin after the first read, so that two workers could
-    # take the same trial.
-    connect = {"timeout": LOCK, "isolation_level": None}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            str(url),
-            engine_kwargs={"connect_args": connect} if sqlite else None,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=PATIENCE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
-    if sqlite:
-        sqlalchemy.event.listen(storage.engine, "begin", _begin)
-    return storage
-
-
-def _begin(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def hidden(storage: str | None) -> str | None:
-    """A storage's URL without its password."""
-    try:
-        return storage and sqlalchemy.make_url(storage).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return storage
-
-
-def _check_identity(study: optuna.Study, plan: Plan) -> None:
-    """Let a study be about one recipe, one metric and, if it searches, one space."""
-    searched = {short(name): repr(values) for name, values in plan.space.items()}
-    identity: dict[str, Any] = {
-        "arguments of fit": list(plan.recipe),
-        "recipe": runner.digests(plan.recipe),
-        "metric": [plan.metric, plan.direction],
-        "search": None if plan.sampler == "grid" else searched,
-    }
-    known: Mapping[str, Any] = study.user_attrs
-    changed = [name for name, value in identity.items() if known.get(name, value) != value]
-    if changed:
-        raise Refused(
-            f"the study {plan.study} was made with another {' and another '.join(changed)}: "
-            "choose another --out or --study"
-        )
-    for name in identity.keys() - known.keys():
-        study.set_user_attr(name, identity[name])
-
-
-def grid(space: Space, seeds: int) -> list[Wanted]:
-    """All combinations of values with all seeds, a whole round of settings for each seed."""
-    combinations: list[Settings] = [{}]
-    for name, values in space.items():
-        assert isinstance(values, Choice)
-        combinations = [{**c, short(name): value} for c in combinations for value in values.values]
-    return [Wanted(seed, settings) for seed in range(seeds) for settings in combinations]
+    def _forget_study(self, error: Exception) -> None:
+        """Delete a study without results that asked for a wrong metric: its name is free again."""
+        states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+        if isinstance(error, MetricMissing) and states <= {TrialState.FAIL, TrialState.WAITING}:
+            optuna.delete_study(study_name=self.plan.study, storage=storage.open_storage(self.plan))

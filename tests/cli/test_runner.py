@@ -1,22 +1,21 @@
 """Runs in processes of their own: none is trained twice, mixed up, or left behind."""
 
-import argparse
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions.cli import runner
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.runner import Run, Stopped, execute, finite, mean_curve, read_curves, spread
+from lit_fanions.cli.runner import Run, Stopped, execute
 
-INF, NAN = math.inf, math.nan
+INF = math.inf
 CURVE = [(0, 2.0), (4, 1.5)]
 
 # What the process that stands for a training does: it says who it is, then something more.
@@ -79,7 +78,7 @@ def test_failed_run_has_no_curve_and_says_why(fake, capfd):
     assert go(some()) == {}
     printed = capfd.readouterr()
     assert printed.err == "run0: exit status 2: error: bad lr\n"
-    assert printed.out == "[1/1] run0: failed\n"
+    assert printed.out.splitlines() == ["out: 1 to train, 1 at a time", "[1/1] run0: failed"]
     assert not Path("out/run0", runner.FINISHED).exists()
 
 
@@ -93,7 +92,7 @@ def test_no_more_is_tried_where_nothing_can_succeed(fake, capfd):
     go(some())
     fake(HERE + "print('error: no data'); sys.exit(1)")
     assert go(some(4)) == {"run0": CURVE}
-    assert "finished before: 1\n" in capfd.readouterr().out
+    assert "out: 3 to train, 1 at a time; finished before: 1\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("args", [["--a=1"], ["--a", "1"]])
@@ -134,7 +133,10 @@ def test_other_metrics_are_refused(fake):
 
 def test_one_command_at_a_time(fake):
     fake(HERE)
-    with runner._alone(Path("out")), pytest.raises(Refused, match="another command works in out"):
+    with (
+        runner._exclusive(Path("out")),
+        pytest.raises(Refused, match="another command works in out"),
+    ):
         go(some())
     assert go(some()) == {"run0": CURVE}
 
@@ -149,9 +151,13 @@ def test_result_says_how_it_was_made(fake):
     assert saved["seconds"] > 0
 
 
-def test_no_commit_outside_of_git(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "__file__", str(tmp_path / "runner.py"))
-    assert runner.commit.__wrapped__() is None
+def test_remaining_time_is_estimated_after_each_run(fake, capfd):
+    fake(HERE)
+    go(some(3))
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "out: 3 to train, 1 at a time"
+    assert re.fullmatch(r"\[1/3\] run0: val/loss 1.5; about \d+ s left", lines[1])
+    assert lines[3] == "[3/3] run2: val/loss 1.5"
 
 
 # Nothing is left behind.
@@ -201,7 +207,7 @@ def test_process_that_ends_by_itself_after_ctrl_c_is_no_failure(fake, capfd):
     fake(HERE + "os.kill(os.getppid(), signal.SIGINT); sys.exit(130)")
     with pytest.raises(Stopped):
         go(some())
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("out: 1 to train, 1 at a time\n", "")
 
 
 def test_signal_during_the_last_outcome_counts(fake, monkeypatch):
@@ -239,96 +245,3 @@ def test_error_ends_the_other_processes(fake, monkeypatch):
     assert len(pids()) == 2
     for pid in pids():
         assert_gone(pid)
-
-
-def test_likely_scalar_is_named(tmp_path):
-    with SummaryWriter(str(tmp_path)) as writer:
-        for tag in ("val/acc", "epoch", "momentum_nuclear/group/matrix"):
-            writer.add_scalar(tag, 1.0, 0)
-    with pytest.raises(Refused, match=r"has no val/accc: did you mean val/acc\?"):
-        runner.read_curves(tmp_path, ["val/accc"])
-    with pytest.raises(Refused, match=r"has no x: logged are epoch, val/acc$"):
-        runner.read_curves(tmp_path, ["x"])
-
-
-# Options that a command sets itself.
-
-
-RESERVED = {"--model.optimizer.matrix.lr": "use --factors", "--trainer.logger": "they are in --out"}
-
-
-@pytest.mark.parametrize(
-    "arg",
-    [
-        "--model.optimizer.matrix.lr",
-        "--model.init_args.optimizer.matrix.lr=0.1",
-        "--trainer.logger=false",
-        "--trainer.logger.init_args.name=x",
-        "--trainer.logger+=CSVLogger",
-    ],
-)
-def test_reserved_options_are_refused(arg):
-    with pytest.raises(Refused, match=r"^--\S+[a-z] is set for every run by this command: "):
-        runner.refuse(["--trainer.max_steps", "3", arg, "1"], RESERVED)
-
-
-def test_other_options_are_not():
-    args = ["--model.optimizer.matrix.lr_min=1", "--trainer.logger_x", "--model.optimizer.other.lr"]
-    runner.refuse(args, RESERVED)
-
-
-# Curves.
-
-
-def test_what_was_meant_for_the_command_is_refused():
-    parser = argparse.ArgumentParser()
-    for option in ("--config", "--seeds", "--jobs", "--metric", "--out", "--set", "--tune"):
-        parser.add_argument(option)
-    typos = {"--seed": "--seeds", "--job=2": "--jobs", "--metrics": "--metric"}
-    for given, meant in typos.items():
-        with pytest.raises(Refused, match=f"unknown option --.*: did you mean {meant}\\?"):
-            runner.refuse_mistyped(["--trainer.max_steps=2", given, "2"], parser)
-    fit = "config print_config seed_everything trainer model data test_after_fit ckpt_path"
-    names = [*fit.split(), "weights_only", "data.seed", "model.metric", "trainer.logger"]
-    runner.refuse_mistyped([f"--{name}" for name in names], parser)
-
-
-def test_curve_is_read_from_the_logs(tmp_path):
-    values = {0: 2.5, 3: NAN, 7: INF, 9: -INF, 12: 0.5}
-    with SummaryWriter(str(tmp_path)) as writer:
-        for step, value in values.items():
-            writer.add_scalar("val/loss", value, step)
-            writer.add_scalar("train/loss", -1.0, step)
-    curves = read_curves(tmp_path, ["train/loss", "val/loss"])
-    assert list(curves) == ["train/loss", "val/loss"]
-    assert curves["val/loss"] == [(0, 2.5), (3, INF), (7, INF), (9, INF), (12, 0.5)]
-    with pytest.raises(Refused, match=r"has no val/acc"):
-        read_curves(tmp_path, ["val/loss", "val/acc"])
-
-
-def test_finite_is_valid_json():
-    found = finite([(0, 1.5), (1, INF), (2, NAN), (3, -INF)])
-    assert found == [(0, 1.5), (1, None), (2, None), (3, None)]
-    json.dumps(found, allow_nan=False)
-
-
-@pytest.mark.parametrize(
-    ("values", "mean", "deviation"),
-    [
-        ([3.0], 3.0, 0.0),
-        ([1.0, 3.0], 2.0, 2**0.5),
-        ([1.0, 2.0, 3.0], 2.0, 1.0),
-        ([1.0, INF], INF, 0.0),
-        ([INF, INF], INF, 0.0),
-        ([1.0, NAN], NAN, 0.0),
-    ],
-)
-def test_spread(values, mean, deviation):
-    assert spread(values) == pytest.approx((mean, deviation), nan_ok=True)
-
-
-def test_mean_curve_has_the_steps_that_all_have():
-    curves = [[(0, 1.0), (2, 4.0), (4, 5.0)], [(0, 3.0), (1, 9.0), (4, INF)]]
-    assert mean_curve(curves) == ([0, 4], [2.0, INF], [2**0.5, 0.0])
-    assert mean_curve(curves[:1]) == ([0, 2, 4], [1.0, 4.0, 5.0], [0.0, 0.0, 0.0])
-    assert mean_curve([[(0, 1.0)], [(1, 1.0)]]) == ([], [], [])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lit_fanions
 from lit_fanions.sweep import __main__ as sweep
-from lit_fanions.sweep import study
 from lit_fanions.sweep.space import Range
 from tests.conftest import TESTS, subprocess_environment, toy_recipe
 
@@ -36,31 +37,31 @@ def error(capfd, *args):
     [
         (["--set", f"{ALPHA}=1"], "give a recipe: --config FILE"),
         ([*RECIPE, "--set", ALPHA], f"--set {ALPHA}: write it like --set NAME=1,2,3"),
-        ([*RECIPE, "--seeds", "0"], "--seeds must be at least 1, not 0"),
-        ([*RECIPE, "--trials", "0"], "--trials must be at least 1, not 0"),
-        ([*RECIPE, "--jobs", "-1"], "--jobs must be at least 1, not -1"),
+        ([*RECIPE, "--seeds", "0"], "--seeds must be a whole number of at least 1, got 0"),
+        ([*RECIPE, "--trials", "0"], "--trials must be a whole number of at least 1, got 0"),
+        ([*RECIPE, "--jobs", "-1"], "--jobs must be a whole number of at least 1, got -1"),
         (
             [*RECIPE, "--sampler", "grid", "--tune", "a=1:2"],
-            "--tune and --trials are for a search: choose --sampler tpe or random",
+            "--tune and --trials need a search: use --sampler tpe or --sampler random",
         ),
         (
             [*RECIPE, "--seed_everything", "1"],
-            "--seed_everything is set for every run by this command: choose how many with --seeds",
+            "--seed_everything cannot be used here: use --seeds N",
         ),
         (
             [*RECIPE, "--set", "trainer.devices=1,2"],
-            "--trainer.devices is set for every run by this command: each has one; choose how many "
-            "run at a time with --jobs",
+            "--trainer.devices cannot be used here: each training has one device; use --jobs N for "
+            "several at a time",
         ),
         (
             [*RECIPE, "--set", f"{ALPHA}=1,2", "--model.init_args.optimizer.matrix.alpha=1"],
-            "--model.init_args.optimizer.matrix.alpha is set for every run by this command: choose "
-            "its values in --set or --tune alone",
+            "--model.init_args.optimizer.matrix.alpha cannot be used here: --set or --tune gives "
+            "its values",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said_in_one_line(args, message, project, capfd):
+def test_mistakes_are_named_in_one_line(args, message, project, capfd):
     assert error(capfd, *args).splitlines()[-1] == f"python -m lit_fanions.sweep: error: {message}"
     assert not Path("sweeps").exists()
 
@@ -85,12 +86,12 @@ def test_what_is_wrong_is_said_in_one_line(args, message, project, capfd):
     ],
     ids=["option", "value", "argument"],
 )
-def test_what_fit_would_refuse_is_told_in_its_words(args, message, project, capfd):
+def test_mistakes_in_options_of_fit_have_the_message_of_fit(args, message, project, capfd):
     assert error(capfd, *RECIPE, *args) == message
     assert not Path("sweeps").exists()
 
 
-def test_defaults(project):
+def test_defaults_of_grids_and_searches(project):
     found = plan("--set", f"{ALPHA}=0,1")
     assert (found.sampler, found.metric, found.direction) == ("grid", "val/loss", "minimize")
     assert (found.out, found.study, found.jobs, found.devices) == (
@@ -102,7 +103,33 @@ def test_defaults(project):
     assert list(found.space.values()) == [Range(0.002, 0.2, log=True), Range(0.5, 0.99)]
 
 
-def test_one_training_per_gpu(monkeypatch):
+def test_missing_optuna_is_named(project, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "a sweep needs optuna: pip install optuna" in error(capfd, *RECIPE)
+
+
+def test_storages_that_would_repeat_trainings_are_refused(project, capfd):
+    args = [*RECIPE, "--set", f"{ALPHA}=1,2"]
+    line = error(capfd, *args, "--storage", "sqlite:///a.db", "--jobs", "2").splitlines()[-1]
+    assert "--storage: in SQLite, two trainings at a time may take the same trial: use --" in line
+    Path("old").mkdir()
+    Path("old/study.db").touch()
+    line = error(capfd, *args, "--out", "old").splitlines()[-1]
+    assert "old/study.db was made by an earlier version: continue it with --storage " in line
+
+
+def test_sweep_is_summarized_before_it_begins(project):
+    grid = plan("--set", f"{ALPHA}=0,1", "model.width=4,5,6")
+    expected = "sweep recipe: 6 settings with 1 seed each; minimize val/loss"
+    assert sweep._summary(grid, 1, 30) == expected
+    search = plan("--trials", "8", "--metric", "val/acc")
+    assert sweep._summary(search, 3, 8) == (
+        "sweep recipe-tpe: 8 settings chosen by tpe, the best of them with 3 seeds; "
+        "maximize val/acc"
+    )
+
+
+def test_each_visible_gpu_has_one_training(monkeypatch):
     monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -113,7 +140,7 @@ def test_one_training_per_gpu(monkeypatch):
 
 
 @pytest.mark.slow
-def test_real_trainings(project, monkeypatch, capfd):
+def test_grid_of_real_trainings(project, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
     args = [*RECIPE, "--set", f"{ALPHA}=-.1,1", "--metric", "val/acc", "--jobs", "2"]
     assert sweep.main([*args, "--seeds", "1", "--model.width=5"]) == 0, capfd.readouterr()
@@ -130,7 +157,7 @@ def test_real_trainings(project, monkeypatch, capfd):
     # A metric that is not logged: said with the names of those that are.
     args[-3] = "val/f1"
     line = error(capfd, *args, "--out", "other").splitlines()[-1]
-    assert "has no val/f1: " in line and "val/acc" in line
+    assert "has no val/f1; " in line and "val/acc" in line
 
 
 @pytest.mark.slow
@@ -152,15 +179,36 @@ def test_real_trainings_are_killed_and_resumed(project, monkeypatch, capfd):
     while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_text():
         assert time.monotonic() < deadline  # it ends with its parent
         time.sleep(0.1)
-    monkeypatch.setattr(study, "HEARTBEAT", 1)
-    monkeypatch.setattr(study, "PATIENCE", 2)
     monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
     assert sweep.main(args) == 0
     assert len(json.loads(Path("sweeps/recipe/sweep.json").read_text())["rows"]) == 2
-    # Nothing is left to do.
     capfd.readouterr()
     assert sweep.main(args) == 0
-    assert "[" not in capfd.readouterr().out.partition("batch_size")[0]
+    assert "0 to train; finished before: 2\n" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_sweep_works_without_the_checkout(project):
+    shutil.copytree(Path(lit_fanions.__file__).parent, "site/lit_fanions")
+    recipe = toy_recipe()
+    del recipe["model"]["init_args"]["optimizer"]
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    environment = {**subprocess_environment(), "PYTHONPATH": str(project / "site")}
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, *args], env=environment, capture_output=True, text=True, timeout=100
+        )
+
+    assert "No module named 'models'" in run("-c", "import models").stderr
+    args = ["--set", "model.width=4,5", "--metric", "val/acc", "--seeds", "1"]
+    found = run("-m", "lit_fanions.sweep", *RECIPE, *args)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[0] == (
+        "sweep recipe: 2 settings with 1 seed each; maximize val/acc"
+    )
+    assert "saved: sweeps/recipe/sweep.png, .csv, .json" in found.stdout
+    assert json.loads(Path("sweeps/recipe/sweep.json").read_text())["commit"] is None
 
 
 def test_training_ends_with_its_parent(tmp_path):

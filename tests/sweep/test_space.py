@@ -1,4 +1,4 @@
-"""How values of options are written."""
+"""Values of options are parsed from --set and --tune."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_values_are_split_at_commas_outside_of_brackets():
     }
 
 
-def test_ranges():
+def test_ranges_are_parsed():
     space = parse([], ["a=1e-3:1:log", "b=.5:.99", "c=1:64:log:int", "d=-2:-1"])
     assert space == {
         "a": Range(1e-3, 1, log=True),
@@ -44,15 +44,15 @@ def test_ranges():
             for text in (",", "1,", ",1", "1,,2")
         ),
         *(
-            ([f"a={text}"], [], f"--set a={text}: a bracket or a quote has no other half")
+            ([f"a={text}"], [], f"--set a={text}: a bracket or a quote is not closed")
             for text in ("[1,2", "1],[2", '"x,y', "don't,x")
         ),
-        (["a=1,1.0"], [], "--set a=1,1.0: a value comes twice"),
-        (["a=1", "a=2"], [], "--set a=2: this option was given before; list all values in one"),
+        (["a=1,1.0"], [], "--set a=1,1.0: a value occurs twice"),
+        (["a=1", "a=2"], [], "--set a=2: the option is given twice; list all its values at once"),
         (
             ["m.init_args.a=1"],
             ["m.a=1:2"],
-            "--tune m.a=1:2: this option was given before; list all values in one",
+            "--tune m.a=1:2: the option is given twice; list all its values at once",
         ),
         ([], ["a="], "--tune a=: write it like --tune NAME=1e-3:1:log"),
         ([], ["a=1"], "--tune a=1: LOW:HIGH must be two numbers"),
@@ -65,13 +65,13 @@ def test_ranges():
         ([], ["a=1:2:ln"], "--tune a=1:2:ln: LOW:HIGH can be followed by :log, :int or both"),
     ],
 )
-def test_what_is_wrong_is_said(choices, ranges, message):
+def test_mistakes_are_named(choices, ranges, message):
     with pytest.raises(Refused) as refused:
         parse(choices, ranges)
     assert str(refused.value) == message
 
 
-def test_names_and_values_are_compared():
+def test_equal_names_and_numbers_are_recognised():
     assert short("model.init_args.optimizer.matrix.lr") == "model.optimizer.matrix.lr"
     assert number("1") == number("1.0") == number("1e0")
     assert number("muon") == "muon"

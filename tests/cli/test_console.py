@@ -1,0 +1,67 @@
+"""Tables are plain text of a readable width; durations are short."""
+
+import pytest
+
+from lit_fanions.cli.console import Progress, format_duration, table
+
+LONG = "a sentence that is repeated; " * 6
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def test_text_is_left_of_its_column_and_numbers_are_right():
+    assert table(["name", "value"], [["a", 1.5], ["long name", 10]]).splitlines() == [
+        "name       value",
+        "---------  -----",
+        "a            1.5",
+        "long name     10",
+    ]
+
+
+def test_markup_and_emoji_codes_are_not_interpreted():
+    assert table(["[b]x[/b]"], [[":smile: [red]"]]).splitlines()[::2] == [
+        "[b]x[/b]",
+        ":smile: [red]",
+    ]
+
+
+def test_long_text_is_wrapped_at_100_columns():
+    lines = table(["text", "mean"], [[LONG, "0.9712 ± 0.0012"]]).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert " ".join(line[:-16].strip() for line in lines[2:3]).startswith("a sentence")
+    assert sum("0.9712 ± 0.0012" in line for line in lines) == 1
+
+
+def test_terminal_sets_the_width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, table(["text"], [[LONG]]).splitlines())) <= 60
+
+
+def test_numbers_and_words_are_never_cut():
+    path = "runs/" + "x" * 120
+    line = table(["path", *"abcdefghijkl"], [[path, *[-1.25e-7] * 12]]).splitlines()[-1]
+    assert line.split() == [path, *["-1.25e-07"] * 12]
+
+
+def test_table_without_rows_has_its_headings():
+    assert table(["a", "b"], []).splitlines() == ["a  b", "-  -"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")],
+)
+def test_duration_has_a_fitting_unit(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_progress_estimates_the_rest_from_this_call(monkeypatch):
+    clock = iter([0.0, 20.0, 40.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress(7, ended=4)
+    assert progress.advance("a", "1") == "[5/7] a: 1; about 40 s left"
+    assert progress.advance("b", "2", ended=6) == "[6/7] b: 2; about 20 s left"
+    assert progress.advance("c", "3") == "[7/7] c: 3"
