@@ -72,7 +72,8 @@ def _step(
         adamw(
             weights, gradients, rest[0], rest[1], [], [states[p]["step"] for p in parameters],
             fused=True, found_inf=found_inf, amsgrad=False, maximize=False,
-            beta1=group["momentum"], beta2=group["beta2"], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+            beta1=group["momentum"], beta2=group["beta2"], lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
     else:
         buffers: list[Tensor | None] = [*rest[0]]

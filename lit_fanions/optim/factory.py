@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.config import FanionConfig, Override
@@ -130,9 +129,8 @@ def _base(part: str, config: FanionConfig) -> dict[str, Any]:
 
 def _refuse_flat_shards(module: nn.Module) -> None:
     strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
-    if type(strategy).__name__ == "FSDPStrategy" or any(
-        isinstance(m, FullyShardedDataParallel) for m in module.modules()
-    ):
+    names = {cls.__name__ for m in module.modules() for cls in type(m).__mro__}
+    if type(strategy).__name__ == "FSDPStrategy" or "FullyShardedDataParallel" in names:
         raise ValueError(
             "FSDP1 flattens matrices into vectors, which have no directions: use "
             "ModelParallelStrategy with fully_shard (FSDP2), or DDP"

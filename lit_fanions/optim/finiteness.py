@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from lit_fanions.optim.matrices import local_grad
+from lit_fanions.optim.matrices import is_distributed, local_grad
 
 
 def finite_flags(
@@ -61,7 +60,7 @@ def are_finite(
     Returns:
         0-dimensional bools, equal on all ranks.
     """
-    on_cpu = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in parameters)
+    on_cpu = all(p.device.type == "cpu" and not is_distributed(p) for p in parameters)
     if on_cpu and _all_finite(parameters, dtypes):
         return dict.fromkeys(parameters, torch.ones((), dtype=torch.bool))
     flags = {}
@@ -69,7 +68,7 @@ def are_finite(
     for p in parameters:
         gradient = local_grad(p)
         flags[p] = _is_finite(gradient, gradient.dtype if dtypes is None else dtypes[p])
-        if isinstance(p, DTensor):
+        if is_distributed(p):
             meshes.setdefault(p.device_mesh, []).append(p)
     for mesh, sharded in meshes.items():
         stacked = torch.stack([flags[p] for p in sharded]).to(torch.uint8)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 LAYOUTS = ("flatten", "transposed", "batch", "batch_transposed")
 if TYPE_CHECKING:
@@ -129,9 +132,18 @@ def _matrix_shapes(
 # Distributed tensors: entrywise operations run on the local shard, directions on whole matrices.
 
 
+def is_distributed(x: Tensor) -> TypeGuard[DTensor]:
+    """Return whether a tensor is a DTensor.
+
+    The module of DTensor takes a second to import: whoever has one has loaded it.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def local(x: Tensor) -> Tensor:
     """Return this rank's shard, or the tensor itself if it is not distributed."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_distributed(x) else x
 
 
 def local_grad(p: Tensor) -> Tensor:
@@ -141,15 +153,17 @@ def local_grad(p: Tensor) -> Tensor:
     """
     grad = p.grad
     assert grad is not None
-    if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
+    if is_distributed(p) and is_distributed(grad) and grad.placements != p.placements:
         grad = grad.redistribute(p.device_mesh, p.placements)
     return local(grad)
 
 
 def gather(shard: Tensor, like: Tensor) -> Tensor:
     """Return the whole tensor from every rank's shard of a tensor placed as ``like``."""
-    if not isinstance(like, DTensor):
+    if not is_distributed(like):
         return shard
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         shard,
         like.device_mesh,
@@ -162,8 +176,10 @@ def gather(shard: Tensor, like: Tensor) -> Tensor:
 
 def scatter(whole: Tensor, like: Tensor) -> Tensor:
     """Return this rank's shard, placed as ``like``, of a tensor that every rank has."""
-    if not isinstance(like, DTensor):
+    if not is_distributed(like):
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(
         whole, like.device_mesh, like.placements, src_data_rank=None
     ).to_local()

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lit_fanions.optim.algorithms import oracle
-from lit_fanions.optim.matrices import matrix_shapes, to_matrices
+from lit_fanions.optim.matrices import is_distributed, matrix_shapes, to_matrices
 
 # Entries of the matrices in a batch.
 _STACK_ENTRIES = 2**26
@@ -96,7 +95,7 @@ def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]
     """
     grad = p.grad
     assert grad is not None
-    if isinstance(p, DTensor) or grad.dtype != p.dtype:
+    if is_distributed(p) or grad.dtype != p.dtype:
         return []
     shapes = matrix_shapes(p.shape, group["layout"], group["splits"])
     limit = stack_entries(group, p.device)
