@@ -234,11 +234,11 @@ class Blend(Norm):
     ``Blend(Nuclear(), a)`` that of F-Neon (equation 23).
 
     Args:
-        norm: The norm that gets the weight alpha, any of this module but a blend.
+        norm: The norm that gets the weight alpha, any but a blend.
         alpha: The weight. Outside [0, 1] the step is still defined, but there is no norm ball:
             ``value`` then raises.
-        blend: The other norm: any of this module but a blend, or ``frobenius`` (F-Muon, ...) or
-            ``sign`` (S-Muon, ...: the largest entry).
+        blend: The other norm: any but a blend, or ``frobenius`` (F-Muon, ...) or ``sign``
+            (S-Muon, ...: the largest entry).
         sign_scale: Radius s of the ball of ``sign``: alpha * D + (1 - alpha) * s * sign(m).
 
     Attributes:
@@ -261,10 +261,8 @@ class Blend(Norm):
         else:
             self.other = blend
         for part in (norm, self.other):
-            if not isinstance(part, CoordinateNorm):
-                raise ValueError(
-                    f"a blend takes two norms of lit_fanions.norms that are no blends, got {part!r}"
-                )
+            if not isinstance(part, Norm) or isinstance(part, Blend):
+                raise ValueError(f"a blend takes two norms that are no blends, got {part!r}")
         self.norm, self.alpha, self.blend = norm, float(alpha), blend
         self.sign_scale = real_number("sign_scale", sign_scale, above=0.0)
         self.weight = (1 - self.alpha) * (self.sign_scale if blend == "sign" else 1.0)
@@ -287,7 +285,8 @@ class Blend(Norm):
         ``TOLERANCE``, by many decompositions, for matrices of some tens of rows.
 
         Raises:
-            ValueError: If alpha is outside [0, 1], where there is no norm.
+            ValueError: If alpha is outside [0, 1], where there is no norm, or a norm is not one of
+                coordinates.
             RuntimeError: If the tolerance is not reached.
         """
         self.check_alpha()
@@ -329,12 +328,12 @@ class Blend(Norm):
 
     def _solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return Z, and a y with <x, y> = |x| |y|_dual, for 0 < alpha < 1; without derivatives."""
-        first, second = (
-            Ball(part.vector, part.coordinates, radius)
-            for part, radius in ((self.norm, self.alpha), (self.other, self.weight))
-            if isinstance(part, CoordinateNorm)
-        )
-        return split(_float64(x).detach(), first, second)
+        balls = []
+        for part, radius in ((self.norm, self.alpha), (self.other, self.weight)):
+            if not isinstance(part, CoordinateNorm):
+                raise ValueError(f"the value of a blend with {part!r} is not known: only its dual")
+            balls.append(Ball(part.vector, part.coordinates, radius))
+        return split(_float64(x).detach(), *balls)
 
 
 def _float64(x: Tensor) -> Tensor:

@@ -36,28 +36,31 @@ class AlgorithmEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _matrix(ball: str, **options: Any) -> AlgorithmEntry:
+def matrix_algorithm(ball: str, **options: Any) -> AlgorithmEntry:
+    """Return the entry of an algorithm that steps in a ball, with options of its own."""
     whole = {"rank": "full", "alpha": 1.0, "blend": "frobenius"}
     return AlgorithmEntry("matrix", ball, {**whole, **options})
 
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
-    "muon": _matrix("fanion"),
-    "neon": _matrix("fanion", rank=1),
-    "fanion": _matrix("fanion", rank=_LOW_RANK),
-    "kyfan": _matrix("kyfan", rank=_LOW_RANK),
-    "nsgd": _matrix("frobenius"),
-    "signum": _matrix("sign"),
-    "coordinate": _matrix("coordinate"),
-    "row": _matrix("row"),
-    "column": _matrix("column"),
-    "f_muon": _matrix("fanion", alpha=0.5),
-    "f_neon": _matrix("fanion", rank=1, alpha=0.5),
-    "f_fanion": _matrix("fanion", rank=_LOW_RANK, alpha=0.5),
-    "s_muon": _matrix("fanion", alpha=0.5, blend="sign"),
-    "s_neon": _matrix("fanion", rank=1, alpha=0.5, blend="sign"),
-    "s_fanion": _matrix("fanion", rank=_LOW_RANK, alpha=0.5, blend="sign"),
-    "dion": _matrix("dion", rank=_LOW_RANK, error_feedback=True, scale="spectral_unclamped"),
+    "muon": matrix_algorithm("fanion"),
+    "neon": matrix_algorithm("fanion", rank=1),
+    "fanion": matrix_algorithm("fanion", rank=_LOW_RANK),
+    "kyfan": matrix_algorithm("kyfan", rank=_LOW_RANK),
+    "nsgd": matrix_algorithm("frobenius"),
+    "signum": matrix_algorithm("sign"),
+    "coordinate": matrix_algorithm("coordinate"),
+    "row": matrix_algorithm("row"),
+    "column": matrix_algorithm("column"),
+    "f_muon": matrix_algorithm("fanion", alpha=0.5),
+    "f_neon": matrix_algorithm("fanion", rank=1, alpha=0.5),
+    "f_fanion": matrix_algorithm("fanion", rank=_LOW_RANK, alpha=0.5),
+    "s_muon": matrix_algorithm("fanion", alpha=0.5, blend="sign"),
+    "s_neon": matrix_algorithm("fanion", rank=1, alpha=0.5, blend="sign"),
+    "s_fanion": matrix_algorithm("fanion", rank=_LOW_RANK, alpha=0.5, blend="sign"),
+    "dion": matrix_algorithm(
+        "dion", rank=_LOW_RANK, error_feedback=True, scale="spectral_unclamped"
+    ),
     "adamw": AlgorithmEntry("adamw"),
     "sgd": AlgorithmEntry("sgd"),
 }

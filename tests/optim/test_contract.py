@@ -1,0 +1,155 @@
+"""What every algorithm of the table keeps, whoever added it.
+
+Runs over ``ALGORITHMS`` itself, so a new row is tested as soon as it is there.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lit_fanions import Fanion, lmo
+from lit_fanions.callbacks import quantities
+from lit_fanions.lmo import spectrum as spectra
+from lit_fanions.optim.algorithms import ALGORITHMS, oracle
+from lit_fanions.optim.options import default_options
+from tests.lmo.matrices import gaussian
+
+EVERY = list(ALGORITHMS)
+BALLS = [name for name, entry in ALGORITHMS.items() if entry.kind == "matrix"]
+SHAPES = [(12, 7), (7, 12), (9, 9)]
+# Dion's oracle is one power iteration, and Newton-Schulz leaves singular values near 1.
+EXACT = {"polar": "exact", "solver": "exact"}
+
+
+def group_of(algorithm: str, **options: object) -> dict:
+    return {**default_options(algorithm), "algorithm": algorithm, **options}
+
+
+def solved(algorithm: str, m: torch.Tensor, **options: object) -> tuple[lmo.Oracle, torch.Tensor]:
+    solver = oracle(group_of(algorithm, **options), *m.shape[-2:])
+    start = None
+    if columns := solver.basis_columns(min(m.shape[-2:])):
+        block = lmo.start_block(m.shape, columns, device=m.device, oversampling=0)
+        start = lmo.warmed(m, block)
+    return solver, solver.solve(m, warm_start=start).direction
+
+
+def trained(algorithm: str, steps: int = 3) -> tuple[list[nn.Parameter], Fanion]:
+    parameters = [nn.Parameter(gaussian(8, 6)), nn.Parameter(gaussian(5, 9))]
+    optimizer = Fanion(parameters, lr=0.05, algorithm=algorithm)
+    step(parameters, optimizer, range(steps))
+    return parameters, optimizer
+
+
+def step(parameters: list[nn.Parameter], optimizer: Fanion, seeds: range, bad: float = 0) -> None:
+    for seed in seeds:
+        for i, p in enumerate(parameters):
+            p.grad = gaussian(*p.shape, seed=10 * seed + i) + bad
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_oracle_attains_its_dual_norm(algorithm, shape):
+    m = gaussian(3, *shape).double()
+    solver, d = solved(algorithm, m, **EXACT)
+    reached = (m * d).sum((-2, -1))
+    dual = solver.dual(spectra.measure(m, exact=True), m)
+    least = 0.9 if algorithm == "dion" else 1 - 1e-6
+    assert (reached >= least * dual).all()
+    assert (reached <= dual * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_direction_lies_in_the_ball_of_the_exact_norm(algorithm, shape):
+    m = gaussian(*shape).double()
+    solver, d = solved(algorithm, m, **EXACT)
+    norm = solver.norm()
+    assert norm.value(d) <= 1 + (0.5 if algorithm == "dion" else 1e-5)
+    if algorithm != "dion":
+        torch.testing.assert_close(d, norm.lmo(m), rtol=0, atol=1e-6)
+    dual = solver.dual(spectra.measure(m, exact=True), m)
+    torch.testing.assert_close(dual, norm.dual(m), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_direction_has_the_length_that_the_table_says(algorithm):
+    for shape in SHAPES:
+        m = gaussian(*shape).double()
+        solver, d = solved(algorithm, m, **EXACT)
+        length = solver.length(*shape)
+        if length is not None:
+            assert float(d.norm()) == pytest.approx(length, rel=1e-6)
+        alone = lmo.BALLS[ALGORITHMS[algorithm].ball].length(solver.k, *shape)
+        assert (length is None) == (solver.alpha not in (0, 1) or alone is None)
+
+
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_zero_matrices_have_no_direction_and_broken_ones_nan(algorithm):
+    m = torch.stack([torch.zeros(6, 5), gaussian(6, 5), gaussian(6, 5)])
+    m[2, 1, 1] = math.inf
+    _, d = solved(algorithm, m)
+    assert not d[0].any()
+    assert d[1].isfinite().all() and d[1].any()
+    assert d[2].isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_direction_does_not_depend_on_the_scale(algorithm, scale):
+    m = gaussian(8, 6)
+    torch.testing.assert_close(
+        solved(algorithm, m * scale)[1], solved(algorithm, m)[1], rtol=0, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_resume_is_bit_equal(algorithm):
+    parameters, optimizer = trained(algorithm)
+    resumed = copy.deepcopy(parameters)
+    loaded = Fanion(resumed, lr=0.9, algorithm=algorithm)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(parameters, optimizer, range(3, 6))
+    step(resumed, loaded, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(parameters, resumed, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_a_skipped_step_leaves_no_trace(algorithm):
+    parameters, optimizer = trained(algorithm)
+    weights = copy.deepcopy(parameters)
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    step(parameters, optimizer, range(3, 5), bad=math.nan)
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(p, q) for p, q in zip(parameters, weights, strict=True))
+    for index, state in before.items():
+        assert after[index].pop("skipped") == state.pop("skipped") + 2
+        assert all(torch.equal(after[index][key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_observed_direction_is_measured_with_its_own_dual(algorithm):
+    seen: list = []
+    parameters, optimizer = trained(algorithm)
+    optimizer.observers = (seen.append,)
+    step(parameters, optimizer, range(3, 4))
+    assert len(seen) == len(parameters)
+    for one in seen:
+        moved = float(one.group["lr"]) * one.direction
+        torch.testing.assert_close(one.before - one.after, moved, rtol=0, atol=1e-6)
+        m = one.momentum
+        dual = quantities.own_dual(spectra.measure(m, exact=True), m, one.group)
+        quality = (m * one.direction / one.factor).sum((-2, -1)) / dual
+        least = 0.5 if algorithm == "dion" else 0.95
+        assert (quality > least).all() and (quality < 1.02).all()
+
+
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_every_option_of_a_group_is_declared(algorithm):
+    _, optimizer = trained(algorithm, 1)
+    (group,) = optimizer.param_groups
+    assert set(default_options(algorithm)) <= set(group)
