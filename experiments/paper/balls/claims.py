@@ -96,7 +96,7 @@ def judge_outside(circle: Tensor) -> Claim:
     return judge(
         "outside-ball",
         verdicts.from_bool(inside == 0 and min(outside.values()) > 0),
-        "directions in which another step reaches further than their own: "
+        "directions with another step that reaches further than their own: "
         + ", ".join(f"alpha = {alpha:g}: {share:.0%}" for alpha, share in outside.items())
         + f"; alpha in [0, 1]: {inside:.0%}",
         "two singular values",
