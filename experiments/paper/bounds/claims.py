@@ -10,8 +10,14 @@ from torch import Tensor
 from experiments.paper import verdicts
 from experiments.paper.bounds import article, gaussian
 from experiments.paper.bounds.gaussian import CLOSE, Samples, Shape, converges_to_one
-from experiments.paper.bounds.smoothness import EXACT, FITTED, FORMULA, SOURCES, Values
-from experiments.paper.bounds.smoothness import format_spread as _text
+from experiments.paper.bounds.smoothness import (
+    EXACT,
+    FITTED,
+    FORMULA,
+    SOURCES,
+    Values,
+    format_spread,
+)
 from experiments.paper.outcome import Claim, judge
 from lit_fanions.cli.runner import spread
 
@@ -31,15 +37,15 @@ def judge_smoothness(values: Values, problems: int) -> Claim:
         for source in SOURCES
     }
     found = "; ".join(
-        f"{name}: printed {p.smoothness:g}, its formula {_text(values[name][FORMULA])}, exact L "
-        f"{_text(values[name][EXACT])}"
+        f"{name}: printed {p.smoothness:g}, its formula {format_spread(values[name][FORMULA])}, "
+        f"exact L {format_spread(values[name][EXACT])}"
         for name, p in printed.items()
     )
     return judge(
         "smoothness",
         verdicts.from_bool(len(agreeing[FORMULA]) == len(agreeing[EXACT]) == len(printed)),
         f"{found}; with 2/sqrt(n) instead of 2/n Muon's formula gives "
-        f"{_text(values['Muon'][FITTED])}",
+        f"{format_spread(values['Muon'][FITTED])}",
         f"random least squares, {article.SIZE} × {article.SIZE}",
         problems,
         f"Printed numbers that agree with the formulas: {_join(agreeing[FORMULA])}; with the "
@@ -122,7 +128,7 @@ def _judge_formulas(matrices: Samples) -> Claim:
     ]
     found = "; ".join(
         f"{name} norm over its formula: "
-        + ", ".join(f"{_text(own[shape])} ({shape[0]} × {shape[1]})" for shape in large)
+        + ", ".join(f"{format_spread(own[shape])} ({shape[0]} × {shape[1]})" for shape in large)
         for name, own in ratios.items()
     )
     return judge(
@@ -154,7 +160,9 @@ def _judge_squares(matrices: Samples) -> Claim:
     return judge(
         "square-norms",
         verdicts.from_bool(len(right) == len(ratios)),
-        "; ".join(f"{name} over its formula: {_text(own[1])}" for name, own in ratios.items()),
+        "; ".join(
+            f"{name} over its formula: {format_spread(own[1])}" for name, own in ratios.items()
+        ),
         f"Gaussian matrices of {last[0]} × {last[0]}",
         _count(matrices),
         f"Right: {_join(right)}. The nuclear norm is 4 / (3 pi) n = {4 / (3 * math.pi):.3f} n "
@@ -179,7 +187,8 @@ def _judge_duality(matrices: Samples) -> Claim:
     return judge(
         "dual-gamma",
         verdicts.from_bool(converges_to_one(*products)),
-        f"nuclear norm times spectral norm over the squared Frobenius norm: {_text(products[1])}",
+        "nuclear norm times spectral norm over the squared Frobenius norm: "
+        f"{format_spread(products[1])}",
         f"Gaussian matrices of {last[0]} × {last[0]}",
         _count(matrices),
         f"The ratio goes to 16 / (3 pi) = {16 / (3 * math.pi):.3f}.",

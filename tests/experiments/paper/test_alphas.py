@@ -53,10 +53,6 @@ def contents(command):
     return json.loads(Path("out", f"{command}.json").read_text())
 
 
-def verdicts(command):
-    return [claim["verdict"] for claim in contents(command)["claims"]]
-
-
 @pytest.mark.parametrize("command", STUDIES)
 def test_every_recipe_is_trained_with_every_alpha_and_seed(command, trained, capfd):
     asked = trained(lambda name, alpha, seed: alpha + 0.01 * seed)
@@ -75,6 +71,8 @@ def test_every_recipe_is_trained_with_every_alpha_and_seed(command, trained, cap
         assert len(list(csv.DictReader(file))) == len(asked)
     assert Path("out", f"{command}.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r" 0\.3 +0\.3100 ± 0\.0100 +3$", capfd.readouterr().out, re.M)
+    judged = {claim["id"] for claim in contents(command)["claims"]}
+    assert judged == {s.id for s in STATEMENTS if s.command == command}
 
 
 @pytest.mark.parametrize("command", STUDIES)
@@ -86,32 +84,54 @@ def test_full_trains_the_full_recipes_without_overlay(command, trained):
     assert not any("small" in arg for run in asked for arg in run.args)
 
 
-def test_verdicts_of_airbench(trained):
+def values_by_recipe(study, value):
+    """Last values by recipe, alpha and seed."""
+    return {
+        Path(path).stem: {
+            alpha: {seed: value(Path(path).stem, alpha, seed) for seed in range(3)}
+            for alpha in study.alphas
+        }
+        for path in study.recipes
+    }
+
+
+def test_verdicts_of_airbench():
+    def verdicts(value):
+        judged = airbench.judge_all(values_by_recipe(airbench.STUDY, value), "CIFAR-10", False)
+        return [claim.verdict for claim in judged]
+
     def good(name, alpha, seed):
         return min(0.94, 0.8 + 0.3 * abs(alpha)) + 0.001 * seed
 
-    trained(good)
-    main(["airbench", "--out", "out"])
     # Equal, not ahead; alpha .1 not far above 0; alpha above 1 as good, below 0 not.
-    assert verdicts("airbench") == ["confirmed", "refuted", "refuted", "confirmed", "refuted"]
-    trained(lambda *key: good(*key) + 0.05 * (key[:2] == ("f_muon", 0.5)))
-    main(["airbench", "--out", "out"])
-    assert verdicts("airbench")[:2] == ["refuted", "confirmed"]
+    assert verdicts(good) == ["confirmed", "refuted", "refuted", "confirmed", "refuted"]
+    ahead = verdicts(lambda *key: good(*key) + 0.05 * (key[:2] == ("f_muon", 0.5)))
+    assert ahead[:2] == ["refuted", "confirmed"]
 
 
-def test_verdicts_of_nanogpt_alpha(trained):
-    trained(lambda name, alpha, seed: 3.3 - 0.1 * alpha + 0.001 * seed)
-    main(["nanogpt_alpha", "--out", "out"])
-    assert verdicts("nanogpt_alpha") == ["refuted", "refuted"]
-    trained(lambda name, alpha, seed: 3.3 + 0.001 * seed)
-    main(["nanogpt_alpha", "--out", "out"])
-    assert verdicts("nanogpt_alpha") == ["confirmed", "confirmed"]
+def test_margin_of_airbench_is_smaller_with_the_whole_recipe():
+    values = values_by_recipe(
+        airbench.STUDY, lambda name, alpha, seed: 0.9 + 0.005 * (alpha == 0.5)
+    )
+    for full, verdict, margin in ((False, "confirmed", "0.01"), (True, "refuted", "0.002")):
+        equal, *_ = airbench.judge_all(values, "CIFAR-10", full)
+        assert equal.verdict == verdict
+        assert f"± {margin};" in equal.rule
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(-0.1, "refuted"), (0.0, "confirmed")])
+def test_verdicts_of_nanogpt_alpha(slope, verdict):
+    values = values_by_recipe(
+        nanogpt_alpha.STUDY, lambda name, alpha, seed: 3.3 + slope * alpha + 0.001 * seed
+    )
+    judged = nanogpt_alpha.judge_all(values, "web text", False)
+    assert [claim.verdict for claim in judged] == [verdict] * 2
 
 
 def test_other_alphas_give_no_verdicts(trained):
     trained(lambda name, alpha, seed: 1.0)
     main(["airbench", "--alphas", "0", "1", "--out", "out"])
-    assert verdicts("airbench") == []
+    assert contents("airbench")["claims"] == []
 
 
 def test_failed_runs_are_counted(trained, capfd):
@@ -142,11 +162,3 @@ def test_bad_input_ends_with_one_line(args, message, trained, capfd):
     assert stop.value.code == 2
     assert message in capfd.readouterr().err.splitlines()[-1]
     assert asked == []
-
-
-@pytest.mark.parametrize("command", STUDIES)
-def test_every_claim_of_the_command_is_judged(command, trained):
-    trained(lambda name, alpha, seed: 1.0)
-    assert main([command, "--out", "out"]) == 0
-    judged = {claim["id"] for claim in contents(command)["claims"]}
-    assert judged == {s.id for s in STATEMENTS if s.command == command}

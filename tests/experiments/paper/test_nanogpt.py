@@ -10,7 +10,7 @@ def around(loss):
 def test_neon_is_compared_with_adamw_and_muon():
     finals = {"neon_cpu": around(3), "adamw_cpu": around(2), "muon_cpu": around(1)}
     (claim,) = nanogpt.judge_all(finals, "data")
-    assert (claim.verdict, claim.data, claim.n) == ("confirmed", "data", 3)
+    assert (claim.id, claim.verdict, claim.n) == ("neon-training", "confirmed", 3)
     (claim,) = nanogpt.judge_all({**finals, "adamw_cpu": around(4)}, "data")
     assert claim.verdict == "refuted"
     del finals["muon_cpu"]

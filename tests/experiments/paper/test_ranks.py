@@ -31,6 +31,7 @@ def test_error_feedback_is_judged_for_f_neon_and_for_the_others(gain, verdict):
         "f_fanion-1-feedback": dict.fromkeys(range(3), 2 - gain),
     }
     neon, others = ranks.judge_all(finals, "data")
+    assert neon.id == others.id == "error-feedback"
     assert (neon.verdict, neon.n, neon.data) == (verdict, 3, "data, F-Neon")
     assert (others.verdict, others.rule) == ("not testable here", tuning.NO_BEST)
     finals = {name.replace("-1", "-16"): values for name, values in finals.items()}
