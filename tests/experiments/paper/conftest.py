@@ -1,8 +1,14 @@
-"""What the tests of the training commands share."""
+"""What the tests of the commands share."""
 
 import pytest
 
 from lit_fanions.cli import runner
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Let every row of a table stay in one line."""
+    monkeypatch.setenv("COLUMNS", "250")
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def solved(monkeypatch, errors):
 def test_errors_are_compared_at_equal_time(matrix, sigma, verdict, monkeypatch):
     entries = [
         entry(bench.LANCZOS, [1.0], tried=[("s", 1.0, 0.009, 1e-4), ("other", 9.0, 1.0, 1.0)]),
-        # Of the first the matrix is better, of the second sigma; the third takes longer.
+        # "m" has the better matrix, "s" the better singular values; "t" takes too long.
         entry(
             bench.PCA,
             [2.0],
