@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,50 +21,125 @@ if TYPE_CHECKING:
 ALPHA = "--model.init_args.optimizer.matrix.alpha"
 RESERVED = {
     "--config": "give the recipes, one file each",
-    "--seed_everything": "choose how many with --seeds",
-    "--model.optimizer.matrix.alpha": "choose with --alphas",
+    "--seed_everything": "use --seeds N",
+    "--model.optimizer.matrix.alpha": "use --alphas",
     "--trainer.logger": "the logs are kept below --out",
     "--ckpt_path": "all start from scratch",
 }
 
-Values = dict[float, dict[int, float]]  # alpha -> seed -> the last value
+Values = dict[float, dict[int, float]]  # alpha -> seed -> last value of the metric
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, alphas: Sequence[float], quick: Sequence[float]
-) -> None:
-    """Add the option that both have, with its defaults."""
-    listed = " ".join(f"{alpha:g}" for alpha in alphas)
-    parser.add_argument(
-        "--alphas", type=float, nargs="+", metavar="ALPHA", help=f"to try (default: {listed})"
-    )
-    parser.set_defaults(default_alphas=(alphas, quick))
-
-
-def train(
-    options: argparse.Namespace, paths: Mapping[str, Path], recipe: Sequence[str], metric: str
-) -> dict[str, Values]:
-    """Train recipes with every alpha and seed.
+@dataclass(frozen=True)
+class Study:
+    """What a command trains and concludes.
 
     Args:
-        options: Of the command.
-        paths: Recipes by name.
+        name: Name of the command.
+        metric: Scalar in the logs whose last value counts.
+        recipes: Recipes that are trained by default.
+        full_recipes: Recipes that --full trains.
+        quick: What --quick trains, see ``runner.plan``.
+        alphas: Values of alpha by default.
+        quick_alphas: Values of alpha with --quick.
+        data: The data of the recipes, in words.
+        full_data: The data with --full, in words.
+        judge: Returns verdicts on the paper's claims, given the values by recipe, the data in words
+            and whether --full was given.
+        note: Line below the table.
+        overlay: Recipe laid over the others, unless --full or --quick is given.
+    """
+
+    name: str
+    metric: str
+    recipes: Sequence[str]
+    full_recipes: Sequence[str]
+    quick: Sequence[str]
+    alphas: Sequence[float]
+    quick_alphas: Sequence[float]
+    data: str
+    full_data: str
+    judge: Callable[[Mapping[str, Values], str, bool], list[Claim]]
+    note: str
+    overlay: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser, study: Study) -> None:
+    """Add the options of such a command; all others are those of fit."""
+    runner.add_arguments(parser, study.recipes, seeds=3, full=study.full_recipes)
+    defaults = " ".join(f"{alpha:g}" for alpha in study.alphas)
+    parser.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        metavar="ALPHA",
+        help=f"values of alpha to try (default: {defaults})",
+    )
+
+
+def run(options: argparse.Namespace, recipe: Sequence[str], study: Study) -> int:
+    """Train, tabulate and plot.
+
+    Args:
+        options: See ``add_arguments``.
         recipe: Further arguments of fit.
-        metric: The scalar whose last value counts.
+        study: What is trained and concluded.
 
     Returns:
-        The values by recipe.
+        The exit status: 0, or 1 if a run failed.
+    """
+    paths, recipe = runner.plan(options, recipe, RESERVED, study.quick)
+    overlay = "" if options.full or options.quick else study.overlay
+    data = study.full_data if options.full else study.data
+    data = runner.described(data, [Path(overlay).name] if overlay else [], recipe)
+    if overlay:
+        recipe = [f"--config={overlay}", *recipe]
+    if options.alphas is None:
+        options.alphas = study.quick_alphas if options.quick else study.alphas
+    values = _train(options, paths, recipe, study.metric)
+    claims = study.judge(values, data, options.full) if runner.has_claims(options) else []
+    settings = {
+        "recipes": {name: str(path) for name, path in paths.items()},
+        "arguments": list(recipe),
+        "alphas": sorted({alpha for own in values.values() for alpha in own}),
+        "seeds": list(range(options.seeds)),
+    }
+    outcome = Outcome(
+        tables=[_means_table(values, study.metric)],
+        columns=["recipe", "alpha", "seed", study.metric],
+        rows=[
+            [name, alpha, seed, value]
+            for name, own in values.items()
+            for alpha, seeds in own.items()
+            for seed, value in seeds.items()
+        ],
+        settings=settings,
+        draw=lambda figure: _draw(figure, values, study.metric),
+        size=(6.5 * len(values), 5),
+        claims=claims,
+        notes=[study.note],
+        arguments=options.arguments,
+    )
+    print(outcome)
+    outcome.save(options.out, study.name)
+    trained = sum(len(seeds) for own in values.values() for seeds in own.values())
+    return int(trained < len(values) * len(set(options.alphas)) * options.seeds)
+
+
+def _train(
+    options: argparse.Namespace, paths: Mapping[str, Path], recipe: Sequence[str], metric: str
+) -> dict[str, Values]:
+    """Train recipes with every alpha and seed, and return the last values by recipe.
 
     Raises:
-        Refused: If an alpha cannot be meant, or every run failed.
+        Refused: If an alpha is not finite, or every run failed.
     """
-    if options.alphas is None:
-        options.alphas = options.default_alphas[options.quick]
     if not all(map(math.isfinite, options.alphas)):
         raise Refused("--alphas: give finite numbers")
     variants = {
         (name, alpha): (f"--config={path}", *recipe, f"{ALPHA}={alpha!r}")
-        for alpha in sorted(set(map(float, options.alphas)))  # runs are known by "1.0", not "1"
+        # As floats: runs are remembered by their arguments, and those are "1.0", not "1".
+        for alpha in sorted(set(map(float, options.alphas)))
         for name, path in paths.items()
     }
     names = {key: f"{key[0]}-alpha{key[1]:g}" for key in variants}
@@ -71,87 +147,30 @@ def train(
     values: dict[str, Values] = {name: {} for name in paths}
     for (name, alpha), variant in names.items():
         if curves[variant]:
-            last = {seed: curve[-1][1] for seed, curve in curves[variant].items()}
-            values[name][alpha] = last
+            values[name][alpha] = {seed: curve[-1][1] for seed, curve in curves[variant].items()}
     return values
 
 
-def conclude(
-    name: str,
-    options: argparse.Namespace,
-    values: Mapping[str, Values],
-    paths: Mapping[str, Path],
-    recipe: Sequence[str],
-    *,
-    metric: str,
-    claims: Sequence[Claim],
-    notes: Sequence[str],
-) -> int:
-    """Print and save the outcome of a command.
-
-    Args:
-        name: Of the command.
-        options: Its options.
-        values: What ``train`` returned.
-        paths: Recipes by name.
-        recipe: Further arguments of fit.
-        metric: What the values are.
-        claims: See ``Outcome``.
-        notes: See ``Outcome``.
-
-    Returns:
-        The exit status: 0, or 1 if a run failed.
-    """
-    points = [
-        (name, alpha, own) for name, alphas in values.items() for alpha, own in alphas.items()
+def _means_table(values: Mapping[str, Values], metric: str) -> Table:
+    cells = [
+        [name, f"{alpha:g}", "{:.4f} ± {:.4f}".format(*spread([*seeds.values()])), len(seeds)]
+        for name, own in values.items()
+        for alpha, seeds in own.items()
     ]
-    outcome = Outcome(
-        tables=[
-            Table(
-                f"{metric}, mean ± standard deviation over the seeds",
-                ["recipe", "alpha", metric, "seeds"],
-                [
-                    [
-                        name,
-                        f"{alpha:g}",
-                        "{:.4f} ± {:.4f}".format(*spread([*own.values()])),
-                        len(own),
-                    ]
-                    for name, alpha, own in points
-                ],
-            )
-        ],
-        columns=["recipe", "alpha", "seed", metric],
-        rows=[
-            [name, alpha, seed, value] for name, alpha, own in points for seed, value in own.items()
-        ],
-        settings={
-            "recipes": {name: str(path) for name, path in paths.items()},
-            "arguments": list(recipe),
-            "alphas": sorted({alpha for _, alpha, _ in points}),
-            "seeds": list(range(options.seeds)),
-        },
-        draw=lambda figure: _draw(figure, values, metric),
-        size=(6.5 * len(values), 5),
-        claims=claims,
-        notes=notes,
-    )
-    print(outcome)
-    outcome.save(options.out, name)
-    wanted = len(values) * len(set(options.alphas)) * options.seeds
-    return int(sum(len(own) for *_, own in points) < wanted)
+    title = f"{metric}, mean ± standard deviation over the seeds"
+    return Table(title, ["recipe", "alpha", metric, "seeds"], cells)
 
 
 def _draw(figure: Figure, values: Mapping[str, Values], metric: str) -> None:
-    """A panel for each recipe: every seed, and mean and standard deviation over them."""
+    """Draw a panel for each recipe: every seed, and mean and standard deviation over them."""
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
-    for (name, alphas), panel in zip(values.items(), panels, strict=True):
-        for alpha, own in alphas.items():
-            panel.plot([alpha] * len(own), drawable([*own.values()]), ".", color="0.6")
-        spreads = [spread([*own.values()]) for own in alphas.values()]
+    for (name, own), panel in zip(values.items(), panels, strict=True):
+        for alpha, seeds in own.items():
+            panel.plot([alpha] * len(seeds), drawable([*seeds.values()]), ".", color="0.6")
+        spreads = [spread([*seeds.values()]) for seeds in own.values()]
         means, deviations = drawable([m for m, _ in spreads]), [d for _, d in spreads]
-        panel.errorbar([*alphas], means, deviations, marker="o", capsize=3)
+        panel.errorbar([*own], means, deviations, marker="o", capsize=3)
         panel.axvspan(0, 1, color="0.5", alpha=0.1, linewidth=0)
-        seeds = max((len(own) for own in alphas.values()), default=0)
-        panel.set(xlabel="alpha (shaded: a norm ball)", title=f"{name}, {plural(seeds, 'seed')}")
+        most = max((len(seeds) for seeds in own.values()), default=0)
+        panel.set(xlabel="alpha (shaded: a norm ball)", title=f"{name}, {plural(most, 'seed')}")
     panels[0].set_ylabel(metric)

@@ -1,7 +1,7 @@
-"""A verdict on every claim of the paper, from what the commands left: claims.md.
+"""A verdict on every claim of the paper, from the results of the commands: claims.md.
 
-Every JSON below --results that a command saved is read. What no command has looked at yet is listed
-as well, as not run.
+Reads every JSON file below --results that a command saved. Claims that no command has judged yet
+are listed too, as not run.
 
   python -m experiments.paper claims --results results --out docs
 """
@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.paper.outcome import Claim
+from experiments.paper.outcome import PROGRAM, Claim
 from experiments.paper.statements import STATEMENTS, Statement
 from lit_fanions.cli.console import Refused
 
 NAME = "claims.md"
 NOT_RUN = "not run"
-# As they are numbered in the article; the earlier draft's own claims come last.
+# Sections of the article by their numbers, in the order of the page; the earlier draft comes last.
 SECTIONS = {
     "2": "2 and appendix D: norms and the updates they imply",
     "3": "3: the matrix side of updates",
@@ -36,15 +36,16 @@ SECTIONS = {
     "draft": "The earlier draft",
     "": "Elsewhere",
 }
+HEADINGS = ("claim", "where", "verdict", "rule", "result", "data", "n", "command")
 
 
 class Result(NamedTuple):
-    """What one command left.
+    """What one command saved.
 
     Attributes:
-        file: Where, below the folder of results.
-        contents: Of the JSON.
-        claims: What it says about the paper's.
+        file: Path of the JSON file below the folder of results.
+        contents: Contents of the file.
+        claims: Its verdicts on claims of the paper.
     """
 
     file: str
@@ -59,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("results"),
         metavar="DIR",
-        help="what the commands left, at any depth (default: results)",
+        help="folder with the outcomes of the commands, at any depth (default: results)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="of claims.md (default: that of the results)"
+        "--out", type=Path, metavar="DIR", help="folder for claims.md (default: that of --results)"
     )
 
 
@@ -70,106 +71,101 @@ def run(options: argparse.Namespace) -> int:
     """Read the results and write the page.
 
     Args:
-        options: Those of ``add_arguments``.
+        options: See ``add_arguments``.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        Refused: If there is no such folder, or a result cannot be understood.
+        Refused: If the folder does not exist, holds no verdict, or has a file that cannot be read.
     """
     if not options.results.is_dir():
         raise Refused(f"--results: there is no folder {options.results}")
-    found = read(options.results)
-    if not any(result.claims for result in found):
+    results = read_results(options.results)
+    if not any(result.claims for result in results):
         raise Refused(
-            f"--results: no file below {options.results} says anything about a claim: run commands "
+            f"--results: no file below {options.results} has a verdict on a claim: run commands "
             "without --quick, which proves nothing"
         )
-    write(found, options.out or options.results)
+    write_page(results, options.out or options.results)
     return 0
 
 
-def write(results: Sequence[Result], out: Path) -> None:
+def write_page(results: Sequence[Result], out: Path) -> None:
     """Write claims.md.
 
     Args:
-        results: As from ``read``.
-        out: The folder of the page.
+        results: What ``read_results`` returned.
+        out: Folder of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / NAME).write_text(page(results))
+    (out / NAME).write_text(render_page(results), encoding="utf-8")
     print(f"saved: {out / NAME}")
 
 
-def read(folder: Path) -> list[Result]:
-    """Return what commands saved below a folder, by the names of the files.
+def read_results(folder: Path) -> list[Result]:
+    """Return what commands saved below a folder, in the order of the files' names.
 
     Args:
-        folder: Any other JSON below it is left out.
+        folder: The folder; JSON files of other kinds are ignored.
 
     Raises:
-        Refused: If a claim is not written as ``Claim`` is.
+        Refused: If a file cannot be read, or has a claim of another form than ``Claim``.
     """
-    found = []
+    results = []
     for path in sorted(folder.rglob("*.json")):
-        file = path.relative_to(folder).as_posix()
         try:
-            contents = json.loads(path.read_text())
+            contents = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(contents, dict) or not contents.keys() >= {"command", "claims"}:
                 continue
             claims = [Claim(**claim) for claim in contents["claims"]]
         except (OSError, ValueError, TypeError) as error:
-            raise Refused(f"{path} cannot be read: {error}") from None
-        found.append(Result(file, contents, claims))
-    return found
+            raise Refused(
+                f"{path} cannot be read ({error}): run its command again (finished trainings are "
+                "not repeated), or delete it"
+            ) from None
+        results.append(Result(path.relative_to(folder).as_posix(), contents, claims))
+    return results
 
 
-def page(results: Sequence[Result]) -> str:
-    """Return the page.
+def render_page(results: Sequence[Result]) -> str:
+    """Return the page as Markdown.
 
     Args:
-        results: As from ``read``.
+        results: What ``read_results`` returned.
     """
-    found = [(claim, result) for result in results for claim in result.claims]
-    rows: list[tuple[str, Sequence[object]]] = []  # of the tables, by section
-    verdicts: Counter[str] = Counter()
+    judged = [(claim, result) for result in results for claim in result.claims]
+    rows: dict[str, list[Sequence[object]]] = {section: [] for section in SECTIONS}
     for statement in STATEMENTS:
-        section = _section(statement.place)
-        about = [pair for pair in found if pair[0].id == statement.id]
-        for claim, result in about:
-            rows.append((section, _row(statement, claim, result)))
-            verdicts[claim.verdict] += 1
-        if not about:
-            command = f"python -m experiments.paper {statement.command}"
-            rows.append(
-                (
-                    section,
-                    [_text(statement.text), statement.place, NOT_RUN, *[""] * 3, _code(command)],
-                )
-            )
-            verdicts[NOT_RUN] += 1
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+        own = [_row(statement, *pair) for pair in judged if pair[0].id == statement.id]
+        rows[_section(statement.place)] += own or [_row_not_run(statement)]
     lines = [
         "# What the paper claims, and what was found here",
         "",
-        "Generated by `python -m experiments.paper claims`. Every verdict is computed from the "
-        "numbers of the command beside it, by the rule that stands with it. "
-        f"Verdicts, one for each set of data: {counts}. n: independent repetitions.",
+        f"Generated by `python -m {PROGRAM} claims`. Every verdict is computed by the rule beside "
+        "it from the numbers of the command in the last column. "
+        f"Verdicts, one for each set of data: {_count_verdicts(judged)}. n: number of independent "
+        "repetitions.",
     ]
-    headings = ["claim", "where", "verdict", "result", "data", "n", "command"]
     for section, title in SECTIONS.items():
-        if own := [row for of, row in rows if of == section]:
-            lines += ["", f"## {title}", "", *_table(headings, own)]
-    if found:
-        lines += ["", "## Where the numbers come from", ""]
+        if rows[section]:
+            lines += ["", f"## {title}", "", *_table(HEADINGS, rows[section])]
+    if judged:
         origins = [_origin(result) for result in results if result.claims]
+        lines += ["", "## Where the numbers come from", ""]
         lines += _table(["result", "commit", "processor", "versions"], origins)
     return "\n".join([*lines, ""])
 
 
+def _count_verdicts(judged: Sequence[tuple[Claim, Result]]) -> str:
+    counts = Counter[str](claim.verdict for claim, _ in judged)
+    if not_run := len({statement.id for statement in STATEMENTS} - {c.id for c, _ in judged}):
+        counts[NOT_RUN] = not_run
+    return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+
+
 def _section(place: str) -> str:
-    """The key in SECTIONS of a place such as "section 5.1, Figure 1"."""
+    """Return the key in SECTIONS of a place such as "section 5.1, Figure 1"."""
     if "draft" in place.casefold():
         return "draft"
     match = re.search(r"(?:section|appendix)\s+([\dA-E][\d.]*)", place, re.IGNORECASE)
@@ -180,16 +176,24 @@ def _section(place: str) -> str:
 
 
 def _row(statement: Statement, claim: Claim, result: Result) -> Sequence[object]:
-    verdict = f"**{claim.verdict}**" + (f": {_text(claim.why)}" if claim.why else "")
-    texts = [_text(text) for text in (statement.text, statement.place, claim.found, claim.data)]
-    return [*texts[:2], verdict, *texts[2:], claim.n or "", _code(result.contents["command"])]
+    found = f"{claim.found}. {claim.remark}" if claim.remark else claim.found
+    return [
+        _escape(statement.text),
+        _escape(statement.place),
+        f"**{claim.verdict}**",
+        *map(_escape, (claim.rule, found, claim.data)),
+        claim.n or "",
+        _code(result.contents["command"]),
+    ]
 
 
-def _code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|")
+def _row_not_run(statement: Statement) -> Sequence[object]:
+    command = _code(f"python -m {PROGRAM} {statement.command}")
+    return [_escape(statement.text), _escape(statement.place), NOT_RUN, *[""] * 4, command]
 
 
 def _origin(result: Result) -> Sequence[object]:
+    """Return the cells that say with which commits, machine and versions a result was made."""
     machine = dict(result.contents.get("machine") or {})
     device = machine.get("gpu") or machine.get("processor") or ""
     versions = [
@@ -197,23 +201,27 @@ def _origin(result: Result) -> Sequence[object]:
     ]
     own = result.contents.get("commit") or ""
     others = {*result.contents.get("commits of runs", ())} - {own}
-    made = ", ".join(map(_short, sorted(others)))
-    commit = _short(own) + (f"; runs: {made}" if made else "")
+    runs = ", ".join(map(_abbreviate, sorted(others)))
+    commit = _abbreviate(own) + (f"; runs: {runs}" if runs else "")
     return [f"`{result.file}`", commit, device, ", ".join(versions)]
 
 
-def _short(commit: str) -> str:
-    """An abbreviated commit, still with what says that files were changed."""
-    name, dash, changed = commit.partition("-")
-    return f"{name[:10]}{dash}{changed}" if commit else "outside of git"
+def _abbreviate(commit: str) -> str:
+    """Return an abbreviated commit; the suffix "-dirty" of changed files is kept."""
+    name, dash, suffix = commit.partition("-")
+    return f"{name[:10]}{dash}{suffix}" if commit else "outside of git"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A Markdown table."""
+    """Return the lines of a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
-def _text(text: str) -> str:
-    """Text as Markdown, in which it looks the same."""
+def _code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _escape(text: str) -> str:
+    """Return Markdown that shows the text as it is."""
     return re.sub(r"([\\`*_<|])", r"\\\1", " ".join(text.split()))

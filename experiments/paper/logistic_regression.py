@@ -1,14 +1,13 @@
 r"""Logistic regression, each algorithm at its own best lr (section 6.2 of the draft, only a title).
 
-Multinomial logistic regression on the digits that come with scikit-learn, pixels and their products
-as features, all examples in every step. Every recipe is trained at several learning rates,
-multiples of the one that it states, with seed 0; while the best is the smallest or the largest one,
-the next beyond is tried too, up to three times. At the best, it is trained with more seeds, which
-are splits into training and test examples. The outcome: training loss and gradient norms.
+Multinomial logistic regression on the digits that come with scikit-learn, with pixels and their
+products as features and all examples in every step. The best learning rate of each recipe is found
+as by `nanogpt`; the seeds are splits into training and test examples. The outcome: training loss
+and gradient norms.
 
   python -m experiments.paper logistic_regression --jobs 2
 
-Other arguments are those of fit and hold for every run, except those that tell the runs apart.
+All other options are passed to `fit` for every run.
 """
 
 import functools

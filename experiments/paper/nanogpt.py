@@ -1,42 +1,47 @@
 r"""NanoGPT with each algorithm at its own best learning rate, on equal tokens (section 5.3).
 
-Every recipe is trained at several learning rates of its matrices, multiples of the one that it
-states, with seed 0; while the best is the smallest or the largest one, the next beyond is tried
-too, up to three times: a best that is still the last one is marked. At the best, it is trained with
-more seeds. Seed 0 is one of them, so that it both chooses and counts: a small bias in favour of
-every recipe. The outcome: final validation losses in a table, curves as CSV, with the losses over
-the learning rates as a picture, everything as JSON.
+Every recipe is trained with seed 0 at several learning rates of its matrices, multiples of the one
+that it states. While the best is the smallest or the largest one tried, the next one beyond is
+tried too, up to three times; a best that is still at the edge is marked. At the best learning rate
+it is trained with more seeds. Seed 0 is one of them, so that it both chooses and counts: a small
+bias in favour of every recipe. The outcome: final validation losses as a table, curves as CSV, both
+as a picture, everything as JSON.
 
   python -m experiments.paper nanogpt --jobs 2 --data.data_dir data/fineweb_bytes
 
-The folder has the tokens of `python -m datamodules.fineweb tokenize`; its --help tells how. Other
-arguments are those of fit and hold for every run, except those that tell the runs apart.
+--data.data_dir is a folder made by `python -m datamodules.fineweb tokenize` (see its --help). All
+other options are passed to `fit` for every run.
 """
 
 import functools
 
 from experiments.paper import tuning, verdicts
-from experiments.paper.outcome import Claim, untested
+from experiments.paper.outcome import Claim, judge, untested
 
 TIME = "an hour for eight recipes; quick: half a minute"
 DATA = "web text, 4 layers of width 128"
-MARGIN = 0.01  # nats, below which losses count as equal
+MARGIN = 0.01  # nats; smaller differences of losses count as none
 
 
-def claims(finals: tuning.Finals, data: str) -> list[Claim]:
-    """What the last losses say about Neon."""
+def judge_all(finals: tuning.Finals, data: str) -> list[Claim]:
+    """Return the verdict on Neon.
+
+    Args:
+        finals: Last losses of the recipes whose best learning rate is certain.
+        data: The data, in words.
+    """
     neon, adamw, muon = (finals.get(f"{name}_cpu") for name in ("neon", "adamw", "muon"))
     if not (neon and adamw and muon):
         return [untested("neon-training", data, tuning.NO_BEST)]
     return [
-        Claim(
+        judge(
             "neon-training",
-            verdicts.every(verdicts.larger(neon, other, MARGIN) for other in (adamw, muon)),
-            f"Neon's loss minus AdamW's: {verdicts.told(neon, adamw)}; minus Muon's: "
-            f"{verdicts.told(neon, muon)}; each at its own lr",
+            verdicts.all_hold(verdicts.larger(neon, other, MARGIN) for other in (adamw, muon)),
+            f"Neon's loss minus AdamW's: {verdicts.mean_difference(neon, adamw)}; minus Muon's: "
+            f"{verdicts.mean_difference(neon, muon)}; each at its own lr",
             data,
             len(neon),
-            f"Confirmed if both 95 % intervals are above {MARGIN} nats, refuted if one is below.",
+            margin=MARGIN,
         )
     ]
 
@@ -52,7 +57,7 @@ COMPARISON = tuning.Comparison(
     ),
     seeds=3,
     data=DATA,
-    claims=claims,
+    judge=judge_all,
 )
 
 add_arguments = functools.partial(tuning.add_arguments, comparison=COMPARISON)

@@ -1,33 +1,35 @@
-"""The outcome of a command about the paper: what it found about the paper's claims."""
+"""The outcome of a command about the paper: its numbers, and what they say about the claims."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiments.paper.statements import STATEMENTS
+from experiments.paper.statements import BY_ID
 from lit_fanions.cli import results
 
-_IDS = {statement.id for statement in STATEMENTS}
+PROGRAM = "experiments.paper"
 Verdict = Literal["confirmed", "refuted", "not testable here"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What was found about a claim of the paper.
+    """The verdict on a claim of the paper; ``judge`` makes it.
 
     Args:
-        id: Of the claim in ``statements.STATEMENTS``.
+        id: Id of the claim in statements.yaml.
         verdict: Whether it holds here.
         found: The result, with its spread.
-        data: What it was tried on.
-        n: Independent repetitions: problems, seeds, turns, or the points that were looked at; 0
-            for a proof.
-        why: Why it cannot be tested, or under which reading it holds; may be empty.
+        data: The data it was tried on.
+        n: Number of independent repetitions (problems, seeds, turns) or of points that were tried;
+            0 for a proof.
+        rule: How the verdict was computed, or why the claim cannot be tested.
+        remark: What else the numbers say; may be empty.
 
     Raises:
-        ValueError: If there is no such claim.
+        ValueError: If the paper has no claim with this id.
     """
 
     id: str
@@ -35,29 +37,52 @@ class Claim:
     found: str
     data: str
     n: int
-    why: str = ""
+    rule: str
+    remark: str = ""
 
     def __post_init__(self) -> None:
-        if self.id not in _IDS:
+        if self.id not in BY_ID:
             raise ValueError(f"the paper has no claim with the id {self.id!r}")
 
 
-def untested(id: str, data: str, why: str) -> Claim:
-    """A claim about which a command found nothing out, and why."""
-    return Claim(id, "not testable here", "-", data, 0, why)
+def judge(
+    id: str, verdict: Verdict, found: str, data: str, n: int, remark: str = "", **numbers: object
+) -> Claim:
+    """Return a claim with the rule that statements.yaml has for it.
+
+    Args:
+        id: See ``Claim``.
+        verdict: See ``Claim``.
+        found: See ``Claim``.
+        data: See ``Claim``.
+        n: See ``Claim``.
+        remark: See ``Claim``.
+        **numbers: Values of the fields in the rule.
+    """
+    return Claim(id, verdict, found, data, n, BY_ID[id].rule.format(**numbers), remark)
+
+
+def untested(id: str, data: str, reason: str) -> Claim:
+    """Return the verdict on a claim that a command could not test."""
+    return Claim(id, "not testable here", "-", data, 0, reason)
 
 
 @dataclass(frozen=True)
 class Outcome(results.Outcome):
-    """The outcome of a command, with what it says about the paper's claims.
+    """The outcome of a command, with its verdicts on the paper's claims.
 
     Args:
         claims: The verdicts; none with --quick, which proves nothing.
+        arguments: The command line that was given, kept in the JSON file.
     """
 
     claims: Sequence[Claim] = ()
-    program: str = "experiments.paper"
+    arguments: Sequence[str] = ()
+    program: str = PROGRAM
 
     def findings(self) -> dict[str, Any]:
-        """Return the claims as JSON entries."""
-        return {"claims": [vars(claim) for claim in self.claims]}
+        """Return the entries that this outcome adds to the JSON file."""
+        return {
+            "command": shlex.join(["python", "-m", self.program, *self.arguments]),
+            "claims": [vars(claim) for claim in self.claims],
+        }

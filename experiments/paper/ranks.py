@@ -1,14 +1,14 @@
 r"""Beyond the paper: k-Fanions over their rank, with error feedback and without, and other balls.
 
-The recipe of a k-Fanion is trained with several ranks, each with error feedback and without, some
-also blended with normalised SGD (of rank 1 that is F-Neon), beside S-Muon and the Ky Fan ball; each
-at its own best lr, which is looked for as in `nanogpt`. The question that the article leaves open:
-does F-Neon need error feedback?
+The recipe of a k-Fanion is trained with several ranks, each with and without error feedback, some
+also blended with normalised SGD (rank 1 is then F-Neon), beside S-Muon and the Ky Fan ball. Each
+variant has its own best learning rate, found as by `nanogpt`. The question that the article leaves
+open: does F-Neon need error feedback?
 
   python -m experiments.paper ranks --jobs 2 --data.data_dir data/fineweb_bytes
 
-The folder has the tokens of `python -m datamodules.fineweb tokenize`; its --help tells how. Other
-arguments are those of fit and hold for every run, except those that tell the runs apart.
+--data.data_dir is a folder made by `python -m datamodules.fineweb tokenize` (see its --help). All
+other options are passed to `fit` for every run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from experiments.paper import tuning, verdicts
 from experiments.paper.nanogpt import DATA, MARGIN
-from experiments.paper.outcome import Claim, untested
+from experiments.paper.outcome import Claim, judge, untested
 from experiments.paper.tuning import Finals, Variant
 from experiments.paper.verdicts import Sample
 from lit_fanions.cli.console import Refused
@@ -35,30 +35,29 @@ RANKS = {"fanion": (1, 4, 16, 64), "f_fanion": (1, 16)}
 LARGEST = max(RANKS["fanion"])
 FEEDBACK = "-feedback"
 _MATRIX = "--model.init_args.optimizer.matrix"
-_OTHERS: Mapping[
-    str, tuple[Mapping[str, object], float]
-] = {  # name -> options, multiple of the lr that the recipe states
+# Other variants: name -> options, and the first lr as a multiple of the recipe's.
+_OTHERS: Mapping[str, tuple[Mapping[str, object], float]] = {
     "s_muon": ({"algorithm": "s_muon", "rank": "full", "sign_scale": 0.05}, 0.4),
     "kyfan-16": ({"algorithm": "kyfan", "rank": "16"}, 4.0),
 }
 
 
-def variants(paths: Mapping[str, Path]) -> dict[str, Variant]:
-    """What is compared, made of one recipe.
+def make_variants(paths: Mapping[str, Path]) -> dict[str, Variant]:
+    """Return the variants of one recipe.
 
     Args:
-        paths: The recipe.
+        paths: The recipe by its name.
 
     Raises:
-        Refused: If there are more.
+        Refused: If there are several recipes.
     """
     if len(paths) != 1:
-        raise Refused(f"--config: give one recipe, not {len(paths)}; the variants are made of it")
+        raise Refused(f"--config: give one recipe, not {len(paths)}; its variants are compared")
     (path,) = paths.values()
-    stated, made = tuning.stated_lr(path), {}
+    stated, variants = tuning.stated_lr(path), {}
     for algorithm, ranks in RANKS.items():
         for rank in ranks:
-            # A step of rank k has the length sqrt(k).
+            # A step of rank k has the length sqrt(k): smaller ranks need a larger lr.
             lr = stated * (LARGEST / rank) ** 0.5 / 2
             for feedback in (False, True):
                 options: dict[str, object] = {
@@ -66,18 +65,24 @@ def variants(paths: Mapping[str, Path]) -> dict[str, Variant]:
                     "rank": rank,
                     "error_feedback": str(feedback).lower(),
                 }
-                made[f"{algorithm}-{rank}" + FEEDBACK * feedback] = _variant(path, lr, options)
+                name = f"{algorithm}-{rank}" + FEEDBACK * feedback
+                variants[name] = _variant(path, lr, options)
     for name, (own, factor) in _OTHERS.items():
-        made[name] = _variant(path, factor * stated, own)
-    return made
+        variants[name] = _variant(path, factor * stated, own)
+    return variants
 
 
 def _variant(path: Path, lr: float, options: Mapping[str, object]) -> Variant:
     return Variant(path, lr, tuple(f"{_MATRIX}.{name}={x}" for name, x in options.items()))
 
 
-def claims(finals: Finals, data: str) -> list[Claim]:
-    """What the last losses say about the question: for F-Neon, and for the others together."""
+def judge_all(finals: Finals, data: str) -> list[Claim]:
+    """Return the verdicts on error feedback: for F-Neon, and for the other variants together.
+
+    Args:
+        finals: Last losses of the variants whose best learning rate is certain.
+        data: The data, in words.
+    """
     names = [f"{algorithm}-{rank}" for algorithm, ranks in RANKS.items() for rank in ranks]
     pairs = {
         name: (finals[name], finals[f"{name}{FEEDBACK}"])
@@ -86,28 +91,33 @@ def claims(finals: Finals, data: str) -> list[Claim]:
     }
     neon = {name: pairs.pop(name) for name in ["f_fanion-1"] if name in pairs}
     return [
-        _claim(found, f"{data}, {what}")
-        for found, what in ((neon, "F-Neon"), (pairs, "k-Fanions and F-Fanions"))
+        _judge_pairs(neon, f"{data}, F-Neon"),
+        _judge_pairs(pairs, f"{data}, k-Fanions and F-Fanions"),
     ]
 
 
-def _claim(pairs: Mapping[str, tuple[Sample, Sample]], data: str) -> Claim:
+def _judge_pairs(pairs: Mapping[str, tuple[Sample, Sample]], data: str) -> Claim:
+    """Return the verdict from losses without and with error feedback, by variant."""
     if not pairs:
         return untested("error-feedback", data, tuning.NO_BEST)
-    return Claim(
+    return judge(
         "error-feedback",
-        verdicts.every(verdicts.larger(*pair, MARGIN) for pair in pairs.values()),
+        verdicts.all_hold(verdicts.larger(*pair, MARGIN) for pair in pairs.values()),
         "loss without minus with error feedback, each at its own lr: "
-        + ", ".join(f"{name} {verdicts.told(*pair)}" for name, pair in pairs.items()),
+        + ", ".join(f"{name} {verdicts.mean_difference(*pair)}" for name, pair in pairs.items()),
         data,
         min(len(without) for without, _ in pairs.values()),
-        f"Confirmed if all 95 % intervals are above {MARGIN} nats, refuted if one is below. Left "
-        "out is what has no certain best lr.",
+        margin=MARGIN,
     )
 
 
 def draw(figure: Figure, finals: Finals) -> None:
-    """The last loss over the rank."""
+    """Draw the last loss over the rank.
+
+    Args:
+        figure: An empty figure.
+        finals: Last losses by variant and seed.
+    """
     axes = figure.subplots()
     spreads = {name: spread([*values.values()]) for name, values in finals.items()}
     for i, (algorithm, ranks) in enumerate(RANKS.items()):
@@ -119,9 +129,9 @@ def draw(figure: Figure, finals: Finals) -> None:
             }
             means = drawable([mean for mean, _ in points.values()])
             errors = [deviation for _, deviation in points.values()]
-            words = f"{algorithm}{', error feedback' if feedback else ''}"
+            label = f"{algorithm}{', error feedback' if feedback else ''}"
             axes.errorbar(
-                [*points], means, errors, fmt=style, color=f"C{i}", capsize=3, label=words
+                [*points], means, errors, fmt=style, color=f"C{i}", capsize=3, label=label
             )
     others = [name for name in _OTHERS if name in spreads]
     for j, name in enumerate(others, len(RANKS)):
@@ -143,8 +153,8 @@ COMPARISON = tuning.Comparison(
     ),
     seeds=3,
     data=DATA,
-    variants=variants,
-    claims=claims,
+    make_variants=make_variants,
+    judge=judge_all,
     draw=draw,
 )
 

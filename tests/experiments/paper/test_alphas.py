@@ -1,4 +1,4 @@
-"""The commands over alpha: which runs they ask for, and what they make of them."""
+"""The commands over alpha: their runs, and the verdicts that follow."""
 
 import csv
 import json
@@ -8,21 +8,28 @@ from pathlib import Path
 import pytest
 
 from experiments.paper import airbench, nanogpt_alpha
-from experiments.paper.__main__ import main
+from experiments.paper.__main__ import CHECKOUT, main
+from experiments.paper.statements import STATEMENTS
 from lit_fanions.cli import runner
 
 pytest.importorskip("matplotlib")
 
-COMMANDS = {"airbench": airbench, "nanogpt_alpha": nanogpt_alpha}
+STUDIES = {"airbench": airbench.STUDY, "nanogpt_alpha": nanogpt_alpha.STUDY}
 
 
 @pytest.fixture
-def trained(monkeypatch, tmp_path):
-    """Replace trainings: their last value is what `value(recipe, alpha, seed)` says, or None."""
+def trained(unchecked, monkeypatch, tmp_path):
+    """Replace trainings: `value(recipe, alpha, seed)` is their last value, None a failure.
+
+    Returns a function that sets `value` and returns the list of all runs that were asked for.
+    """
     monkeypatch.chdir(tmp_path)
-    for path in [*airbench.RECIPES, *nanogpt_alpha.RECIPES, *nanogpt_alpha.FULL, airbench.SMALL]:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text("")
+    for folder in CHECKOUT:
+        Path(folder).mkdir()
+    for study in STUDIES.values():
+        for path in [*study.recipes, *study.full_recipes, *filter(None, [study.overlay])]:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text("")
     asked = []
 
     def replace(value):
@@ -37,7 +44,6 @@ def trained(monkeypatch, tmp_path):
             return curves
 
         monkeypatch.setattr(runner, "execute", execute)
-        monkeypatch.setattr(runner, "check", lambda args: None)
         return asked
 
     return replace
@@ -47,18 +53,14 @@ def contents(command):
     return json.loads(Path("out", f"{command}.json").read_text())
 
 
-def verdicts(command):
-    return [claim["verdict"] for claim in contents(command)["claims"]]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_recipe_alpha_and_seed(command, trained, capfd):
+@pytest.mark.parametrize("command", STUDIES)
+def test_every_recipe_is_trained_with_every_alpha_and_seed(command, trained, capfd):
     asked = trained(lambda name, alpha, seed: alpha + 0.01 * seed)
     assert main([command, "--out", "out"]) == 0
-    alphas = COMMANDS[command].ALPHAS
+    alphas = STUDIES[command].alphas
     assert len(asked) == len(set(asked)) == 2 * 3 * len(alphas)
     first, last = asked[0], asked[-1]
-    assert first.args[0] == f"--config={COMMANDS[command].RECIPES[0]}"
+    assert first.args[0] == f"--config={STUDIES[command].recipes[0]}"
     end = ("--model.init_args.optimizer.matrix.alpha=-0.1", "--seed_everything=0")
     assert first.args[-2:] == end
     assert last.args[-1] == "--seed_everything=2"
@@ -69,46 +71,70 @@ def test_every_recipe_alpha_and_seed(command, trained, capfd):
         assert len(list(csv.DictReader(file))) == len(asked)
     assert Path("out", f"{command}.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r" 0\.3 +0\.3100 ± 0\.0100 +3$", capfd.readouterr().out, re.M)
+    judged = {claim["id"] for claim in contents(command)["claims"]}
+    assert judged == {s.id for s in STATEMENTS if s.command == command}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_full_recipes(command, trained):
+@pytest.mark.parametrize("command", STUDIES)
+def test_full_trains_the_full_recipes_without_overlay(command, trained):
     asked = trained(lambda name, alpha, seed: 1.0)
     assert main([command, "--full", "--alphas", "1", "1", "0.5", "--seeds", "1", "--out", "o"]) == 0
-    full = getattr(COMMANDS[command], "FULL", COMMANDS[command].RECIPES)
-    assert [run.args[0] for run in asked] == [f"--config={path}" for path in full] * 2
+    expected = [f"--config={path}" for path in STUDIES[command].full_recipes] * 2
+    assert [run.args[0] for run in asked] == expected
     assert not any("small" in arg for run in asked for arg in run.args)
 
 
-def test_airbench_claims(trained):
+def values_by_recipe(study, value):
+    """Last values by recipe, alpha and seed."""
+    return {
+        Path(path).stem: {
+            alpha: {seed: value(Path(path).stem, alpha, seed) for seed in range(3)}
+            for alpha in study.alphas
+        }
+        for path in study.recipes
+    }
+
+
+def test_verdicts_of_airbench():
+    def verdicts(value):
+        judged = airbench.judge_all(values_by_recipe(airbench.STUDY, value), "CIFAR-10", False)
+        return [claim.verdict for claim in judged]
+
     def good(name, alpha, seed):
         return min(0.94, 0.8 + 0.3 * abs(alpha)) + 0.001 * seed
 
-    trained(good)
-    main(["airbench", "--out", "out"])
-    # Equal, not ahead; alpha .1 no far above 0; above 1 as good, below 0 not.
-    assert verdicts("airbench") == ["confirmed", "refuted", "refuted", "confirmed", "refuted"]
-    trained(lambda *key: good(*key) + 0.05 * (key[:2] == ("f_muon", 0.5)))
-    main(["airbench", "--out", "out"])
-    assert verdicts("airbench")[:2] == ["refuted", "confirmed"]
+    # Equal, not ahead; alpha .1 not far above 0; alpha above 1 as good, below 0 not.
+    assert verdicts(good) == ["confirmed", "refuted", "refuted", "confirmed", "refuted"]
+    ahead = verdicts(lambda *key: good(*key) + 0.05 * (key[:2] == ("f_muon", 0.5)))
+    assert ahead[:2] == ["refuted", "confirmed"]
 
 
-def test_nanogpt_claims(trained):
-    trained(lambda name, alpha, seed: 3.3 - 0.1 * alpha + 0.001 * seed)
-    main(["nanogpt_alpha", "--out", "out"])
-    assert verdicts("nanogpt_alpha") == ["refuted", "refuted"]
-    trained(lambda name, alpha, seed: 3.3 + 0.001 * seed)
-    main(["nanogpt_alpha", "--out", "out"])
-    assert verdicts("nanogpt_alpha") == ["confirmed", "confirmed"]
+def test_margin_of_airbench_is_smaller_with_the_whole_recipe():
+    values = values_by_recipe(
+        airbench.STUDY, lambda name, alpha, seed: 0.9 + 0.005 * (alpha == 0.5)
+    )
+    for full, verdict, margin in ((False, "confirmed", "0.01"), (True, "refuted", "0.002")):
+        equal, *_ = airbench.judge_all(values, "CIFAR-10", full)
+        assert equal.verdict == verdict
+        assert f"± {margin};" in equal.rule
 
 
-def test_no_claims_from_other_alphas(trained):
+@pytest.mark.parametrize(("slope", "verdict"), [(-0.1, "refuted"), (0.0, "confirmed")])
+def test_verdicts_of_nanogpt_alpha(slope, verdict):
+    values = values_by_recipe(
+        nanogpt_alpha.STUDY, lambda name, alpha, seed: 3.3 + slope * alpha + 0.001 * seed
+    )
+    judged = nanogpt_alpha.judge_all(values, "web text", False)
+    assert [claim.verdict for claim in judged] == [verdict] * 2
+
+
+def test_other_alphas_give_no_verdicts(trained):
     trained(lambda name, alpha, seed: 1.0)
     main(["airbench", "--alphas", "0", "1", "--out", "out"])
-    assert verdicts("airbench") == []
+    assert contents("airbench")["claims"] == []
 
 
-def test_failed_runs_are_told(trained, capfd):
+def test_failed_runs_are_counted(trained, capfd):
     trained(lambda name, alpha, seed: None if alpha > 1 else 0.9)
     assert main(["airbench", "--out", "out"]) == 1
     assert "failed runs: 6; see out/runs/*/output.txt" in capfd.readouterr().out
@@ -123,23 +149,16 @@ def test_failed_runs_are_told(trained, capfd):
     ("args", "message"),
     [
         (["--alphas", "nan"], "--alphas: give finite numbers"),
-        (["--seeds", "0"], "--seeds and --jobs must be at least 1"),
-        (["--model.optimizer.matrix.alpha=1"], "choose with --alphas"),
+        (["--seeds", "0"], "at least 1"),
+        (["--model.optimizer.matrix.alpha=1"], "use --alphas"),
         (["--config", "a/x.yaml", "b/x.yaml"], "a/x.yaml, b/x.yaml have a file name in common"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(args, message, trained, capfd):
+def test_bad_input_ends_with_one_line(args, message, trained, capfd):
     asked = trained(lambda *key: 1.0)
     with pytest.raises(SystemExit) as stop:
         main(["airbench", "--out", "out", *args])
     assert stop.value.code == 2
     assert message in capfd.readouterr().err.splitlines()[-1]
     assert asked == []
-
-
-def test_outside_of_a_checkout(monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        main(["airbench"])
-    assert "start the command in a checkout of lit_fanions" in capfd.readouterr().err

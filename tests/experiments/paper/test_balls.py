@@ -6,15 +6,16 @@ import json
 import pytest
 import torch
 
-from experiments.paper import balls
 from experiments.paper.__main__ import main
+from experiments.paper.balls import claims, geometry
+from experiments.paper.statements import STATEMENTS
 from lit_fanions import norms
 
 pytest.importorskip("matplotlib")
 
 POINTS = torch.randn(300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-KY_FAN = balls.polyhedron(norms.KyFan(2), norms.KyFanDual(2), POINTS)
-DUAL = balls.polyhedron(norms.KyFanDual(2), norms.KyFan(2), POINTS)
+KY_FAN = geometry.polyhedron(norms.KyFan(2), norms.KyFanDual(2), POINTS)
+DUAL = geometry.polyhedron(norms.KyFanDual(2), norms.KyFan(2), POINTS)
 
 
 def rows(points):
@@ -28,7 +29,7 @@ def test_ky_fan_2_ball_is_a_rhombic_dodecahedron():
     assert [len(face) for face in KY_FAN.faces] == [4] * 12
 
 
-def test_its_dual_is_a_cuboctahedron():
+def test_dual_of_ky_fan_2_ball_is_a_cuboctahedron():
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 3)
     assert rows(DUAL.vertices) == rows(signs[(signs == 0).sum(-1) == 1])
     assert sorted(len(face) for face in DUAL.faces) == [3] * 8 + [4] * 6
@@ -40,13 +41,13 @@ def test_faces_lie_on_the_ball_and_close_it(solid, norm):
         # The middles of edges too: the order is one around the face, not across it.
         middles = (face + face.roll(1, 0)) / 2
         ones = torch.ones(len(face), dtype=torch.float64)
-        torch.testing.assert_close(balls.value(norm, face), ones)
-        torch.testing.assert_close(balls.value(norm, middles), ones)
+        torch.testing.assert_close(geometry.diagonal_norm(norm, face), ones)
+        torch.testing.assert_close(geometry.diagonal_norm(norm, middles), ones)
     edges = sum(len(face) for face in solid.faces) // 2
     assert len(solid.vertices) - edges + len(solid.faces) == 2
 
 
-def test_quick(tmp_path, capfd):
+def test_quick_run_saves_points_of_the_balls(tmp_path, capfd):
     assert main(["balls", "--quick", "--out", str(tmp_path)]) == 0
     assert "dual of F2  1                        1              0.7071" in capfd.readouterr().out
     assert (tmp_path / "balls.png").stat().st_size > 10_000
@@ -56,28 +57,38 @@ def test_quick(tmp_path, capfd):
         if row["ball"] == "dual of F*":
             norm = norms.Blend(norms.Spectral(), float(row["alpha"]))
             point = torch.tensor([float(row["x"]), float(row["y"])], dtype=torch.float64)
-            assert balls.value(norm, point).item() == pytest.approx(1)
+            assert geometry.diagonal_norm(norm, point).item() == pytest.approx(1)
     assert {row["figure"] for row in found} == {"3", "4", "5"}
 
 
-def test_claims(monkeypatch):
-    circle = balls._circle(96)
+def test_run_judges_every_claim_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.paper.balls.DIRECTIONS", 96)
+    monkeypatch.setattr("experiments.paper.balls.SAMPLES", 300)
+    assert main(["balls", "--out", str(tmp_path)]) == 0
+    judged = json.loads((tmp_path / "balls.json").read_text())["claims"]
+    assert {claim["id"] for claim in judged} == {s.id for s in STATEMENTS if s.command == "balls"}
 
-    def curves(swapped):
-        found = {}
-        parts = [*balls.DUALS.values()]
-        for dual, norm in zip(balls.DUALS, parts[::-1] if swapped else parts, strict=True):
-            for alpha in balls.ALPHAS:
-                values = balls.value(norms.Blend(norm, alpha), circle)
-                found[dual, alpha] = circle / values.unsqueeze(-1)
-        return found
 
-    assert balls._sums(curves(False), circle).verdict == "refuted"
-    assert balls._sums(curves(True), circle).verdict == "confirmed"
-    ky_fan = balls._ky_fan(POINTS)
-    assert ky_fan.verdict == "refuted"
-    assert "100.0% on the right side" in ky_fan.found
-    assert "of radius 2 100.0%" in ky_fan.found
-    assert balls._outside(circle).verdict == "confirmed"
-    monkeypatch.setattr(balls, "OUTSIDE", (0.2, 1.1))
-    assert balls._outside(circle).verdict == "refuted"
+CIRCLE = geometry.circle_of_directions(96)
+
+
+def test_printed_sum_of_balls_is_refuted_until_the_balls_are_swapped(monkeypatch):
+    drawn = geometry.ball_outlines(CIRCLE)
+    assert claims.judge_blend_balls(drawn, CIRCLE).verdict == "refuted"
+    swapped = dict(zip(geometry.DUALS, reversed(geometry.DUALS.values()), strict=True))
+    monkeypatch.setattr(geometry, "DUALS", swapped)
+    drawn = geometry.ball_outlines(CIRCLE)
+    assert claims.judge_blend_balls(drawn, CIRCLE).verdict == "confirmed"
+
+
+def test_printed_ky_fan_balls_are_refuted_by_the_radius():
+    claim = claims.judge_ky_fan_balls(POINTS)
+    assert claim.verdict == "refuted"
+    assert "of the three l1-balls (of two coordinates each) 100.0%" in claim.found
+    assert "of radius 2 100.0%" in claim.found
+
+
+def test_alpha_inside_the_unit_interval_has_a_ball(monkeypatch):
+    assert claims.judge_outside(CIRCLE).verdict == "confirmed"
+    monkeypatch.setattr(geometry, "OUTSIDE", (0.2, 1.1))
+    assert claims.judge_outside(CIRCLE).verdict == "refuted"

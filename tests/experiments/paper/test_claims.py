@@ -1,28 +1,26 @@
-"""The page of verdicts: complete, in a fixed order, and from the results alone."""
+"""The page of verdicts: complete, in a fixed order, and made of the results alone."""
 
-import inspect
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from experiments.paper import __main__ as paper
 from experiments.paper import claims
-from experiments.paper.__main__ import main
-from experiments.paper.claims import SECTIONS, STATEMENTS, page, read
-from experiments.paper.outcome import Claim, Outcome
+from experiments.paper.__main__ import COMMANDS, main
+from experiments.paper.claims import SECTIONS, read_results, render_page
+from experiments.paper.outcome import Claim, Outcome, judge
+from experiments.paper.statements import STATEMENTS
 from lit_fanions.cli import results
 from lit_fanions.cli.runner import FINISHED
 
 
-def save(folder, name, *found):
-    Outcome([], ["x"], [], {}, claims=found).save(folder, name)
+def save(folder, name, *found, arguments=()):
+    Outcome([], ["x"], [], {}, claims=found, arguments=arguments).save(folder, name)
 
 
 def claim(verdict="confirmed", **changes):
-    facts = {"id": "neon-loss", "found": "1 ± 2", "data": "D", "n": 10}
+    facts = {"id": "neon-loss", "found": "1 ± 2", "data": "D", "n": 10, "rule": "R."}
     return Claim(verdict=verdict, **(facts | changes))
 
 
@@ -34,35 +32,44 @@ def rows(text):
     return {row[0]: row for row in cells}
 
 
-def test_statements_have_ids_of_their_own_and_a_section():
+def test_statements_have_distinct_ids_and_a_section():
     assert len({s.id for s in STATEMENTS}) == len({s.text for s in STATEMENTS}) == len(STATEMENTS)
     assert all(SECTIONS[claims._section(s.place)] != "Elsewhere" for s in STATEMENTS)
 
 
-@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.id)
-def test_some_command_looks_at_every_claim(statement):
-    assert f'"{statement.id}"' in inspect.getsource(paper.COMMANDS[statement.command])
+def test_statements_name_a_command():
+    assert {statement.command for statement in STATEMENTS} <= COMMANDS.keys()
 
 
-def test_what_nobody_looked_at_is_not_run():
-    text = page([])
+def test_judge_fills_in_the_numbers_of_the_rule():
+    claim = judge("airbench-equal", "confirmed", "0", "D", 3, margin=0.01)
+    assert (
+        claim.rule == "Confirmed if the 95 % interval is within ± 0.01; refuted if it is outside."
+    )
+    with pytest.raises(KeyError, match="margin"):
+        judge("airbench-equal", "confirmed", "0", "D", 3)
+
+
+def test_claims_without_a_verdict_are_not_run():
+    text = render_page([])
     assert f": {len(STATEMENTS)} not run." in text
     for s in STATEMENTS:
         command = f"`python -m experiments.paper {s.command}`"
-        assert rows(text)[s.text][1:] == [s.place, "not run", "", "", "", command]
+        assert rows(text)[s.text][1:] == [s.place, "not run", "", "", "", "", command]
 
 
-def test_claim_of_a_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["paper", "ls", "--out", "results/l s"])
+def test_verdict_and_rule_have_columns_of_their_own(tmp_path):
     neon = next(s for s in STATEMENTS if s.id == "neon-loss")
-    refuted = claim("refuted", why="a | b\nc")
-    save(tmp_path / "deep/er", "ls", refuted, claim(id=STATEMENTS[-1].id))
-    text = page(read(tmp_path))
+    refuted = claim("refuted", rule="a | b\nc", remark="Also.")
+    arguments = ["ls", "--out", "results/l s"]
+    found = (refuted, claim(id=STATEMENTS[-1].id))
+    save(tmp_path / "deep/er", "ls", *found, arguments=arguments)
+    text = render_page(read_results(tmp_path))
     assert rows(text)[neon.text] == [
-        *(neon.text, neon.place, "**refuted**: a | b c", "1 ± 2", "D", "10"),
+        *(neon.text, neon.place, "**refuted**", "a | b c", "1 ± 2. Also.", "D", "10"),
         "`python -m experiments.paper ls --out 'results/l s'`",
     ]
-    assert rows(text)[STATEMENTS[-1].text][2] == "**confirmed**"
+    assert rows(text)[STATEMENTS[-1].text][2:5] == ["**confirmed**", "R.", "1 ± 2"]
     assert f"{len(STATEMENTS) - 2} not run, 1 refuted" in text
     origin = rows(text)["`deep/er/ls.json`"]
     machine = json.loads((tmp_path / "deep/er/ls.json").read_text())["machine"]
@@ -77,28 +84,28 @@ def test_commits_of_the_runs_stand_beside_that_of_the_command(tmp_path, monkeypa
         (tmp_path / "runs" / str(i) / FINISHED).write_text(json.dumps({"commit": commit}))
     save(tmp_path, "ls", claim())
     expected = f"{'a' * 10}; runs: outside of git, {'b' * 10}-dirty"
-    assert rows(page(read(tmp_path)))["`ls.json`"][1] == expected
+    assert rows(render_page(read_results(tmp_path)))["`ls.json`"][1] == expected
 
 
-def test_claims_of_several_commands_stand_together(tmp_path):
+def test_verdicts_of_several_commands_on_a_claim_stand_together(tmp_path):
     save(tmp_path, "b", claim("refuted", id="neon-loss", data="B"))
     save(tmp_path, "a", claim(id="neon-loss", data="A"))
-    lines = page(read(tmp_path)).splitlines()
+    lines = render_page(read_results(tmp_path)).splitlines()
     about = [i for i, line in enumerate(lines) if line.startswith("| Neon converges worst")]
-    assert [lines[i].split(" | ")[4] for i in about] == ["A", "B"]
+    assert [lines[i].split(" | ")[5] for i in about] == ["A", "B"]
     assert about[1] == about[0] + 1
 
 
 def test_page_is_the_same_each_time(tmp_path):
     save(tmp_path, "b", claim(), claim(id="neon-gradient"))
     save(tmp_path, "a", claim(id="lemmas"))
-    assert page(read(tmp_path)) == page(read(tmp_path))
+    assert render_page(read_results(tmp_path)) == render_page(read_results(tmp_path))
 
 
-def test_other_files_are_left_out(tmp_path):
+def test_json_files_of_other_kinds_are_ignored(tmp_path):
     (tmp_path / "result.json").write_text('{"args": []}')
     (tmp_path / "list.json").write_text("[1]")
-    assert read(tmp_path) == []
+    assert read_results(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,7 @@ def test_other_files_are_left_out(tmp_path):
         ('{"command": "", "claims": [{"verdict": "x"}]}', "a.json cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_named(text, message, tmp_path, capfd):
+def test_unreadable_result_is_named(text, message, tmp_path, capfd):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(SystemExit) as stop:
         main(["claims", "--results", str(tmp_path), "--out", str(tmp_path)])
@@ -116,12 +123,12 @@ def test_what_cannot_be_read_is_named(text, message, tmp_path, capfd):
     assert message in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_unknown_ids_are_refused():
+def test_unknown_id_is_refused():
     with pytest.raises(ValueError, match="the paper has no claim with the id 'neon'"):
         claim(id="neon")
 
 
-def test_missing_results_are_named(tmp_path, capfd):
+def test_missing_folder_is_named(tmp_path, capfd):
     with pytest.raises(SystemExit):
         main(["claims", "--results", str(tmp_path / "none")])
     assert "--results: there is no folder" in capfd.readouterr().err
@@ -136,22 +143,11 @@ def test_command_writes_the_page(tmp_path, monkeypatch):
     assert "**confirmed**" in Path("docs/claims.md").read_text()
 
 
-def test_what_proves_nothing_overwrites_no_page(tmp_path, monkeypatch, capfd):
+def test_results_without_verdicts_overwrite_no_page(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     save(Path("results/quick"), "a")
     Path("results/claims.md").write_text("kept")
     with pytest.raises(SystemExit):
         main(["claims"])
-    assert "no file below results says anything about a claim" in capfd.readouterr().err
+    assert "no file below results has a verdict on a claim" in capfd.readouterr().err
     assert Path("results/claims.md").read_text() == "kept"
-
-
-def test_all_ends_with_the_page(tmp_path, monkeypatch):
-    command = SimpleNamespace(
-        __doc__="", TIME="", add_arguments=lambda parser: None, run=lambda options: 0
-    )
-    monkeypatch.setattr(paper, "COMMANDS", {"nothing": command})
-    assert main(["all", "--quick", "--out", str(tmp_path)]) == 0
-    assert not (tmp_path / "claims.md").exists()
-    assert main(["all", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "claims.md").exists()

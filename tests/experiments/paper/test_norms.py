@@ -1,4 +1,4 @@
-"""Table 1: what the command says follows from the steps, also where they are wrong."""
+"""Table 1: verdicts follow from the steps, also where these are wrong."""
 
 import csv
 import json
@@ -7,27 +7,29 @@ import pytest
 
 from experiments.paper import norms
 from experiments.paper.__main__ import main
+from experiments.paper.norms import claims, methods, steps
+from experiments.paper.statements import STATEMENTS
 from lit_fanions import norms as library
 
 pytest.importorskip("matplotlib")
 
-METHODS = {method.name: method for method in norms.METHODS}
+METHODS = {method.name: method for method in methods.METHODS}
 
 
-def test_quick(tmp_path, capfd):
+def test_quick_run_saves_the_errors_of_every_method(tmp_path, capfd):
     assert main(["norms", "--quick", "--out", str(tmp_path)]) == 0
     printed = capfd.readouterr().out
-    for method in norms.METHODS:
+    for method in methods.METHODS:
         assert printed.count(f"\n{method.name} ") == 2
     assert json.loads((tmp_path / "norms.json").read_text())["claims"] == []
     rows = list(csv.DictReader((tmp_path / "norms.csv").open()))
-    assert len(rows) == len(norms.METHODS) * len(norms.QUICK_SHAPES) * 2 * 4
+    assert len(rows) == len(methods.METHODS) * len(norms.QUICK_SHAPES) * 2 * 4
     for row in rows:
         value = float(row["value"])
         if row["quantity"] == "fast":
             assert 0.97 <= value <= 1 + 1e-6
         else:
-            assert abs(value) < (1e-6 if row["method"].startswith("S-") else norms.EXACT)
+            assert abs(value) < (1e-6 if row["method"].startswith("S-") else claims.EXACT)
 
 
 @pytest.mark.parametrize(
@@ -41,39 +43,47 @@ def test_quick(tmp_path, capfd):
     ],
     ids=repr,
 )
-def test_analogues(norm, on_rows, on_diagonals):
-    assert norms._analogues(norm) == (on_rows, on_diagonals)
+def test_method_for_vectors_is_found(norm, on_rows, on_diagonals):
+    assert methods.vector_methods(norm) == (on_rows, on_diagonals)
 
 
-def lemmas(method):
-    found = {method.name: {(4, 3): norms._check(method, (4, 3), 2)}}
-    return norms._steps_claim("lemmas", found, "", 2)
+def judge_method(method):
+    checks = {method.name: {(4, 3): steps.check_method(method, (4, 3), 2)}}
+    return claims.judge_steps("lemmas", checks, "", 2)
 
 
-def test_momentum_counts():
-    claim = lemmas(METHODS["momentum NSGD"])
+def test_steps_follow_the_momentum():
+    claim = judge_method(METHODS["momentum NSGD"])
     assert claim.verdict == "confirmed"
+    assert claim.rule == "Confirmed if no error is above 1e-10."
 
 
 @pytest.mark.parametrize(
     "wrong", [library.Nuclear(), library.KyFanDual(2), library.Blend(library.Spectral(), 0.9)]
 )
 def test_steps_of_another_norm_refute(wrong):
-    claim = lemmas(METHODS["Muon"]._replace(norm=wrong))
+    claim = judge_method(METHODS["Muon"]._replace(norm=wrong))
     assert claim.verdict == "refuted"
 
 
-def test_other_claims(monkeypatch):
-    claims = [norms._ky_fan_dual(3), norms._ends(3), norms._lemma_9(3), norms._minima(3)]
-    assert [claim.verdict for claim in claims] == ["confirmed"] * 4
-    # Another norm in the place of the Ky Fan norm, and of the spectral one.
+def test_run_judges_every_claim_of_the_command(tmp_path):
+    assert main(["norms", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    judged = json.loads((tmp_path / "norms.json").read_text())["claims"]
+    assert {claim["id"] for claim in judged} == {s.id for s in STATEMENTS if s.command == "norms"}
+    assert {claim["verdict"] for claim in judged} == {"confirmed"}
+
+
+def test_another_norm_in_place_of_the_ky_fan_norm_refutes(monkeypatch):
     monkeypatch.setattr(library, "KyFan", lambda k: library.KyFanDual(k))
-    assert norms._ky_fan_dual(3).verdict == "refuted"
-    monkeypatch.setattr(norms, "_SPECTRAL", library.Frobenius())
-    assert norms._ends(3).verdict == "refuted"
+    assert claims.judge_ky_fan_dual(3).verdict == "refuted"
 
 
-def test_split_that_is_none_refutes(monkeypatch):
+def test_another_norm_in_place_of_the_spectral_norm_refutes(monkeypatch):
+    monkeypatch.setattr(methods, "SPECTRAL", library.Frobenius())
+    assert claims.judge_ends(3).verdict == "refuted"
+
+
+def test_wrong_split_of_a_blend_refutes(monkeypatch):
     monkeypatch.setattr(library.Blend, "split", lambda self, x: 0.5 * x)
-    assert norms._lemma_9(3).verdict == "refuted"
-    assert norms._minima(3).verdict == "refuted"
+    assert claims.judge_lemma_9(3).verdict == "refuted"
+    assert claims.judge_minima(3).verdict == "refuted"

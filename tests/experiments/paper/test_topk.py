@@ -1,4 +1,4 @@
-"""Table 2: what the races say about the paper's claims."""
+"""Table 2: verdicts of races on the paper's claims."""
 
 import csv
 import json
@@ -8,14 +8,15 @@ import pytest
 
 from experiments.bench import race
 from experiments.bench import topk as bench
-from experiments.paper import topk
 from experiments.paper.__main__ import main
+from experiments.paper.statements import STATEMENTS
+from experiments.paper.topk import claims, measure
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
 
-def test_quick_run_leaves_everything(tmp_path, capfd):
+def test_quick_run_saves_everything(tmp_path, capfd):
     args = ["topk", "--quick", "--repeats", "1", "--k", "1", "3", "--device", "cpu"]
     assert main([*args, "--out", str(tmp_path)]) == 0
     printed = capfd.readouterr().out
@@ -28,7 +29,7 @@ def test_quick_run_leaves_everything(tmp_path, capfd):
     with (tmp_path / "topk.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["k"], row["solver"]) for row in rows} == {
-        (k, solver) for k in "13" for solver in topk.SOLVERS if solver != bench.CUPY
+        (k, solver) for k in "13" for solver in measure.SOLVERS if solver != bench.CUPY
     }
     chosen = {(e["k"], e["solver"]): e for e in saved["settings"]["solvers"]}
     for row in rows:
@@ -66,13 +67,13 @@ def entry(solver, seconds, *, k=1, reached=True, tried=()):
         ([3.0, 3.0], [9.0], False, "not testable here"),
     ],
 )
-def test_much_faster_allows_for_the_spread(lanczos, rival, reached, verdict):
+def test_much_faster_holds_for_every_turn(lanczos, rival, reached, verdict):
     entries = [
         entry(bench.LANCZOS, lanczos),
         entry(bench.PCA, rival, reached=reached, tried=[("s", 5.0, 0.5, 0.1)]),
         entry(bench.POWER, [9.0, 9.0]),
     ]
-    claim = topk._faster(entries, "data")
+    claim = claims.judge_race(entries, "data")
     assert claim.verdict == verdict
     assert ("torch pca_lowrank > 5 s" in claim.found) == (not reached)
     assert claim.n == 2
@@ -84,7 +85,7 @@ def test_lanczos_that_does_not_reach_the_error_is_not_faster(reached, verdict):
         entry(bench.LANCZOS, [1.0], reached=False),
         entry(bench.PCA, [2.0], reached=reached, tried=[("s", 2.0, 0.5, 0.1)]),
     ]
-    claim = topk._faster(entries, "data")
+    claim = claims.judge_race(entries, "data")
     assert claim.verdict == verdict
     assert "Lanczos not in time" in claim.found
 
@@ -102,8 +103,8 @@ def solved(monkeypatch, errors):
         for name, _ in errors
     }
     monkeypatch.setattr(bench, "solvers", lambda case, k: solvers)
-    chosen = {name: lambda x, exact, k, i=i: x[i] for i, name in enumerate(topk.ERRORS)}
-    monkeypatch.setattr(topk, "ERRORS", chosen)
+    chosen = {name: lambda x, exact, k, i=i: x[i] for i, name in enumerate(measure.ERRORS)}
+    monkeypatch.setattr(measure, "ERRORS", chosen)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def solved(monkeypatch, errors):
 def test_errors_are_compared_at_equal_time(matrix, sigma, verdict, monkeypatch):
     entries = [
         entry(bench.LANCZOS, [1.0], tried=[("s", 1.0, 0.009, 1e-4), ("other", 9.0, 1.0, 1.0)]),
-        # Of the first the matrix is better, of the second sigma; the third takes longer.
+        # "m" has the better matrix, "s" the better singular values; "t" takes too long.
         entry(
             bench.PCA,
             [2.0],
@@ -131,54 +132,65 @@ def test_errors_are_compared_at_equal_time(matrix, sigma, verdict, monkeypatch):
         (bench.PCA, "s"): [(7.0, value) for value in sigma],
     }
     solved(monkeypatch, errors)
-    equal = topk._at_equal_time(None, None, 1, entries, SimpleNamespace(seeds=2))
+    equal = measure.errors_at_equal_time(None, None, 1, entries, SimpleNamespace(seeds=2))
     assert (equal["n"], equal["seconds"]) == (2, 1.0)
     assert equal["lanczos"] == {"error": (0.008, 0.009), "sigma_error": (1e-4, 2e-4)}
     assert equal["rsvd"]["error"] == (min(matrix), max(matrix))
     assert equal["rsvd"]["sigma_error"] == (min(sigma), max(sigma))
-    assert topk._better([equal], "data").verdict == verdict
+    assert claims.judge_errors([equal], "data").verdict == verdict
 
 
-def test_nothing_to_compare_at_equal_time():
+def test_no_rsvd_in_time_decides_nothing():
     slow = entry(bench.PCA, [2.0], tried=[("s", 1.1, 1e-9, 1e-9)])
     fast = entry(bench.PCA, [2.0], tried=[("s", 0.9, 1e-9, 1e-9)])
     lanczos = {"tried": [("s", 1.0, 0.009, 1e-4)]}
     for other, reached in ((slow, True), (fast, False)):
         entries = [entry(bench.LANCZOS, [1.0], reached=reached, **lanczos), other]
-        found = topk._at_equal_time(None, None, 1, entries, SimpleNamespace(seeds=2))
+        found = measure.errors_at_equal_time(None, None, 1, entries, SimpleNamespace(seeds=2))
         assert found is None
-    assert topk._better([], "data").verdict == "not testable here"
+    assert claims.judge_errors([], "data").verdict == "not testable here"
 
 
 def test_crossover_is_where_lanczos_stays_faster():
-    newton_schulz, rank = topk.NEWTON_SCHULZ, "rank 1"
+    newton_schulz, rank = measure.NEWTON_SCHULZ, "rank 1"
     ratios = {32: 0.9, 64: 1.5, 96: 0.5, 128: 0.1}
     directions = [
         {"size": size, "direction": name, "seconds": [seconds] * 3, "ratio": seconds}
         for size, ratio in ratios.items()
         for name, seconds in ((rank, ratio), (newton_schulz, 1.0))
     ]
-    claim = topk._beats_newton_schulz(directions, "data")
+    claim = claims.judge_newton_schulz(directions, "data")
     assert (claim.verdict, claim.n) == ("confirmed", 3)
     assert claim.found == "rank 1: 0.1 of the time; faster from 96 rows on"
     for seconds, verdict in (([0.1, 0.9, 0.1], "not testable here"), ([0.6] * 3, "refuted")):
         directions[-2]["seconds"] = seconds
-        assert topk._beats_newton_schulz(directions, "data").verdict == verdict
-    assert topk._beats_newton_schulz(directions[1::2], "data").verdict == "not testable here"
+        assert claims.judge_newton_schulz(directions, "data").verdict == verdict
+    assert claims.judge_newton_schulz(directions[1::2], "data").verdict == "not testable here"
 
 
 def test_growth_is_fitted_to_the_largest_sizes():
     sizes = (10, 100, 200, 400)
     directions = [
         {"size": size, "direction": name, "seconds": [c * size**power for c in (1.0, 1.1, 1.2)]}
-        for name, power in (("rank 1", 2.0), (topk.NEWTON_SCHULZ, 3.0))
+        for name, power in (("rank 1", 2.0), (measure.NEWTON_SCHULZ, 3.0))
         for size in sizes
     ]
     directions[0]["seconds"] = [1e9] * 3  # left out
-    claim = topk._cheaper(directions, "data")
+    claim = claims.judge_growth(directions, "data")
     assert (claim.verdict, claim.n) == ("confirmed", 3)
     assert "+1.0000 ± 0.0000" in claim.found and claim.found.endswith("rank 1: 2.00")
-    swapped = {"rank 1": topk.NEWTON_SCHULZ, topk.NEWTON_SCHULZ: "rank 1"}
+    swapped = {"rank 1": measure.NEWTON_SCHULZ, measure.NEWTON_SCHULZ: "rank 1"}
     other = [{**d, "direction": swapped[d["direction"]]} for d in directions[1:]]
-    assert topk._cheaper(other, "data").verdict == "refuted"
-    assert topk._cheaper(directions[-1:], "data").verdict == "not testable here"
+    assert claims.judge_growth(other, "data").verdict == "refuted"
+    assert claims.judge_growth(directions[-1:], "data").verdict == "not testable here"
+
+
+def test_every_claim_of_the_command_is_judged():
+    entries = [entry(bench.LANCZOS, [1.0]), entry(bench.PCA, [3.0])]
+    directions = [
+        {"size": 8, "direction": name, "seconds": [1.0], "ratio": 1.0}
+        for name in ("rank 1", measure.NEWTON_SCHULZ)
+    ]
+    judged = claims.judge_all(entries, [], directions, "data")
+    assert {claim.id for claim in judged} == {s.id for s in STATEMENTS if s.command == "topk"}
+    assert all("{" not in claim.rule for claim in judged)

@@ -1,0 +1,150 @@
+"""Recipes compared at their own best learning rates: what several commands share.
+
+Every recipe is trained with seed 0 at several learning rates of its matrices, multiples of the one
+that it states. While the best is the smallest or the largest one tried, the next one beyond is
+tried too, up to three times; a best that is still at the edge is marked. At the best learning rate
+it is trained with more seeds. Seed 0 is one of them, so that it both chooses and counts: a small
+bias in favour of every recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence, Set
+
+from experiments.paper.tuning import report
+from experiments.paper.tuning.comparison import (
+    LR,
+    NO_BEST,
+    Comparison,
+    Finals,
+    Key,
+    Results,
+    Variant,
+    best_lr,
+    stated_lr,
+)
+from lit_fanions.cli import runner
+from lit_fanions.cli.console import Refused
+from lit_fanions.cli.runner import Run, execute
+
+__all__ = [
+    "LR",
+    "NO_BEST",
+    "Comparison",
+    "Finals",
+    "Variant",
+    "add_arguments",
+    "run",
+    "stated_lr",
+]
+
+FACTORS, QUICK_FACTORS = (0.5, 1.0, 2.0), (1.0, 2.0)  # multiples of the recipe's lr
+QUICK_VARIANTS = 2  # number of variants with --quick
+EXTENSIONS = 3  # how often the range of learning rates is extended by one
+RESERVED = {
+    "--config": "give the recipes to compare, one file each",
+    "--seed_everything": "use --seeds N",
+    "--model.optimizer.matrix.lr": "use --factors for multiples of the recipe's lr",
+    "--trainer.logger": "the logs are kept below --out",
+    "--ckpt_path": "all start from scratch",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser, comparison: Comparison) -> None:
+    """Add the options of such a command; all others are those of fit."""
+    runner.add_arguments(parser, comparison.recipes, comparison.seeds)
+    parser.add_argument(
+        "--factors",
+        type=float,
+        nargs="+",
+        help="learning rates to try, as multiples of the recipe's, at least two different ones "
+        f"(default: {_join(FACTORS)}, with --quick {_join(QUICK_FACTORS)})",
+    )
+
+
+def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparison) -> int:
+    """Train, tabulate and plot.
+
+    Args:
+        options: See ``add_arguments``.
+        recipe: Further arguments of fit.
+        comparison: What is compared.
+
+    Returns:
+        The exit status: 0, or 1 if a run failed.
+    """
+    paths, recipe = runner.plan(options, recipe, RESERVED, comparison.quick)
+    variants = comparison.make_variants(paths)
+    if options.quick:
+        variants = dict(list(variants.items())[:QUICK_VARIANTS])
+    grid = _first_grid(variants, options.factors or (QUICK_FACTORS if options.quick else FACTORS))
+    metric = comparison.metrics[0]
+    results: Results = {}
+    failed: set[Key] = set()
+
+    def train(keys: Set[Key]) -> None:
+        missing = sorted(keys - results.keys() - failed)
+        runs = {key: _run(key, variants, recipe) for key in missing}
+        folder = options.out / "runs"
+        curves = execute(runs.values(), folder, comparison.metrics, options.jobs)
+        results.update({key: curves[run.name] for key, run in runs.items() if run.name in curves})
+        failed.update(runs.keys() - results.keys())
+
+    for _ in range(1 if options.quick else EXTENSIONS + 1):
+        train({(name, lr, 0) for name, lrs in grid.items() for lr in lrs})
+        grid = {name: _extend(lrs, best_lr(name, results, metric)) for name, lrs in grid.items()}
+    best = {name: lr for name in grid if (lr := best_lr(name, results, metric)) is not None}
+    train({(name, lr, seed) for name, lr in best.items() for seed in range(options.seeds)})
+    if not best:
+        raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
+    outcome = report.make_outcome(results, best, variants, list(recipe), comparison, options)
+    print(outcome)
+    outcome.save(options.out, comparison.name)
+    if failed:
+        print(f"failed runs: {len(failed)}; see {options.out}/runs/*/output.txt")
+    return int(bool(failed))
+
+
+def _first_grid(
+    variants: Mapping[str, Variant], factors: Sequence[float]
+) -> dict[str, list[float]]:
+    """Return the learning rates to begin with, ascending, by name.
+
+    Raises:
+        Refused: If the factors give fewer than two learning rates.
+    """
+    if not all(math.isfinite(factor) and factor > 0 for factor in factors):
+        raise Refused(f"--factors: give positive numbers, not {_join(factors)}")
+    grid = {}
+    for name, variant in variants.items():
+        grid[name] = sorted({_round(variant.lr * factor) for factor in factors})
+        if len(grid[name]) < 2:
+            raise Refused(f"--factors: give two or more different ones, not {_join(factors)}")
+    return grid
+
+
+def _extend(lrs: Sequence[float], best: float | None) -> list[float]:
+    """Return ascending learning rates, with one more beyond the best if that is at the edge."""
+    if best == lrs[0]:
+        return [_round(lrs[0] ** 2 / lrs[1]), *lrs]
+    if best == lrs[-1]:
+        return [*lrs, _round(lrs[-1] ** 2 / lrs[-2])]
+    return list(lrs)
+
+
+def _round(lr: float) -> float:
+    """Round an lr to the digits by which runs are named, so that different ones differ in name."""
+    return float(f"{lr:g}")
+
+
+def _run(key: Key, variants: Mapping[str, Variant], recipe: Sequence[str]) -> Run:
+    """Return the training of a variant; its own arguments come last, to win."""
+    name, lr, seed = key
+    own = (*variants[name].args, f"--seed_everything={seed}", f"{LR}={lr:g}")
+    return Run(f"{name}-lr{lr:g}-seed{seed}", (f"--config={variants[name].path}", *recipe, *own))
+
+
+def _join(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

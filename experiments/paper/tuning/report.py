@@ -1,0 +1,160 @@
+"""The outcome of a comparison: its table, numbers and verdicts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.paper.outcome import Outcome
+from experiments.paper.tuning import figure
+from experiments.paper.tuning.comparison import (
+    Comparison,
+    Finals,
+    Results,
+    Variant,
+    losses_by_lr,
+)
+from lit_fanions.cli import runner
+from lit_fanions.cli.console import Table
+from lit_fanions.cli.runner import Curves, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BIAS = "Seed 0 also chose the lr: a small bias in favour of every recipe."
+EDGE = "at the edge: no lr beyond it was tried with success; a better one may lie there"
+SMALL_FORM = "{:.3g} ± {:.2g}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A variant at its best lr.
+
+    Attributes:
+        lr: The best lr.
+        curves: Curves of each seed.
+        finals: Last value of the first metric by seed.
+        tried: Last values of seed 0 by lr.
+    """
+
+    lr: float
+    curves: Sequence[Curves]
+    finals: Mapping[int, float]
+    tried: Mapping[float, float]
+
+    def is_at_edge(self) -> bool:
+        """Return True if nothing was tried, or nothing succeeded, on one side of the lr."""
+        return self.lr in (min(self.tried), max(self.tried))
+
+
+def make_outcome(
+    results: Results,
+    best: Mapping[str, float],
+    variants: Mapping[str, Variant],
+    recipe: Sequence[str],
+    comparison: Comparison,
+    options: argparse.Namespace,
+) -> Outcome:
+    """Return the outcome of a comparison.
+
+    Args:
+        results: Curves by variant, lr and seed.
+        best: The best lr by variant.
+        variants: All variants.
+        recipe: Further arguments of fit.
+        comparison: What is compared.
+        options: Options of the command.
+    """
+    metric = comparison.metrics[0]
+    summaries = {name: _summarise(name, lr, results, metric) for name, lr in best.items()}
+    summaries = dict(sorted(summaries.items(), key=lambda item: spread([*item[1].finals.values()])))
+    edge = [name for name, summary in summaries.items() if summary.is_at_edge()]
+    certain = {name: s.finals for name, s in summaries.items() if name not in edge}
+    data = runner.described(comparison.data, recipe)
+    draw, size = _picture(summaries, comparison)
+    return Outcome(
+        tables=[_table(summaries, comparison)],
+        columns=["recipe", "lr", "seed", "step", *comparison.metrics],
+        rows=[
+            [name, lr, seed, step, *(dict(curves[m]).get(step, math.nan) for m in curves)]
+            for (name, lr, seed), curves in sorted(results.items())
+            for step, _ in curves[metric]
+        ],
+        settings={
+            "recipes": {name: str(variants[name].path) for name in summaries},
+            "variants": {name: variants[name].args for name in summaries},
+            "arguments": recipe,
+            "seeds": sorted({seed for *_, seed in results}),
+            "best_lr": best,
+            "best_lr_at_the_edge": edge,
+        },
+        draw=draw,
+        size=size,
+        claims=comparison.judge(certain, data) if runner.has_claims(options) else (),
+        notes=[EDGE] if edge else [],
+        arguments=options.arguments,
+    )
+
+
+def _summarise(name: str, lr: float, results: Results, metric: str) -> Summary:
+    own = {
+        seed: curves
+        for (other, x, seed), curves in sorted(results.items())
+        if (other, x) == (name, lr)
+    }
+    finals = {seed: curves[metric][-1][1] for seed, curves in own.items()}
+    return Summary(lr, [*own.values()], finals, losses_by_lr(name, results, metric))
+
+
+def _table(summaries: Mapping[str, Summary], comparison: Comparison) -> Table:
+    metric, *others = comparison.metrics
+    form = SMALL_FORM if comparison.logarithmic else "{:.4f} ± {:.4f}"
+    number = "{:.3g}" if comparison.logarithmic else "{:.4f}"
+    cells = [
+        [
+            name,
+            f"{summary.lr:g}" + " (at the edge)" * summary.is_at_edge(),
+            format_last(summary.curves, metric, form),
+            *(format_last(summary.curves, other, SMALL_FORM) for other in others),
+            len(summary.curves),
+            "  ".join(f"{lr:g}: {number.format(loss)}" for lr, loss in summary.tried.items()),
+        ]
+        for name, summary in summaries.items()
+    ]
+    title = f"{metric}: mean ± standard deviation over the seeds. {BIAS}"
+    return Table(title, ["recipe", "lr", *comparison.metrics, "seeds", "by lr, seed 0"], cells)
+
+
+def format_last(runs: Sequence[Curves], metric: str, form: str) -> str:
+    """Return mean and standard deviation of the last values as text, or how many diverged.
+
+    Args:
+        runs: Curves of each seed.
+        metric: The scalar.
+        form: Format of mean and standard deviation.
+    """
+    last = [curves[metric][-1][1] for curves in runs]
+    diverged = sum(not math.isfinite(loss) for loss in last)
+    return f"diverged: {diverged} of {len(last)}" if diverged else form.format(*spread(last))
+
+
+def _picture(
+    summaries: Mapping[str, Summary], comparison: Comparison
+) -> tuple[Callable[[Figure], None], tuple[float, float]]:
+    """Return the function that draws the picture, and the size in inches."""
+    if comparison.draw is not None:
+        finals: Finals = {name: summary.finals for name, summary in summaries.items()}
+        draw_finals = comparison.draw
+        return lambda canvas: draw_finals(canvas, finals), (7, 5)
+    form = "{:.3g}" if comparison.logarithmic else "{:.3f}"
+    lines = {
+        name: figure.Line(
+            summary.curves, summary.tried, format_last(summary.curves, comparison.metrics[0], form)
+        )
+        for name, summary in summaries.items()
+    }
+    panels = max(len(comparison.metrics) + 1, 3)
+    return lambda canvas: figure.draw(canvas, lines, comparison), (5 + 4 * (panels - 1), 5)
