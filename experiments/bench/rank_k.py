@@ -34,6 +34,8 @@ _POWER_STEPS = (4, 16, 64, 256, 1024, 4096)
 _PRECISIONS = (1e-2, 1e-3)
 # Larger matrices would only make the exact solver, which cannot win there, take minutes.
 _EXACT_SIZE = 1024
+# On a GPU the full SVD of a larger matrix takes 10 s or more, a thousand times the others' time.
+_GPU_SVD_SIZE = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,8 @@ def solvers(case: Case, k: int) -> dict[str, Solver]:
     competitors: dict[str, Solver] = {}
     if not on_gpu:
         competitors[ARPACK] = Solver([_arpack(m, k, tol) for tol in _ARPACK_TOLERANCES], True)
-    competitors[FULL] = Solver([race.Level("", lambda seed: _svd(m, k))], random=False)
+    if not on_gpu or limit <= _GPU_SVD_SIZE:
+        competitors[FULL] = Solver([race.Level("", lambda seed: _svd(m, k))], random=False)
     competitors[LOW_RANK] = Solver([_low_rank(torch.svd_lowrank, m, k, *b) for b in blocks])
     if case.with_pca:
         competitors[PCA] = Solver([_low_rank(_pca_lowrank, m, k, *b) for b in blocks])

@@ -167,7 +167,9 @@ def run(options: argparse.Namespace) -> console.Report:
         tables.append(table(case, entries, options.error))
         panels += [_panel(case, k, entries) for k in case.ranks]
         if case.name == "gaussian" and compares_cupy:
-            peers = gpu_peers.compare(case.matrix, case.ranks, options.repeats)
+            peers = gpu_peers.compare(
+                case.matrix, case.ranks, repeats=options.repeats, longest=options.longest
+            )
             tables.append(gpu_peers.table(peers))
     momentum = recorded.race_all(sequences, _recorded_ranks(options), options)
     if momentum:
