@@ -51,9 +51,9 @@ def test_tests_are_collected_without_jsonargparse_and_installation(tmp_path):
     # A plain `python tests/gpu_check.py` must find the package and every test.
     (tmp_path / "jsonargparse.py").write_text("raise ImportError('not installed')\n")
     code = (
-        "import sys, torch; torch.cuda.is_available = lambda: True; "
-        f"sys.path.insert(0, {str(TESTS)!r}); sys.path.append({str(TESTS.parent)!r}); "
-        "import gpu_check; sys.exit(gpu_check.main(['--collect-only', '-n0']))"
+        f"import sys; sys.path[:0] = {str(TESTS)!r}, {str(TESTS.parent)!r}; "
+        "import gpu_check as g; "
+        "sys.exit(g.run_tests(g.FILE, [*g.OPTIONS, '--rootdir', str(g.ROOT), '--collect-only'])[0])"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],
