@@ -75,6 +75,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("adamw", {"dtype": "bfloat16"}),
     ("sgd", {"momentum": 0.85, "nesterov": True, "weight_decay": 0.1}),
     ("sgd", {"dtype": "float64", "momentum": 0.0}),
+    ("sgd", {"dtype": "bfloat16", "momentum": 0.85, "nesterov": True}),
 ]
 # Shapes of the parameters of each group, by the options that only this group has.
 SHAPES: list[tuple[dict[str, Any], list[tuple[int, ...]]]] = [

