@@ -22,6 +22,7 @@ from tests.experiments.bench.outcomes import refused
         ("step --plot nowhere/out.png", "'nowhere/out.png' is no file in an existing folder"),
         ("topk --plot out.xyz", "'out.xyz' does not end in .png, .pdf or .svg"),
         ("polar --epochs 3", "unrecognized arguments: --epochs 3"),
+        ("overhead --epochs 0", "--epochs: '0' is no whole number of at least 1"),
     ],
 )
 def test_races_refuse_impossible_options(command, message, capfd, project):

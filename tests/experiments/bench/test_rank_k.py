@@ -1,7 +1,9 @@
 """Rank-k solvers are judged by the right errors and raced at settings that reach the goal."""
 
 import argparse
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,3 +108,14 @@ def test_rank_k_error_is_that_of_the_matrices():
         assert error == pytest.approx(dense_error(found, m, 3), rel=1e-6, abs=1e-7)
     assert topk.rank_k_error(exact._replace(U=exact.U[:, :3], Vh=exact.Vh[:3]), exact, 3) < 1e-7
     assert topk.rank_k_error(lmo.Triplets(u * math.nan, u, v.mT), exact, 3) == math.inf
+
+
+@pytest.mark.parametrize(("size", "races"), [(3000, False), (900, True)])
+def test_full_svd_of_a_large_matrix_stays_off_the_gpu(size, races, monkeypatch):
+    monkeypatch.setattr(rank_k.gpu_peers, "available", lambda: False)
+    case = rank_k.gaussian(16, [2], torch.device("cpu"))
+    # Building the competitors only looks at shape and device.
+    matrix = SimpleNamespace(shape=(size, size), device=torch.device("cuda"))
+    competitors = rank_k.solvers(dataclasses.replace(case, matrix=matrix), 2)
+    assert (rank_k.FULL in competitors) == races
+    assert rank_k.ARPACK not in competitors
