@@ -7,8 +7,17 @@ READY := .venv/.ready
 # Threads that wait without spinning: on a busy machine spinning costs several times the work.
 export OMP_WAIT_POLICY ?= passive
 
+# Machines with a GPU often have torch but no network: make gpu-check NOVENV=1 PYTHON=python3
+ifdef NOVENV
+GPU_PYTHON := PYTHONPATH=. $(PYTHON)
+GPU_READY :=
+else
+GPU_PYTHON := $(BIN)/python
+GPU_READY := $(READY)
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint types bench gpu-check clean
+.PHONY: help quickstart test test-slow lint types bench gpu-check gpu clean
 
 help: ## explain the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,8 +48,11 @@ types: $(READY) ## check types
 bench: $(READY) ## time Lightning's loop against bare steps
 	$(BIN)/python -m experiments.bench overhead --config configs/quickstart.yaml
 
-gpu-check: $(READY) ## run everything that has a CUDA path; skipped without a GPU
-	$(BIN)/python tests/gpu_check.py
+gpu-check: $(GPU_READY) ## run everything that has a CUDA path; skipped without a GPU
+	$(GPU_PYTHON) tests/gpu_check.py
+
+gpu: $(GPU_READY) ## measure everything that only a GPU can tell, in ten minutes, into docs/gpu
+	$(GPU_PYTHON) -m experiments.gpu
 
 clean: ## remove .venv and what tools leave behind; logs and data stay
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""The laboratory, run from a checkout: the paper's results and the timings that are quoted."""
+"""The laboratory, run from a checkout: the paper's results, timings, and what a GPU can tell."""

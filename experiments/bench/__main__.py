@@ -13,7 +13,7 @@ COMMANDS = {
     "step": step,
     "topk": topk,
 }
-# These are also given the arguments that they do not know, which are those of fit.
+# Commands that pass arguments they do not know on to fit.
 WITH_RECIPE = ("monitor", "overhead")
 
 
@@ -21,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command, print its report and save it if asked to.
 
     Args:
-        args: The arguments; by default those of the process.
+        args: Arguments; None: those of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,9 +1,10 @@
-"""What CuPy costs: the same algorithms in torch and in CuPy, side by side on one GPU.
+"""The same algorithms in torch and in CuPy, raced on one GPU.
 
-Each is written once, for both, in the operations that they share; Lanczos is ours and CuPy's.
+Each algorithm is written once, with operations that both libraries have. For Lanczos, ours races
+CuPy's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,7 +31,7 @@ def full_svd(xp: Any, m: Any, start: Any) -> Any:
 
 
 def randomized_svd(xp: Any, m: Any, start: Any) -> Any:
-    """Return the triplets in the span of a block after some iterations."""
+    """Return the triplets that block power iterations from a start block find."""
     v = start
     for _ in range(_RANDOMIZED_STEPS):
         u = xp.linalg.qr(m @ v)[0]
@@ -40,7 +41,7 @@ def randomized_svd(xp: Any, m: Any, start: Any) -> Any:
 
 
 def power_iteration(xp: Any, m: Any, start: Any) -> Any:
-    """Return the leading triplet after some products."""
+    """Return the leading triplet that power iterations find."""
     v = start[:, :1]
     for _ in range(_POWER_STEPS):
         u = m @ v
@@ -51,7 +52,7 @@ def power_iteration(xp: Any, m: Any, start: Any) -> Any:
 
 
 def newton_schulz(xp: Any, m: Any, start: Any) -> Any:
-    """Return the polar factor's approximation after five iterations."""
+    """Return an approximate polar factor, from five Newton-Schulz iterations."""
     a, b, c = _NEWTON_SCHULZ
     x = m / xp.linalg.norm(m)
     for _ in range(5):
@@ -60,21 +61,26 @@ def newton_schulz(xp: Any, m: Any, start: Any) -> Any:
     return x
 
 
-ALGORITHMS: dict[str, Callable[[Any, Any, Any], Any]] = {
+# Those whose time depends on k, and those whose time does not. CuPy and torch are called alike.
+RANK_K: dict[str, Callable[[Any, Any, Any], Any]] = {"randomized SVD": randomized_svd}
+ALGORITHMS = RANK_K | {
     "full SVD": full_svd,
-    "randomized SVD": randomized_svd,
     "power iteration": power_iteration,
     "Newton-Schulz": newton_schulz,
 }
+_SVD_SIZE = 2048  # the SVD of a larger matrix takes 10 s or more
 
 
-def compare(m: Tensor, ranks: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+def compare(
+    m: Tensor, ranks: Sequence[int], *, repeats: int, longest: float
+) -> list[dict[str, Any]]:
     """Race torch against CuPy.
 
     Args:
-        m: A float32 matrix on a GPU.
-        ranks: Numbers of triplets of Lanczos and of the randomised SVD.
-        repeats: Turns of each.
+        m: A float32 matrix on a GPU; the full SVD is one of its leading block of at most 2048.
+        ranks: Numbers of triplets for Lanczos and the randomised SVD.
+        repeats: Number of turns of each.
+        longest: Seconds after which a competitor is not run again (``race.take_turns``).
 
     Returns:
         For each algorithm and rank the seconds in both, and CuPy's median over torch's.
@@ -85,31 +91,30 @@ def compare(m: Tensor, ranks: Sequence[int], repeats: int) -> list[dict[str, Any
         cupy.cuda.Device(m.device.index),
         cupy.cuda.ExternalStream(torch.cuda.current_stream(m.device).cuda_stream),
     ):
-        for k in ranks:
-            for name, sides in _pairs(cupy, m, k).items():
-                seconds = race.take_turns(sides, repeats=repeats, device=m.device)
-                medians = race.medians(seconds)
-                entries.append(
-                    {
-                        "algorithm": name,
-                        "k": k,
-                        "seconds": seconds,
-                        "median_seconds": medians,
-                        "ratio": medians["cupy"] / medians["torch"],
-                    }
-                )
+        for name, k, sides in _pairs(cupy, m, ranks):
+            seconds = race.take_turns(sides, repeats=repeats, device=m.device, longest=longest)
+            medians = race.medians(seconds)
+            entries.append(
+                {
+                    "algorithm": name,
+                    "k": k,
+                    "seconds": seconds,
+                    "median_seconds": medians,
+                    "ratio": medians["cupy"] / medians["torch"],
+                }
+            )
     return entries
 
 
 def table(entries: Sequence[dict[str, Any]]) -> console.Table:
-    """Return the outcome of ``compare`` as a table."""
+    """Return the entries of ``compare`` as a table."""
     return console.Table(
-        "what CuPy costs: the same in torch and in CuPy (Lanczos: ours and CuPy's)",
+        "the same algorithms in torch and in CuPy (Lanczos: ours and CuPy's)",
         ["algorithm", "k", "torch ms", "CuPy ms", "CuPy / torch"],
         [
             [
                 entry["algorithm"],
-                entry["k"],
+                entry["k"] or "",
                 1e3 * entry["median_seconds"]["torch"],
                 1e3 * entry["median_seconds"]["cupy"],
                 entry["ratio"],
@@ -119,19 +124,28 @@ def table(entries: Sequence[dict[str, Any]]) -> console.Table:
     )
 
 
-def _pairs(cupy: Any, m: Tensor, k: int) -> dict[str, dict[str, race.Turn]]:
-    """The two sides of each algorithm by its name."""
-    start = lmo.start_block(tuple(m.shape), k, device=m.device)
-    there = [cupy.from_dlpack(x) for x in (m, start)]
+def _pairs(
+    cupy: Any, m: Tensor, ranks: Sequence[int]
+) -> Iterator[tuple[str, int | None, dict[str, race.Turn]]]:
+    """Yield each algorithm's name, k if its time depends on k, and its two competitors."""
 
-    def sides(algorithm: Callable[[Any, Any, Any], Any]) -> dict[str, race.Turn]:
+    def sides(algorithm: Callable[[Any, Any, Any], Any], m: Tensor, k: int) -> dict[str, race.Turn]:
+        own = m, lmo.start_block(tuple(m.shape), k, device=m.device)
+        shared = [cupy.from_dlpack(x) for x in own]
         return {
-            "torch": lambda seed: algorithm(torch, m, start),
-            "cupy": lambda seed: algorithm(cupy, *there),
+            "torch": lambda seed: algorithm(torch, *own),
+            "cupy": lambda seed: algorithm(cupy, *shared),
         }
 
-    lanczos: dict[str, race.Turn] = {
-        "torch": lambda seed: lmo.top_singular(m, k, solver="lanczos"),
-        "cupy": lambda seed: lmo.top_singular(m, k, solver="cupy"),
-    }
-    return {name: sides(algorithm) for name, algorithm in ALGORITHMS.items()} | {"Lanczos": lanczos}
+    for name, algorithm in ALGORITHMS.items():
+        if name not in RANK_K:
+            block = m[:_SVD_SIZE, :_SVD_SIZE].contiguous() if algorithm is full_svd else m
+            yield name, None, sides(algorithm, block, 1)
+    for k in ranks:
+        for name, algorithm in RANK_K.items():
+            yield name, k, sides(algorithm, m, k)
+        lanczos: dict[str, race.Turn] = {
+            "torch": lambda seed, k=k: lmo.top_singular(m, k, solver="lanczos"),  # type: ignore[misc]
+            "cupy": lambda seed, k=k: lmo.top_singular(m, k, solver="cupy"),  # type: ignore[misc]
+        }
+        yield "Lanczos", k, lanczos

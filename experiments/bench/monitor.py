@@ -2,8 +2,8 @@
 
 The recipe is trained with a monitor that looks at every other optimizer step, so that steps with
 and without a look see the same noise of a shared machine. The difference of their medians is the
-price of a look; over the interval that a monitor really has, it is the overhead. The figures that
-TensorBoard gets after each validation are timed by themselves.
+cost of a look; divided by the time of the steps between two looks (--every), it is the overhead.
+The figures that TensorBoard gets after each validation are timed by themselves.
 
   python -m experiments.bench monitor --config configs/nanogpt/muon_cpu.yaml --steps 40
 
@@ -11,10 +11,7 @@ All options of fit are accepted.
 """
 
 import argparse
-import logging
 import statistics
-import tempfile
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +19,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from experiments.bench import race
-from experiments.bench.overhead import Recipe
 from lit_fanions.callbacks import SpectralMonitor
 from lit_fanions.cli import console
 
@@ -39,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every",
         type=race.whole,
         default=50,
-        help="interval that the overhead is told for (default: 50)",
+        help="interval between looks that the overhead is stated for (default: 50)",
     )
     parser.add_argument("--exact", action="store_true", help="time the monitor's exact mode")
 
@@ -48,10 +44,9 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
     """Time the monitor.
 
     Args:
-        options: See ``add_arguments``.
-        recipe: Arguments of fit, such as `--config FILE`.
+        options: Options of ``add_arguments``.
+        recipe: Arguments of fit, such as ``--config FILE``.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     timing = _train(recipe, options.steps, SpectralMonitor(_EVERY, exact=options.exact))
     plain, looking = (statistics.median(turns) for turns in (timing.plain, timing.looking))
     look = looking - plain
@@ -89,35 +84,35 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
 
 
 def _train(recipe: Sequence[str], steps: int, monitor: SpectralMonitor) -> "Timing":
-    with tempfile.TemporaryDirectory() as logs, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        args = [
-            *recipe,
-            f"--trainer.max_steps={_EVERY + steps}",
-            f"--trainer.default_root_dir={logs}",
-            "--trainer.num_sanity_val_steps=0",
-            "--trainer.limit_val_batches=0",
-        ]
-        fit = Recipe(args, logs)
-        timing = Timing(monitor)
-        theirs = fit.trainer.callbacks  # type: ignore[attr-defined]
-        kept = [own for own in theirs if not isinstance(own, SpectralMonitor)]
-        fit.trainer.callbacks = [*kept, monitor, timing]  # type: ignore[attr-defined]
+    """Train a recipe with this monitor instead of its own, and return the timings.
+
+    Raises:
+        Refused: If jsonargparse is missing.
+    """
+    console.require("jsonargparse", "training a recipe")
+    from experiments.bench.recipe import builder
+
+    limits = f"--trainer.max_steps={_EVERY + steps}", "--trainer.limit_val_batches=0"
+    with builder(*recipe, *limits) as build:
+        fit, timing = build(), Timing(monitor)
+        callbacks = fit.trainer.callbacks  # type: ignore[attr-defined]
+        others = [each for each in callbacks if not isinstance(each, SpectralMonitor)]
+        fit.trainer.callbacks = [*others, monitor, timing]  # type: ignore[attr-defined]
         fit.trainer.fit(fit.model, datamodule=fit.datamodule)
     return timing
 
 
 class Timing(Callback):
-    """Times optimizer steps from end to end, those with a look apart from the others.
+    """Times optimizer steps, those with a look of the monitor apart from those without.
 
     Args:
-        monitor: Whose looks they are.
+        monitor: The monitor.
 
     Attributes:
-        plain: Seconds of each step without a look, the first ones left out.
-        looking: Likewise with one.
-        figures: Seconds of drawing; None if there is nobody to draw for.
-        matrices: How many are looked at.
+        plain: Seconds of each step without a look; the first steps are left out.
+        looking: Seconds of each step with a look; the first one is left out.
+        figures: Seconds that drawing takes; None if no logger takes figures.
+        matrices: Number of monitored matrices.
     """
 
     def __init__(self, monitor: SpectralMonitor) -> None:
@@ -130,26 +125,26 @@ class Timing(Callback):
         self._clock = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self.device = trainer.strategy.root_device
         self._clock = console.now(self.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Takes the time if an optimizer step has ended."""
+        """Note the time if an optimizer step has ended."""
         if trainer.global_step == self._steps:
             return
         self._steps, now = trainer.global_step, console.now(self.device)
         seconds, self._clock = now - self._clock, now
         if self._steps > _EVERY:
-            # The step that has ended, counted from 0 as the monitor does.
+            # The monitor counts steps from 0, so the step that has just ended is global_step - 1.
             looked = (self._steps - 1) % _EVERY == 0
             (self.looking if looked else self.plain).append(seconds)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Times the figures of what was seen."""
-        self.monitor.draw(trainer)  # the first time matplotlib is imported
+        """Time the figures."""
+        self.monitor.draw(trainer)  # untimed: the first call imports matplotlib
         start = console.now(self.device)
         if self.monitor.draw(trainer):
             self.figures = console.now(self.device) - start

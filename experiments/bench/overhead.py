@@ -16,48 +16,43 @@ All options of fit are accepted, such as --trainer.limit_train_batches 20 for a 
 import argparse
 import contextlib
 import copy
-import logging
 import statistics
-import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 
+from experiments.bench import race
 from lit_fanions.cli import console
-from lit_fanions.cli.app import CLI
 
 GOAL = 1.03
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command; all others are those of fit."""
-    parser.add_argument("--epochs", type=int, default=5, help="timed epochs of a run")
-    parser.add_argument("--repeats", type=int, default=1, help="runs, each from the start")
+    parser.add_argument("--epochs", type=race.whole, default=5, help="timed epochs of a run")
+    parser.add_argument("--repeats", type=race.whole, default=1, help="runs, each from the start")
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
     """Time the recipe.
 
     Args:
-        options: `epochs` and `repeats`.
-        recipe: Arguments of fit, such as `--config FILE`.
+        options: Options of ``add_arguments``.
+        recipe: Arguments of fit, such as ``--config FILE``.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    races = [race(recipe, options.epochs) for _ in range(options.repeats)]
-    fit = [turns for each in races for turns in each.fit]
-    bare = [turns for each in races for turns in each.bare]
+    timings = [time_recipe(recipe, options.epochs) for _ in range(options.repeats)]
+    fit = [turns for each in timings for turns in each.fit]
+    bare = [turns for each in timings for turns in each.bare]
     fit_seconds, bare_seconds = [sum(turns) for turns in fit], [sum(turns) for turns in bare]
     ratios = [a / b for a, b in zip(fit_seconds, bare_seconds, strict=True)]
     ratio = typical_epoch(fit) / typical_epoch(bare)
-    difference = max(each.difference for each in races)
-    last = races[-1]
+    difference = max(each.difference for each in timings)
+    last = timings[-1]
     return console.Report(
         title=f"Lightning's loop against bare steps: {' '.join(recipe)}",
         columns=["seconds per epoch", "typical", "min", "max"],
@@ -69,7 +64,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
         notes=[
             f"{len(ratios)} paired epochs of {last.steps} steps; precision {last.precision}; "
             "typical: the sum of every step's median over the epochs",
-            f"weights after the same steps: {_agreement(difference)}",
+            f"weights after the same steps: {_describe_difference(difference)}",
             console.machine_line(last.device),
             f"goal: ratio at most {GOAL}: {'met' if ratio <= GOAL else 'missed'}",
         ],
@@ -87,59 +82,54 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
 
 
 def typical_epoch(epochs: Sequence[Sequence[float]]) -> float:
-    """Return the seconds of an epoch, each of its turns the median over the epochs.
+    """Return the sum, over the turns of an epoch, of each turn's median over the epochs.
 
-    A burst of other work on a shared machine hits a few turns; an epoch's sum would keep it.
+    On a shared machine a burst of other work hits a few turns; the sum of a single epoch would
+    include it.
+
+    Args:
+        epochs: Seconds of every turn of each epoch.
     """
     return sum(statistics.median(turns) for turns in zip(*epochs, strict=True))
 
 
-def race(recipe: Sequence[str], epochs: int) -> "Race":
-    """Train the recipe once, with the bare loop inside, and returns the timings."""
-    with tempfile.TemporaryDirectory() as logs, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        args = [
-            *recipe,
-            f"--trainer.max_epochs={epochs + 1}",
-            f"--trainer.default_root_dir={logs}",
-            "--trainer.limit_val_batches=1",
-            "--trainer.num_sanity_val_steps=0",
-        ]
-        fit, twin = Recipe(args, logs), Recipe(args, logs)
+def time_recipe(recipe: Sequence[str], epochs: int) -> "PairedTraining":
+    """Train the recipe once, with the bare loop inside, and return the timings.
+
+    Args:
+        recipe: Arguments of fit.
+        epochs: Number of epochs after the warm-up.
+
+    Raises:
+        Refused: If jsonargparse is missing.
+        ValueError: If the recipe trains in several processes.
+    """
+    console.require("jsonargparse", "training a recipe")
+    from experiments.bench.recipe import builder, training_batches
+
+    with builder(
+        *recipe, f"--trainer.max_epochs={epochs + 1}", "--trainer.limit_val_batches=1"
+    ) as build:
+        fit, twin = build(), build()
         if fit.trainer.world_size > 1:
             raise ValueError(
                 f"overhead compares single processes, got {fit.trainer.world_size}: "
                 "set --trainer.devices 1"
             )
-        timing = Race(_endless(twin))
+        timing = PairedTraining(training_batches(twin))
         fit.trainer.callbacks.append(timing)  # type: ignore[attr-defined]
         fit.trainer.fit(fit.model, datamodule=fit.datamodule)
     return timing
 
 
-class Recipe(CLI):
-    """A recipe that is built but not run, with its loggers writing into the folder `logs`."""
-
-    def __init__(self, args: Sequence[str], logs: str) -> None:
-        self.logs = logs
-        super().__init__(args, run=False)
-
-    def before_instantiate_classes(self) -> None:
-        """Redirect the loggers."""
-        loggers = self.config.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, Namespace) and "save_dir" in logger.init_args:
-                logger.init_args.save_dir = self.logs
-
-
 class BareLoop:
-    """A copy of a module in training, and the same training without a trainer.
+    """The training of a copy of a module without a Trainer.
 
     Args:
-        trainer: The trainer of the original, about to begin: gives precision, clipping and the
-            number of steps.
-        module: The original, with its optimizer untouched so far.
-        batches: Batches in the order of the original.
+        trainer: Trainer of the original, about to begin: its precision, clipping and accumulation
+            are taken over.
+        module: The original, whose optimizer has made no step yet.
+        batches: The batches of the original, in the same order.
     """
 
     def __init__(
@@ -148,7 +138,7 @@ class BareLoop:
         self.module = copy.deepcopy(module)
         self.module.trainer = trainer
         for original, copied in zip(module.modules(), self.module.modules(), strict=True):
-            if original._compiled_call_impl is not None:  # a copy is not compiled
+            if original._compiled_call_impl is not None:  # deepcopy does not copy compilation
                 copied.compile()
         self.module.log = self.module.log_dict = _ignore  # type: ignore[method-assign]
         self.module.on_train_start()
@@ -167,8 +157,8 @@ class BareLoop:
         """Train on the next batch.
 
         Args:
-            index: Its place in the epoch.
-            last: Whether it is the last one of the epoch.
+            index: Place of the batch in the epoch.
+            last: Whether it is the last batch of the epoch.
         """
         batch = move_data_to_device(next(self.batches), self.module.device)
         with self.autocast():
@@ -188,6 +178,15 @@ class BareLoop:
         for scheduler in self.epoch_schedulers if last else []:
             scheduler.step()
 
+    @contextlib.contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Use the copy's own stream of random numbers, so that the original's is not advanced."""
+        original = torch.get_rng_state()
+        torch.set_rng_state(self.random)
+        yield
+        self.random = torch.get_rng_state()
+        torch.set_rng_state(original)
+
     def _clip_gradients(self) -> None:
         value, algorithm = self.clip
         if not value:
@@ -199,26 +198,17 @@ class BareLoop:
         # In the order of the groups, as Lightning does: a sum of squares depends on it.
         clip([p for group in self.optimizer.param_groups for p in group["params"]], value)
 
-    @contextlib.contextmanager
-    def own_randomness(self) -> Iterator[None]:
-        """Keep the stream of random numbers apart from the original's."""
-        theirs = torch.get_rng_state()
-        torch.set_rng_state(self.random)
-        yield
-        self.random = torch.get_rng_state()
-        torch.set_rng_state(theirs)
 
-
-class Race(Callback):
+class PairedTraining(Callback):
     """Lets a bare loop take the steps of the fit in turns with it, and times both.
 
     Args:
-        batches: The bare loop's own batches, in the order of the fit's.
+        batches: Batches for the bare loop, in the order of the fit's.
 
     Attributes:
-        fit: Seconds of every turn in each epoch of the fit, the first epoch left out.
-        bare: Likewise in the bare loop.
-        difference: Largest difference between the weights of the two in the end.
+        fit: Seconds of every turn of the fit in each epoch after the warm-up.
+        bare: Seconds of every turn of the bare loop in each epoch after the warm-up.
+        difference: Largest difference between the weights of the two at the end.
     """
 
     def __init__(self, batches: Iterator[Any]) -> None:
@@ -231,7 +221,7 @@ class Race(Callback):
         self._turn: list[int] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the training and starts the fit's clock."""
+        """Copy the training and start the fit's clock."""
         self.device = trainer.strategy.root_device
         self.steps = int(trainer.num_training_batches)
         self.precision = trainer.precision
@@ -246,7 +236,7 @@ class Race(Callback):
         batch: Any,
         index: int,
     ) -> None:
-        """Give the bare loop its turn, on a GPU once an epoch."""
+        """Let the bare loop make the same steps, after each batch on a CPU, else once an epoch."""
         self._turn.append(index)
         last = index + 1 == self.steps
         if self.device.type != "cpu" and not last:
@@ -271,11 +261,11 @@ class Race(Callback):
         self._pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start it again."""
+        """Start the fit's clock again."""
         self._clock = console.now(self.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the weights and forget the warm-up."""
+        """Compare the weights and drop the warm-up."""
         pairs = zip(pl_module.parameters(), self.loop.module.parameters(), strict=True)
         self.difference = max(float((a - b).detach().abs().max()) for a, b in pairs)
         del self.fit[0], self.bare[0]
@@ -284,30 +274,11 @@ class Race(Callback):
         self._seconds += console.now(self.device) - self._clock
 
 
-def _endless(cli: CLI) -> Iterator[Any]:
-    """Yield the training batches of a recipe, epoch after epoch, without training."""
-    data = cli.datamodule or cli.model
-    if cli.datamodule is not None:
-        data.trainer = cli.trainer
-        data.prepare_data()
-        data.setup("fit")
-    loader: Iterable[Any] = data.train_dataloader()
-    limit = cli.trainer.limit_train_batches
-    while True:
-        length = len(loader)  # type: ignore[arg-type]
-        stop = int(limit * length) if isinstance(limit, float) else min(limit, length)
-        for index, batch in enumerate(loader):
-            yield batch
-            if index + 1 == stop:
-                break
-
-
-def _agreement(difference: float) -> str:
-    """Say whether fit and bare loop did the same."""
+def _describe_difference(difference: float) -> str:
     if difference == 0:
         return "equal"
     return f"up to {difference:.3g} apart (data drawn from torch's global random numbers differ)"
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands in for logging."""
+    """Accept and drop what the copy logs."""

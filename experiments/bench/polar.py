@@ -1,8 +1,8 @@
 """Full rank: every polar factor of ours against torch's Newton-Schulz iteration and the SVD.
 
-The time of a Gaussian matrix, alone and in a batch of four, and how good the direction D of a
-matrix M is: the smallest <M, D> / |M|_* on a Gaussian matrix, one of singular values i^-0.7 and
-one of condition number 1e3 (geometric), and the largest singular value of D.
+Times are those of a Gaussian matrix, alone and in a batch of four. The quality of the direction D
+of a matrix M is the smallest <M, D> / |M|_* over a Gaussian matrix, one with the singular values
+i^-0.7 and one of condition number 1e3 (geometric). "largest s" is D's largest singular value.
 
   python -m experiments.bench polar --plot polar.png
 """
@@ -33,7 +33,7 @@ METHODS: tuple[tuple[lmo.PolarMethod, int | None], ...] = (
 TORCH = "torch's Newton-Schulz 5"
 _DECAY = -0.7
 _CONDITION = 1e3
-# Keller Jordan's, which torch.optim.Muon has as its defaults.
+# Keller Jordan's coefficients, the defaults of torch.optim.Muon.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 Polar = Callable[[Tensor], Tensor]
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> console.Report:
     """Time and judge every method.
 
     Args:
-        options: Those of ``race.add_arguments``.
+        options: Options of ``race.add_arguments``.
     """
     entries, panels = [], []
     for shape in QUICK_SHAPES if options.quick else SHAPES:
@@ -82,18 +82,18 @@ def run(options: argparse.Namespace) -> console.Report:
 
 
 def products(device: torch.device) -> dict[str, str]:
-    """Return the dtypes that float32 matrices are multiplied in, for ``race.conditions``."""
+    """Return the dtypes in which float32 matrices are multiplied, for ``race.conditions``."""
     ours = "bfloat16 (small ones and by cans: float32)" if multiplies_bf16(device) else "float32"
     return {TORCH: "bfloat16", "our Newton-Schulz": ours}
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether our solvers multiply large float32 matrices in bfloat16 there."""
+    """Return whether our solvers multiply large float32 matrices in bfloat16 on a device."""
     return lmo.polar_dtype(torch.empty(1024, 1024, device=device), "auto") == torch.bfloat16
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape as people write it."""
+    """Return a shape as text, such as 768x3072."""
     return "x".join(map(str, shape))
 
 
@@ -103,7 +103,7 @@ def gaussian(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def with_spectrum(shape: tuple[int, int], s: Tensor, seed: int = 0) -> Tensor:
-    """Return a float32 matrix of given singular values and random singular vectors, on the CPU."""
+    """Return a float32 matrix on the CPU with these singular values and random singular vectors."""
     rows, cols = shape
     generator = torch.Generator().manual_seed(seed)
     u, v = (
@@ -114,13 +114,13 @@ def with_spectrum(shape: tuple[int, int], s: Tensor, seed: int = 0) -> Tensor:
 
 
 def power_law(shape: tuple[int, int], seed: int = 0) -> Tensor:
-    """Return a matrix of singular values i^-0.7."""
+    """Return a matrix with the singular values i^-0.7."""
     i = torch.arange(1, min(shape) + 1, dtype=torch.float64)
     return with_spectrum(shape, i**_DECAY, seed)
 
 
 def spectra(shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Return a matrix of each kind that directions are judged on."""
+    """Return a matrix of each kind on which the quality of directions is measured, by name."""
     exponents = torch.linspace(0, -1, min(shape), dtype=torch.float64)
     return {
         "Gaussian": gaussian(shape),
@@ -130,10 +130,10 @@ def spectra(shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def torch_muon() -> Any:
-    """Return torch's module of Muon.
+    """Return torch's Muon module.
 
     Raises:
-        Refused: If torch has none.
+        Refused: If this torch has no Muon.
     """
     try:
         from torch.optim import _muon
@@ -145,7 +145,7 @@ def torch_muon() -> Any:
 
 
 def torch_newton_schulz(m: Tensor) -> Tensor:
-    """Return torch.optim.Muon's direction of a matrix, or of each of a batch in turn.
+    """Return torch.optim.Muon's direction of each matrix, one after the other.
 
     Raises:
         Refused: If torch has no Muon.
@@ -154,7 +154,7 @@ def torch_newton_schulz(m: Tensor) -> Tensor:
 
 
 def quality(m: Tensor, d: Tensor, norm: Tensor) -> float:
-    """Return <m, d> over the dual norm of m, 1 where d is the best direction."""
+    """Return <m, d> / norm, where norm is the dual norm of m: 1 for an exact direction."""
     return float((m.double() * d.double()).sum() / norm)
 
 
@@ -164,7 +164,7 @@ def nuclear_norm(m: Tensor) -> Tensor:
 
 
 def _methods(device: torch.device) -> dict[str, Polar]:
-    """The competitors, torch's first."""
+    """Return the competitors by name, torch's first."""
     methods: dict[str, Polar] = {TORCH: torch_newton_schulz}
     if device.type == "cuda":
         compiled = torch.compile(torch_muon()._zeropower_via_newtonschulz, dynamic=False)
@@ -176,7 +176,7 @@ def _methods(device: torch.device) -> dict[str, Polar]:
 
 
 def _newton_schulz(function: Callable[..., Tensor], m: Tensor) -> Tensor:
-    """Torch's iteration takes single matrices only."""
+    """Apply torch's iteration, which takes one matrix, to a matrix or to each of a batch."""
     if m.ndim == 2:
         return function(m, _COEFFICIENTS, 5, 1e-7)
     return torch.stack([function(each, _COEFFICIENTS, 5, 1e-7) for each in m])
@@ -194,7 +194,7 @@ def _svd(m: Tensor) -> Tensor:
 def _qualities(
     shape: tuple[int, int], device: torch.device
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How good each method's directions are, by the method's name."""
+    """Yield each method's name and the quality of its directions."""
     matrices = {name: m.to(device) for name, m in spectra(shape).items()}
     norms = {name: nuclear_norm(m) for name, m in matrices.items()}
     for method, polar in _methods(device).items():
@@ -224,7 +224,9 @@ def _race(
     """Time the methods on a batch of Gaussian matrices."""
     m = gaussian(shape if batch == 1 else (batch, *shape)).to(options.device)
     turns = {name: _turn(polar, m) for name, polar in _methods(options.device).items()}
-    seconds = race.take_turns(turns, repeats=options.repeats, device=options.device)
+    seconds = race.take_turns(
+        turns, repeats=options.repeats, device=options.device, longest=options.longest
+    )
     medians = race.medians(seconds)
     return [
         {

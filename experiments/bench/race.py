@@ -1,4 +1,4 @@
-"""Competitors that take turns, so that the noise of a shared machine hits all of them alike."""
+"""Race competitors in turns, so that the noise of a shared machine hits all of them alike."""
 
 import argparse
 import math
@@ -13,13 +13,20 @@ import torch
 from lit_fanions.cli import console
 
 T = TypeVar("T")
-# What a competitor does in one turn, given the turn's number, which is also its random seed.
+# One turn of a competitor; its argument is the number of the turn, which is also the random seed.
 Turn = Callable[[int], Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that all races have."""
     add_turns(parser)
+    parser.add_argument(
+        "--longest",
+        type=positive,
+        default=math.inf,
+        metavar="SECONDS",
+        help="run a competitor only once if its first turn takes longer (default: no limit)",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument(
         "--plot", type=console.plot_file, metavar="FILE", help="draw the medians (png, pdf, svg)"
@@ -27,18 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_turns(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
-    """Add the options that say how often and where competitors compute.
+    """Add the options for the number of turns and the device.
 
     Args:
-        parser: Of the command.
-        repeats: Turns by default.
+        parser: Parser of the command.
+        repeats: Default of --repeats.
     """
     parser.add_argument(
         "--repeats",
         type=whole,
         default=repeats,
         metavar="N",
-        help="turns of every competitor after one to warm up; the median counts "
+        help="turns of every competitor after a warm-up; their median is shown "
         f"(default: {repeats})",
     )
     parser.add_argument(
@@ -65,7 +72,7 @@ def positive(text: str) -> float:
 
 
 def device(text: str) -> torch.device:
-    """Return the device of a name, auto being the GPU where there is one, for argparse."""
+    """Return the device of a name, for argparse; auto is the GPU if there is one."""
     if text not in ("auto", "cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda")
     if text == "cuda" and not torch.cuda.is_available():
@@ -76,12 +83,15 @@ def device(text: str) -> torch.device:
 def conditions(
     options: argparse.Namespace, products: Mapping[str, str], *packages: str
 ) -> dict[str, Any]:
-    """Return what the timings of a race depend on beside the machine.
+    """Return what the timings of a race depend on beside the machine, for its JSON file.
 
     Args:
-        options: Those of ``add_arguments``.
-        products: The dtypes that matrices are multiplied in, by what does.
-        *packages: Timed packages beside torch, which must be installed.
+        options: Options of ``add_turns``, and ``quick``.
+        products: For each kind of competitor, the dtype in which it multiplies matrices.
+        *packages: Timed packages beside torch.
+
+    Raises:
+        Refused: If a package is not installed.
     """
     return {
         "device": str(options.device),
@@ -94,7 +104,7 @@ def conditions(
 
 
 def notes(options: argparse.Namespace, products: Mapping[str, str], *packages: str) -> list[str]:
-    """Return the same and the machine as the lines below a table."""
+    """Return ``conditions`` and the machine in words, as lines below a table."""
     facts = conditions(options, products, *packages)
     versions = [f"{name} {version}" for name, version in facts["versions"].items()]
     multiplied = ", ".join(f"in {dtype} by {name}" for name, dtype in products.items())
@@ -109,8 +119,8 @@ def timed(turn: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """Return the seconds that a call takes, and its result.
 
     Args:
-        turn: The call.
-        device: Where it computes; a GPU's own clock is taken there.
+        turn: The function to call.
+        device: Device of the computation; on a GPU its own events are the clock.
     """
     if device.type != "cuda":
         start = time.perf_counter()
@@ -130,48 +140,53 @@ def take_turns(
     *,
     repeats: int,
     device: torch.device,
+    longest: float = math.inf,
     before: Callable[[int], object] | None = None,
     watch: Callable[[str, Any], object] | None = None,
 ) -> dict[str, list[float]]:
     """Time every competitor once in every round: A B C, C A B, ….
 
-    The order is drawn anew in each round (and the same in every run): who comes after a small
-    competitor finds the caches warmer.
+    Each round has a random order, the same in every run of the program, because a competitor that
+    follows one with little data finds warmer caches.
 
     Args:
-        competitors: What each does, by its name.
-        repeats: Rounds after the warm-up.
-        device: Where they compute.
-        before: Called with the number of each round, outside the clock.
-        watch: Called with each name and result, outside the clock.
+        competitors: Turns by the names of the competitors.
+        repeats: Number of rounds after the warm-up.
+        device: Device of the computation.
+        longest: Seconds; a competitor whose warm-up takes longer is not run again, and keeps the
+            seconds of its warm-up.
+        before: Called with the number of each round, untimed.
+        watch: Called with each name and result, untimed.
 
     Returns:
-        The seconds of every round by name.
+        Seconds of every round, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
     for turn in (0, *range(repeats)):
         if before is not None:
             before(turn)
         for name in random.Random(turn).sample(list(competitors), len(competitors)):
+            if seconds[name] and seconds[name][0] > longest:
+                continue
             taken, result = timed(lambda: competitors[name](turn), device)  # noqa: B023
             seconds[name].append(taken)
             if watch is not None:
                 watch(name, result)
-    return {name: taken[1:] for name, taken in seconds.items()}
+    return {name: taken[1:] or taken for name, taken in seconds.items()}
 
 
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the median seconds by name."""
+    """Return the median of each competitor's seconds."""
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
 class Level(NamedTuple):
-    """How hard a solver tries.
+    """A setting of a solver.
 
     Attributes:
-        setting: In words.
-        solve: The solver so set, from a random seed.
-        cost: Its time beside that of the solver's other levels, as far as it is known.
+        setting: Description for the table.
+        solve: The solver with this setting, a function of the random seed.
+        cost: Expected time relative to the solver's other levels; 1 for all if unknown.
     """
 
     setting: str
@@ -180,14 +195,14 @@ class Level(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """How far a level gets.
+    """The outcome of trying a level.
 
     Attributes:
         level: The level.
-        error: The largest error over the seeds.
-        seconds: A typical run.
-        reached: Whether no error is above the goal.
-        seeds: How many seeds it was tried on: all below this.
+        error: Largest error over the seeds.
+        seconds: Median time of a run.
+        reached: Whether all errors are at most the goal.
+        seeds: Number of seeds that it was tried on, from 0 up.
     """
 
     level: Level
@@ -197,7 +212,7 @@ class Trial(NamedTuple):
     seeds: int
 
     def turn(self, turn: int) -> Any:
-        """Solve in a race, from the seeds of the trial alone: only they are known to suffice."""
+        """Solve from a seed of the trial; on other seeds the level might miss the goal."""
         return self.level.solve(turn % self.seeds)
 
 
@@ -212,28 +227,29 @@ def cheapest(
     ordered: bool = False,
     watch: Callable[[Level, int, float, Any], object] | None = None,
 ) -> Trial:
-    """Try levels until one reaches the goal.
+    """Try levels until one reaches the goal on all seeds.
 
     Args:
-        levels: From the cheapest up.
-        error: Of a result.
+        levels: Levels, from the cheapest up.
+        error: Function that returns the error of a result.
         goal: Largest error allowed.
-        seeds: Every one of the seeds below this must reach the goal.
-        budget: Nothing is begun that is expected to end beyond these seconds, but the first.
-        device: Where they compute.
-        ordered: Whether more work means a smaller error, chance aside. Then the first level to hold
-            on one seed is looked for by bisection, and only from there level by level.
+        seeds: Number of seeds on which a level must reach the goal.
+        budget: Seconds; a trial starts only if it should end within them. The first always runs.
+        device: Device of the computation.
+        ordered: Whether the error falls with the level, up to chance. Then bisection finds the
+            first level that reaches the goal on one seed, and only those from there up are tried
+            on all seeds.
         watch: Called with each level, seed, seconds and result.
 
     Returns:
-        The first that reaches the goal; else the one of the smallest error.
+        The trial of the first level that reaches the goal; else that of the smallest error.
     """
-    taken: dict[int, list[float]] = {}  # by the level's place, a number a seed
+    taken: dict[int, list[float]] = {}  # seconds of each seed, by the place of the level
     errors: dict[int, list[float]] = {}
     spent = 0.0
 
     def holds(place: int, wanted: int) -> bool | None:
-        """Whether a level reaches the goal on the seeds that the budget allows; None if on none."""
+        """Try a level; return whether it reaches the goal, or None if no seed fits the budget."""
         nonlocal spent
         level = levels[place]
         for seed in range(len(taken.get(place, [])), wanted):
@@ -263,10 +279,10 @@ def cheapest(
 
 
 def _first(levels: Sequence[Level], holds: Callable[[int], bool | None]) -> int:
-    """The place of the first level that holds, or that the budget does not allow.
+    """Return the place of the first level that holds or is over the budget; len(levels) if none.
 
-    All beyond it are taken to be the same; without one it is their number. Where costs are known,
-    the search comes from below: one far up may take for ever.
+    Levels above one that holds are assumed to hold. If costs are known, the search starts from the
+    cheapest level, because one in the middle could take far more than the budget.
     """
     low, high = -1, len(levels)
     step = 1 if levels[-1].cost > levels[0].cost else len(levels)

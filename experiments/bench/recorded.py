@@ -1,7 +1,7 @@
 """Rank k on matrices of real runs: warm starts from step to step, against Newton-Schulz.
 
-The matrices are what Fanion took directions of, from the momenta in Lightning checkpoints of
-consecutive steps: the momentum itself or, where its group says so, the Nesterov form.
+The matrices are those whose directions Fanion computed: the momenta in Lightning checkpoints of
+consecutive steps or, in groups with Nesterov momentum, their Nesterov form.
 """
 
 import argparse
@@ -26,12 +26,12 @@ _SHAPES = 4
 
 
 class _Recorded(NamedTuple):
-    """Some matrices of one parameter after a step, and their group's options.
+    """The momentum of a matrix after a step, and options of its group.
 
     Attributes:
-        momentum: (rows, cols).
-        mu: The momentum's factor in the next step, as a schedule moves it before a checkpoint.
-        nesterov: Whether directions are taken of the Nesterov form.
+        momentum: Momentum, (rows, cols).
+        mu: Momentum factor of the next step; schedules change it before a checkpoint is saved.
+        nesterov: Whether directions are those of the Nesterov form.
     """
 
     momentum: Tensor
@@ -40,22 +40,21 @@ class _Recorded(NamedTuple):
 
 
 def momenta(files: Sequence[Path]) -> dict[str, list[Tensor]]:
-    """Return what the direction of every matrix was taken of at every step, but for a factor.
+    """Return the matrices whose directions were computed at each step, up to a factor.
 
-    That is the momentum M_t. With Nesterov's it is (1 - mu) G_t + mu M_t, where the gradient's
-    part is M_t - mu M_{t-1}: the first step then serves as the M_{t-1} of the second only.
+    Without Nesterov momentum that is the momentum M_t, else (1 - mu) G_t + mu M_t. The gradient's
+    part is M_t - mu M_{t-1}, so the first checkpoint then only gives the M_{t-1} of the second.
 
     Args:
-        files: Lightning checkpoints of one run of Fanion; they are put in the order of their
-            steps.
+        files: Lightning checkpoints of one run of Fanion, in any order.
 
     Returns:
-        Matrices (rows, cols) in the order of the steps, by the parameter's name and, where a
-        parameter is several matrices, their place in it.
+        Matrices (rows, cols) in the order of the steps, by the name of the parameter; a parameter
+        of several matrices has an entry "name[i]" for each.
 
     Raises:
-        Refused: If a file is no such checkpoint, or they are of different models or too few, or
-            if the Nesterov form needs a step that is missing.
+        Refused: If a file is no such checkpoint, if they are of different models or too few, or if
+            a step that the Nesterov form needs is missing.
     """
     found: dict[int, dict[str, _Recorded]] = {}
     for file in files:
@@ -82,12 +81,13 @@ def momenta(files: Sequence[Path]) -> dict[str, list[Tensor]]:
             "ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)"
         )
     sequences = {name: [found[step][name] for step in steps] for name in first}
-    # The same steps of all, whose charts stand side by side.
-    return {name: _of_directions(each)[nesterov - len(steps) :] for name, each in sequences.items()}
+    # The same steps for all matrices, because their results stand side by side.
+    last = nesterov - len(steps)
+    return {name: _direction_inputs(each)[last:] for name, each in sequences.items()}
 
 
-def _of_directions(sequence: Sequence[_Recorded]) -> list[Tensor]:
-    """What directions were taken of, from the momenta after consecutive steps."""
+def _direction_inputs(sequence: Sequence[_Recorded]) -> list[Tensor]:
+    """Return the momenta or their Nesterov forms; the latter are one fewer."""
     if not sequence[0].nesterov:
         return [each.momentum for each in sequence]
     return [
@@ -97,14 +97,14 @@ def _of_directions(sequence: Sequence[_Recorded]) -> list[Tensor]:
 
 
 def choose(momenta: Mapping[str, list[Tensor]], least: int) -> dict[str, list[Tensor]]:
-    """Return one of the matrices of each of the largest shapes.
+    """Return one matrix of each of the four largest shapes.
 
     Args:
-        momenta: As from ``momenta``.
-        least: Smallest number of rows and of columns.
+        momenta: Matrices by name, from ``momenta``.
+        least: Smallest number of rows and columns.
 
     Raises:
-        Refused: If there is none.
+        Refused: If all matrices are smaller.
     """
     names: dict[tuple[int, ...], list[str]] = {}
     for name, sequence in momenta.items():
@@ -113,7 +113,7 @@ def choose(momenta: Mapping[str, list[Tensor]], least: int) -> dict[str, list[Te
     if not names:
         raise console.Refused(f"the checkpoints have no matrix of at least {least}x{least}")
     largest = sorted(names, key=math.prod, reverse=True)[:_SHAPES]
-    # Of those of one shape the middle one: a network's first and last layers are special.
+    # The middle one of each shape, because a network's first and last layers are special.
     chosen = [names[shape][len(names[shape]) // 2] for shape in largest]
     return {name: momenta[name] for name in chosen}
 
@@ -121,15 +121,15 @@ def choose(momenta: Mapping[str, list[Tensor]], least: int) -> dict[str, list[Te
 def race_all(
     sequences: Mapping[str, Sequence[Tensor]], ranks: Sequence[int], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Race through the steps of every matrix but the first, which only warms the starts.
+    """Race through the steps of every matrix; the first step only makes the warm start.
 
     Args:
-        sequences: Matrices step by step, by name.
+        sequences: Matrices in the order of the steps, by name.
         ranks: Numbers of triplets.
-        options: Those of ``race.add_arguments``.
+        options: Options of ``race.add_turns``.
 
     Returns:
-        For every matrix and competitor the seconds a step and the quality at each.
+        For every matrix and competitor the seconds per step and the quality at each step.
     """
     return [
         entry
@@ -139,9 +139,9 @@ def race_all(
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> console.Table:
-    """Return the outcome of ``race_all`` as a table."""
+    """Return the entries of ``race_all`` as a table."""
     return console.Table(
-        "recorded momentum, in its Nesterov form where the run steps along that, "
+        "recorded momentum, in its Nesterov form if the run had Nesterov momentum, "
         f"{entries[0]['steps']} steps from warm starts; "
         "quality: <M, D> over the Ky Fan k norm, or the nuclear one",
         ["matrix", "shape", "direction", "ms", "x Newton-Schulz", "mean quality", "least"],
@@ -161,7 +161,7 @@ def table(entries: Sequence[Mapping[str, Any]]) -> console.Table:
 
 
 def panels(entries: Sequence[Mapping[str, Any]]) -> list[console.Panel]:
-    """Return the outcome of ``race_all`` as charts, one a matrix."""
+    """Return the entries of ``race_all`` as charts, one for each matrix."""
     return [
         console.Panel(
             name,
@@ -176,7 +176,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         checkpoint["optimizer_states"][0]["param_groups"]
-    except Exception as error:  # whatever a broken pickle may raise
+    except Exception as error:  # a broken file can raise almost anything
         reason = one_line(f"{type(error).__name__}: {error}", 100)
         raise console.Refused(f"{file} is no readable Lightning checkpoint: {reason}") from error
     return checkpoint
@@ -185,7 +185,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 def _matrices(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, _Recorded]]:
     optimizer = checkpoint["optimizer_states"][0]
     for group in optimizer["param_groups"]:
-        if "layout" not in group:  # not a group of matrices
+        if "layout" not in group:  # an entrywise group
             continue
         unnamed = [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
         names = group.get("param_names", unnamed)
@@ -245,10 +245,10 @@ def _polar_factors(sequence: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _warm(sequence: Sequence[Tensor], k: int, solver: lmo.Solver) -> race.Turn:
-    """Directions of rank k step by step, each from the singular vectors of the step before."""
+    """Return a turn that computes rank-k directions, each warm-started from the step before."""
 
     def solve(m: Tensor, basis: Tensor) -> Triplets:
-        # All columns of the basis, as the optimizer keeps them, not only k.
+        # The optimizer also warm-starts from all columns of its basis, not only from k.
         return lmo.top_singular(m, basis.shape[-1], solver=solver, warm_start=basis)
 
     first = sequence[0]

@@ -1,8 +1,8 @@
 """A whole optimizer step: Fanion's algorithms against torch.optim.Muon.
 
-All matrices of GPT-2 small, with fresh Gaussian gradients in every round. Also how good the
-directions of torch and of ours are on matrices of these shapes, and what a step needs of memory
-beyond parameters, gradients and state: as a multiple of the largest stack of same-shape
+Steps all matrices of GPT-2 small, with fresh Gaussian gradients in every round. Also shown are the
+quality of torch's and of our directions on matrices of these shapes, and the memory that a step
+needs beyond parameters, gradients and state, as a multiple of the largest stack of same-shape
 parameters that Fanion handles at once.
 
   python -m experiments.bench step --layers 12 --plot step.png
@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> console.Report:
     """Time, judge and measure the steps.
 
     Args:
-        options: ``layers`` and those of ``race.add_arguments``.
+        options: ``layers`` and the options of ``race.add_arguments``.
     """
     width = QUICK_WIDTH if options.quick else WIDTH
     layers = options.layers or (1 if options.quick else 12)
@@ -69,89 +69,48 @@ def run(options: argparse.Namespace) -> console.Report:
     ]
     for p in parameters:
         p.grad = torch.empty_like(p)
-    steppers = optimizers(parameters)
-    stack = largest_stack(parameters, steppers[OURS])
-    seconds = race.take_turns(
-        {name: _turn(optimizer) for name, optimizer in steppers.items()},
-        repeats=options.repeats,
-        device=options.device,
-        before=lambda seed: fill_gradients(parameters, seed),
-    )
-    peaks = {name: peak_bytes(each.step, options.device) for name, each in steppers.items()}
-    medians = race.medians(seconds)
-    entries: list[dict[str, Any]] = [
-        {
-            "optimizer": name,
-            "seconds": seconds[name],
-            "median_seconds": medians[name],
-            "ratio_to_torch": medians[name] / medians[TORCH],
-            "ratio_to_muon": medians[name] / medians[OURS],
-            "peak_bytes": peaks[name],
-            "peak_in_stacks": peaks[name] / stack,
-        }
-        for name in steppers
-    ]
+    competitors = optimizers(parameters)
+    stack = largest_stack(parameters, competitors[OURS])
+    entries = _race(competitors, parameters, stack, options)
     judged = list(_qualities(sorted(set(shapes)), options.device))
     size = sum(p.numel() for p in parameters)
     products = {**polar.products(options.device), "the solvers of rank k": "float32"}
+    table = console.Table(
+        f"one optimizer step: {len(parameters)} matrices, {size / 1e6:.3g} million entries",
+        ["optimizer", "ms", "x torch", "x muon", "extra MiB", "in stacks"],
+        [_row(entry) for entry in entries],
+    )
+    notes = [
+        f"extra: most memory of a step beyond parameters, gradients and state; a stack: the "
+        f"{stack / 2**20:.4g} MiB of same-shape parameters that Fanion handles at once",
+        *race.notes(options, products),
+    ]
+    facts = {"layers": layers, "width": width, "stack_bytes": stack}
+    results = {"results": entries, "quality": judged}
     return console.Report(
-        title=f"one optimizer step: {len(parameters)} matrices, {size / 1e6:.3g} million entries",
-        columns=["optimizer", "ms", "x torch", "x muon", "extra MiB", "in stacks"],
-        rows=[
-            [
-                entry["optimizer"],
-                1e3 * entry["median_seconds"],
-                entry["ratio_to_torch"],
-                entry["ratio_to_muon"],
-                entry["peak_bytes"] / 2**20,
-                entry["peak_in_stacks"],
-            ]
-            for entry in entries
-        ],
-        notes=[
-            f"extra: most memory of a step beyond parameters, gradients and state; a stack: the "
-            f"{stack / 2**20:.4g} MiB of same-shape parameters that Fanion handles at once",
-            *race.notes(options, products),
-        ],
-        data={
-            **race.conditions(options, products),
-            "layers": layers,
-            "width": width,
-            "stack_bytes": stack,
-            "results": entries,
-            "quality": judged,
-        },
-        more=[
-            console.Table(
-                "<M, D> / |M|_* of the direction D of a matrix M",
-                ["shape", "spectrum", TORCH, OURS, FEWER],
-                [
-                    [
-                        polar.shape_text(each["shape"]),
-                        each["spectrum"],
-                        *(each[name] for name in (TORCH, OURS, FEWER)),
-                    ]
-                    for each in judged
-                ],
-            )
-        ],
+        title=table.title,
+        columns=table.columns,
+        rows=table.rows,
+        notes=notes,
+        data={**race.conditions(options, products), **facts, **results},
+        more=[_quality_table(judged)],
         panels=[
-            console.Panel("one optimizer step", "ms", _scale(medians, 1e3)),
-            console.Panel("extra memory of a step", "MiB", _scale(peaks, 2**-20)),
+            _panel("one optimizer step", "ms", entries, "median_seconds", 1e3),
+            _panel("extra memory of a step", "MiB", entries, "peak_bytes", 2**-20),
         ],
     )
 
 
 def block_shapes(width: int) -> list[tuple[int, int]]:
-    """Return the shapes of a transformer block's matrices: q, k, v, output, and two of the MLP."""
+    """Return the shapes of a transformer block's matrices: q, k, v, output, two of the MLP."""
     return [*[(width, width)] * 4, (width, 4 * width), (4 * width, width)]
 
 
 def optimizers(parameters: list[torch.nn.Parameter]) -> dict[str, torch.optim.Optimizer]:
-    """Return the competitors by name, torch's first, all of them on the same parameters.
+    """Return the competitors by name, torch's first; all step the same parameters.
 
     Raises:
-        Refused: If torch has no Muon.
+        Refused: If this torch has no Muon.
     """
     theirs = {TORCH: polar.torch_muon().Muon(parameters, **COMMON)}
     return theirs | {
@@ -160,7 +119,12 @@ def optimizers(parameters: list[torch.nn.Parameter]) -> dict[str, torch.optim.Op
 
 
 def fill_gradients(parameters: list[torch.nn.Parameter], seed: int) -> None:
-    """Fill the gradients with standard normal numbers."""
+    """Fill the gradients with standard normal numbers.
+
+    Args:
+        parameters: Parameters that have gradients.
+        seed: Random seed.
+    """
     for i, p in enumerate(parameters):
         assert p.grad is not None
         generator = torch.Generator(p.device).manual_seed(1000 * seed + i)
@@ -171,7 +135,7 @@ def largest_stack(parameters: list[torch.nn.Parameter], optimizer: torch.optim.O
     """Return the bytes of the largest stack of same-shape parameters that Fanion handles at once.
 
     Args:
-        parameters: The parameters, of one dtype and device.
+        parameters: Parameters of one dtype and device.
         optimizer: The Fanion that steps them.
     """
     limit = stack_entries(optimizer.param_groups[0], parameters[0].device)
@@ -184,11 +148,11 @@ def largest_stack(parameters: list[torch.nn.Parameter], optimizer: torch.optim.O
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Return the most memory that a call has allocated at any time, beyond what there was before.
+    """Return the peak memory of a call, in bytes beyond what was allocated before.
 
     Args:
-        function: The call.
-        device: Whose memory is meant.
+        function: The function to call.
+        device: Device whose memory is measured.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -209,12 +173,52 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     return max(itertools.accumulate((event["args"]["Bytes"] for event in changes), initial=0))
 
 
+def _race(
+    competitors: Mapping[str, torch.optim.Optimizer],
+    parameters: list[torch.nn.Parameter],
+    stack: int,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Return the times and the memory of each competitor's steps."""
+    seconds = race.take_turns(
+        {name: _turn(optimizer) for name, optimizer in competitors.items()},
+        repeats=options.repeats,
+        device=options.device,
+        longest=options.longest,
+        before=lambda seed: fill_gradients(parameters, seed),
+    )
+    medians = race.medians(seconds)
+    entries = []
+    for name, optimizer in competitors.items():
+        peak = peak_bytes(optimizer.step, options.device)
+        entries.append(
+            {
+                "optimizer": name,
+                "seconds": seconds[name],
+                "median_seconds": medians[name],
+                "ratio_to_torch": medians[name] / medians[TORCH],
+                "ratio_to_muon": medians[name] / medians[OURS],
+                "peak_bytes": peak,
+                "peak_in_stacks": peak / stack,
+            }
+        )
+    return entries
+
+
 def _turn(optimizer: torch.optim.Optimizer) -> race.Turn:
     return lambda turn: optimizer.step()
 
 
-def _scale(values: Mapping[str, float], factor: float) -> dict[str, float]:
-    return {name: factor * value for name, value in values.items()}
+def _row(entry: Mapping[str, Any]) -> list[object]:
+    ratios = entry["ratio_to_torch"], entry["ratio_to_muon"]
+    memory = entry["peak_bytes"] / 2**20, entry["peak_in_stacks"]
+    return [entry["optimizer"], 1e3 * entry["median_seconds"], *ratios, *memory]
+
+
+def _panel(
+    title: str, unit: str, entries: Sequence[Mapping[str, Any]], key: str, factor: float
+) -> console.Panel:
+    return console.Panel(title, unit, {e["optimizer"]: factor * e[key] for e in entries})
 
 
 def _shape(p: Tensor) -> tuple[int, ...]:
@@ -222,7 +226,7 @@ def _shape(p: Tensor) -> tuple[int, ...]:
 
 
 def _qualities(shapes: list[tuple[int, int]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """How good the directions of torch and of ours are."""
+    """Yield the quality of torch's directions and of ours, for each shape and spectrum."""
     for shape in shapes:
         for spectrum, matrix in polar.spectra(shape).items():
             m = matrix.to(device)
@@ -236,14 +240,26 @@ def _qualities(shapes: list[tuple[int, int]], device: torch.device) -> Iterator[
             }
 
 
+def _quality_table(judged: Sequence[Mapping[str, Any]]) -> console.Table:
+    names = TORCH, OURS, FEWER
+    return console.Table(
+        "<M, D> / |M|_* of the direction D of a matrix M",
+        ["shape", "spectrum", *names],
+        [
+            [polar.shape_text(each["shape"]), each["spectrum"], *(each[name] for name in names)]
+            for each in judged
+        ],
+    )
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what the profiler's library writes to the standard error away."""
-    with open(os.devnull, "w") as nowhere:
-        kept = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
+    """Discard what the profiler's C++ library writes to the standard error."""
+    with open(os.devnull, "w") as devnull:
+        original = os.dup(2)
+        os.dup2(devnull.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
