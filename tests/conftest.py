@@ -1,4 +1,4 @@
-"""What all tests share: one thread, one seed, and a small zoo for the command line."""
+"""Fixtures of all tests: one thread, one seed, and a small zoo for the command line."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hears_signals() -> Iterator[None]:
-    """Make Ctrl-C count also where the tests run in the background, which ignores it."""
+    """Handle Ctrl-C as in the foreground; processes in the background ignore it."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)

@@ -31,7 +31,7 @@ class Tiny(im.ImageDataModule):
 
 
 class FakeTrainer:
-    """As much of a Trainer as a DataModule asks for outside a fit."""
+    """A stand-in for a Trainer with the attributes that a DataModule reads outside a fit."""
 
     training = False
 
@@ -41,7 +41,7 @@ class FakeTrainer:
 
 
 class Recorder(LightningModule):
-    """Trains one linear layer and notes the batches it sees."""
+    """Trains one linear layer and records its batches."""
 
     def __init__(self, fail_at: int = -1, ask_for_steps: bool = False) -> None:
         super().__init__()

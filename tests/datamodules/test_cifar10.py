@@ -38,7 +38,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeCIFAR10:
-    """Stands for torchvision's class after a download."""
+    """A stand-in for torchvision's class after a download."""
 
     classes = tuple(CLASSES)
 

@@ -262,7 +262,7 @@ def test_show_images_adds_a_grid_to_tensorboard(tmp_path: Any) -> None:
 
 
 class RankRecorder(Recorder):
-    """Writes down what its rank saw."""
+    """Saves the labels that its rank trained and validated on."""
 
     def __init__(self, folder: Any) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ def h(): pass
 
 @pytest.fixture
 def stdlib(tmp_path: Path) -> Path:
-    """A small standard library with everything that can be wrong with one."""
+    """Write a small standard library, with files that cannot be read or parsed among others."""
     folder = tmp_path / "lib"
     for name in ("pydoc_data", "test", "pkg/tests", "site-packages", "pkg/sub", "idlelib"):
         (folder / name).mkdir(parents=True)

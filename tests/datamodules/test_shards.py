@@ -13,7 +13,7 @@ HEADER_BYTES = 1024
 
 
 def raw(magic: int, version: int, count: int, tokens: list[int]) -> bytes:
-    """A file made by the letter of the format."""
+    """Return the bytes of a shard, written by the definition of the format."""
     header = b"".join(n.to_bytes(4, "little") for n in (magic, version, count))
     return header.ljust(HEADER_BYTES, b"\0") + b"".join(t.to_bytes(2, "little") for t in tokens)
 
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def three(tmp_path: Path) -> list[Path]:
-    """Tokens 0 to 11 in files of 5, 1 and 6."""
+    """Write tokens 0 to 11 to files of 5, 1 and 6 tokens."""
     paths = [tmp_path / f"{i}.bin" for i in range(3)]
     for file, (first, last) in zip(paths, [(0, 5), (5, 6), (6, 12)], strict=True):
         write_shard(file, np.arange(first, last, dtype=np.uint16))

@@ -86,7 +86,7 @@ def test_next_fit_starts_from_the_users_settings(
 def progress(
     current: int, total: int, completed: int = 0, ready: int = 0, is_last: bool = False
 ) -> dict[str, Any]:
-    """Lightning's counts after ``total`` batches; completed and ready are off by that much."""
+    """Return Lightning's counts after ``total`` batches; completed and ready are offsets."""
     return {
         name: {
             "ready": n + ready,
@@ -101,12 +101,12 @@ def progress(
 @pytest.mark.parametrize(
     ("saved", "old", "new", "expected", "taken_back"),
     [
-        # regular ones stay what they are
+        # whole steps stay unchanged
         (progress(4, 14), 2, 2, progress(4, 14), False),
         (progress(4, 14, -1), 2, 2, progress(4, 14, -1), False),
         (progress(10, 20, 0, 0, True), 2, 2, progress(10, 20, 0, 0, True), False),
         (progress(0, 10), 1, 1, progress(0, 10), False),
-        # epochs that limit_train_batches cuts to 5 batches of 2 a step
+        # epochs of 5 batches (limit_train_batches), 2 per step
         (progress(5, 15, 0, 0, True), 2, 2, progress(5, 15, 0, 0, True), False),
         (progress(2, 17), 2, 2, progress(2, 17), False),
         (progress(3, 18), 2, 2, progress(2, 17, -1), True),
@@ -114,12 +114,12 @@ def progress(
         (progress(4, 14), 2, 3, progress(6, 21), False),
         (progress(4, 14, -1), 2, 1, progress(2, 7, -1), False),
         (progress(10, 20, -1, 0, True), 2, 6, progress(30, 60, -1, 0, True), False),
-        # in the middle of a step: as if saved at the end of the last one
+        # within a step: as if saved at the end of the step before
         (progress(5, 15), 2, 2, progress(4, 14, -1), True),
         (progress(5, 15, -1), 2, 3, progress(6, 21, -1), True),
         (progress(5, 15, 0, 1), 3, 2, progress(2, 8, -1), True),
         (progress(1, 11, -1), 2, 2, progress(0, 10, -1), True),
-        # before the first batch of a step was through
+        # within the first batch of a step
         (progress(4, 14, 0, 1), 2, 2, progress(4, 14, -1), True),
         (progress(4, 14, 0, 1), 1, 1, progress(4, 14, -1), True),
         (progress(9, 19, 0, 1, True), 2, 2, progress(8, 18, -1), True),
@@ -134,7 +134,7 @@ def test_progress_is_rewritten_to_whole_steps(
 def test_next_fits_of_a_trainer_continue_with_other_micro_batches(
     text: tuple[Path, np.ndarray, np.ndarray],
 ) -> None:
-    """Three fits of one Trainer, with 2, 3 and 1 batches a step: 12 steps as of a single fit."""
+    """Fits of one Trainer with 2, 3 and 1 batches per step take the steps of a single fit."""
     folder = text[0]
     full = fit(folder, max_steps=12)
     model = Recorder()
@@ -156,7 +156,7 @@ def test_next_fits_of_a_trainer_continue_with_other_micro_batches(
 def test_resume_anywhere_equals_the_uninterrupted_fit(
     text: tuple[Path, np.ndarray, np.ndarray], micro: int, workers: int
 ) -> None:
-    """Saved with 3 batches a step (15 an epoch), resumed with 3, 6 and 1."""
+    """Saved with 3 batches per step (15 per epoch), resumed with 3, 6 and 1."""
     folder = text[0]
     at_validation = ModelCheckpoint(folder, "val-{step}", every_n_train_steps=0, every_n_epochs=1)
     at_validation.save_top_k = -1
@@ -199,7 +199,7 @@ def test_resume_with_a_model_that_asks_for_the_number_of_steps(
 
 
 def test_resume_with_limited_epochs(text: tuple[Path, np.ndarray, np.ndarray]) -> None:
-    """7 of 15 batches: two whole steps and one of a third of the batch."""
+    """7 of 15 batches are two whole steps and one with a third of its batch."""
     folder = text[0]
     options = {"micro_batch_size": 2, "val_every_n_steps": None}
     full = fit(folder, SaveAfter(folder), options=options, limit_train_batches=7)
@@ -228,8 +228,10 @@ def test_resume_with_another_number_of_processes(
     then: int,
     batch: int,
 ) -> None:
-    """One process takes 4 batches a step and two take 2: 8 ends a step, also one with validation;
-    10 ends one in one of them, 13 none."""
+    """One process takes 4 batches per step, two processes take 2.
+
+    So batch 8 ends a step in both cases, batch 10 only with two processes, batch 13 never.
+    """
     folder = text[0]
     options = {"batch_tokens": 56, "micro_batch_size": 2, "val_tokens": 33}
     full = fit(folder, options=options, max_steps=9)

@@ -30,7 +30,7 @@ LENGTH, SEQUENCES = 8, 6
 
 
 def make_text(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Write shards whose training windows all differ; returns both splits' tokens."""
+    """Write shards whose training windows all differ; return both splits' tokens."""
     rng = np.random.default_rng(0)
     train, val = (rng.integers(0, 256, n).astype(np.uint16) for n in (sum(SIZES), VAL))
     train[[3, 4, 30, 72, 73, 74, 75, 120, 160, 161, 200, 230, 249]] = BOS
@@ -41,7 +41,7 @@ def make_text(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Tiny(tk.TokenDataModule):
-    """The shards of a folder."""
+    """Reads the shards of a folder."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         defaults = {
@@ -56,7 +56,7 @@ class Tiny(tk.TokenDataModule):
 
 
 class FakeTrainer:
-    """As much of a Trainer as a DataModule asks for outside a fit."""
+    """A stand-in for a Trainer with the attributes that a DataModule reads outside a fit."""
 
     training = False
     fast_dev_run = False
@@ -78,7 +78,7 @@ def ready(folder: Path, rank: int = 0, world_size: int = 1, **options: Any) -> T
 
 
 def windows_of(batch: win.Batch) -> list[tuple[int, ...]]:
-    """The sequences of a batch, one token longer than their inputs; those without targets not."""
+    """Return the sequences of a batch that have targets, each with its last target."""
     inputs, targets = batch
     found = []
     for x, y in zip(inputs.tolist(), targets.tolist(), strict=True):
@@ -91,7 +91,7 @@ def windows_of(batch: win.Batch) -> list[tuple[int, ...]]:
 
 
 class Recorder(LightningModule):
-    """Trains a bigram model in double precision and notes what it sees."""
+    """Trains a bigram model in double precision and records its windows."""
 
     def __init__(self, fail_at: int = -1, ask_for_steps: bool = False) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Recorder(LightningModule):
 
 
 class SaveAfter(Callback):
-    """Saves in the middle of everything: after each batch."""
+    """Saves a checkpoint after each batch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -144,7 +144,7 @@ class SaveAfter(Callback):
 
 
 class Report(Callback):
-    """Writes down what each process saw; the weights too."""
+    """Saves each process' windows, validations and weights."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -156,7 +156,7 @@ class Report(Callback):
 
 
 class Result:
-    """What all processes of a fit saw together."""
+    """Windows, validations and weights of all processes of a fit."""
 
     def __init__(self, folder: Path, world_size: int) -> None:
         parts = [

@@ -22,7 +22,7 @@ OPTIMIZER = {
 
 
 class Stripes(ImageDataModule):
-    """Stripes whose width and direction tell their class."""
+    """Images of stripes whose width and direction determine the class."""
 
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)

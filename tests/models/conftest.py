@@ -11,7 +11,7 @@ from tests.models.nanogpt_runs import BOS
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Words in which one letter tells the next, in documents of some hundred bytes."""
+    """Write shards in which each letter narrows the next one down, in many short documents."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for name, count in (("fineweb_train_000001", 30_000), ("fineweb_val_000000", 3_001)):

@@ -60,7 +60,7 @@ def trainer(folder: Path, steps: int = 6, **options: Any) -> Trainer:
 
 
 class Losses(Callback):
-    """What was logged as train/loss after each step."""
+    """Records train/loss after each step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []

@@ -68,7 +68,7 @@ def test_batch_norm_scales_are_ones_and_no_parameters() -> None:
 
 
 def reference(model: Airbench, x: Tensor) -> Tensor:
-    """The network in evaluation mode, spelled out."""
+    """Compute the network in evaluation mode from plain operations."""
 
     def norm(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
         x = (x - layer.running_mean[:, None, None]) / layer.running_var[:, None, None].sqrt()
@@ -196,7 +196,7 @@ def test_throughput_counts_flops_of_training_and_of_views() -> None:
 
 
 def shifted(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Pixel (i, j) of the view is pixel (i + rows, j + columns), reflected at the border."""
+    """Return a view: pixel (i, j) is pixel (i + rows, j + columns), reflected at the border."""
 
     def reflect(position: int) -> int:
         return -position if position < 0 else 62 - position if position > 31 else position

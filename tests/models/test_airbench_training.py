@@ -39,7 +39,7 @@ def test_loss_is_the_sum_over_ranks_and_micro_batches() -> None:
 
 
 class Metrics:
-    """What a fit and a test log."""
+    """Metrics that a fit and a test log, and their expected values."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.model, data = small(test_tta=1, val_tta=2), Stripes()
@@ -108,7 +108,9 @@ def test_train_metrics_are_means_over_the_epoch(tmp_path: Path) -> None:
 def test_fit_after_validate_takes_a_step(tmp_path: Path) -> None:
     model = small()
     trainer(tmp_path).validate(model, datamodule=Stripes(), verbose=False)
-    trainer(tmp_path, max_steps=1).fit(model, datamodule=Stripes())
+    runner = trainer(tmp_path, max_steps=1)
+    runner.fit(model, datamodule=Stripes())
+    assert runner.global_step == 1 and "val/acc" in runner.callback_metrics
 
 
 def test_training_raises_the_accuracy(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_checkpoint_restores_model_and_evaluation(tmp_path: Path) -> None:
     (before,) = runner.validate(model, datamodule=data, verbose=False)
     (after,) = trainer(tmp_path).validate(loaded, datamodule=Stripes(), verbose=False)
     assert before == after
-    # Training goes on from the checkpoint's filters.
+    # A fit of the loaded model uses the checkpoint's filters.
     loaded.whiten.weight.data += 1
     expected = loaded.whiten.weight.clone()
     trainer(tmp_path, max_steps=1).fit(loaded, datamodule=Stripes())

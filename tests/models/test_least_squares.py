@@ -63,7 +63,7 @@ def data(**options) -> LeastSquaresDataModule:
 
 
 def descended(norm: norms.Norm, steps: int) -> torch.Tensor:
-    """The paper's iteration (7), each problem alone: (steps + 1, problems, rows, cols)."""
+    """Run the paper's iteration (7) on each problem: (steps + 1, problems, rows, cols)."""
     problems = random_problems(*SIZE.values())
     paths = []
     for m, n, s in zip(*problems, strict=True):
@@ -77,7 +77,7 @@ def descended(norm: norms.Norm, steps: int) -> torch.Tensor:
 
 
 def value_and_gradient(x: torch.Tensor, problems: Problems) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equations 19 and 20, for (..., rows, cols)."""
+    """Return F and its gradient (equations 19 and 20) at x, (..., rows, cols)."""
     difference = x - problems.target
     gradient = problems.left @ difference @ problems.right
     return torch.einsum("...ij,...ij->...", difference, gradient) / 2, gradient

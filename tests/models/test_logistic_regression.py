@@ -46,7 +46,7 @@ def data() -> DigitFeaturesDataModule:
 
 
 def minimum(data: DigitFeaturesDataModule, l2: float) -> tuple[torch.Tensor, float]:
-    """W and loss of scikit-learn's solver."""
+    """Return W and loss of scikit-learn's solver."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels = next(iter(data.train_dataloader()))
     solver = linear_model.LogisticRegression(

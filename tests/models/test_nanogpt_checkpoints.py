@@ -52,7 +52,7 @@ def test_resume_is_bit_equal(shards: Path, tmp_path: Path) -> None:
 
 
 def test_last_checkpoint_holds_the_last_step(shards: Path, tmp_path: Path) -> None:
-    """Also where the run ends between two saves; and it goes on from there."""
+    """A run that ends between two saves has a checkpoint of its last step, and resumes from it."""
 
     def run(name: str, steps: int, **resume: Any) -> tuple[str, torch.Tensor]:
         module = model(optimizer={})
@@ -130,7 +130,7 @@ def test_plain_loop_takes_the_same_steps(shards: Path, tmp_path: Path, compiled,
 
 @pytest.mark.slow
 def test_killed_run_resumes_from_its_last_checkpoint(shards: Path, tmp_path: Path) -> None:
-    """SIGKILL at some step: after the resume the losses are those of the uninterrupted run."""
+    """After SIGKILL at any step, a resumed run has the losses of the uninterrupted run."""
 
     def config(name: str) -> list[str]:
         fit = [sys.executable, "-m", "lit_fanions", "fit"]

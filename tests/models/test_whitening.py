@@ -43,7 +43,7 @@ def test_fit_computes_filters_once(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=1).fit(model, datamodule=data)
     expected = whitening_filters(data.training_images(SMALL["whiten"]))
     torch.testing.assert_close(model.whiten.weight.data, expected)
-    # A second fit, on other images, keeps them: what is trained stands on them.
+    # A second fit, on other images, keeps the filters that the other layers were trained with.
     model.whiten.weight.data += 1
     trainer(tmp_path, max_steps=1).fit(model, datamodule=Stripes())
     torch.testing.assert_close(model.whiten.weight.data, expected + 1)

@@ -14,7 +14,7 @@ SMALL = {"batch_tokens": 64, "sequence_length": 16, "micro_batch_size": 2}
 
 
 class HubError(OSError):
-    """Stands for an answer that is an error."""
+    """A stand-in for an error that the hub answers with."""
 
     def __init__(self, status_code: int) -> None:
         super().__init__(f"{status_code} it is")
@@ -22,7 +22,7 @@ class HubError(OSError):
 
 
 class Hub:
-    """Stands for huggingface_hub: writes a shard, or fails."""
+    """A stand-in for huggingface_hub that writes a shard, or fails."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []

@@ -82,7 +82,7 @@ def test_without_a_network_no_folder_is_made(
 
 @pytest.mark.parametrize(("status", "downloads"), [(403, 0), (404, 0), (429, 2), (503, 2)])
 def test_busy_hub_is_asked_again(tmp_path: Path, hub: Hub, status: int, downloads: int) -> None:
-    """By hf_hub_download, which waits."""
+    """A busy hub is left to hf_hub_download, which waits and tries again."""
     hub.answer = HubError(status)
     data = module(tmp_path / "f", 1)
     if downloads:

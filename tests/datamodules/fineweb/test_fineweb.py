@@ -217,7 +217,7 @@ def test_command_line_has_all_options() -> None:
 def test_tokens_of_another_kind_are_refused(
     made: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any bytes would pass as GPT-2's tokens."""
+    """Without the manifest, tokens of bytes would pass as GPT-2's tokens."""
     text = tmp_path / "some.txt"
     text.write_text("word " * 300)
     tokenize([text], tmp_path / "own", "bytes")

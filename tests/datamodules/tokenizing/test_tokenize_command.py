@@ -64,7 +64,7 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_prints_one_line(source: Path, tmp_path: Path) -> None:
-    """In a process of its own, with workers; also that `python -m` works without a warning."""
+    """Runs in a process of its own, with workers, where `python -m` must not warn either."""
     script = (
         "import signal, sys, time, runpy, datamodules.tokenizing.encoding as t\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also in the background

@@ -17,7 +17,7 @@ DOCUMENTS = [document(index) for index in range(60)]
 
 
 def expected_tokens(documents: list[str]) -> list[int]:
-    """What bytes tokenizing is, by definition."""
+    """Return the byte tokens of documents, by definition."""
     return [token for text in documents if text for token in (BOS, *text.encode())]
 
 

@@ -59,11 +59,25 @@ def brute_force_mask(tokens: torch.Tensor, window: int | None, by_document: bool
     return torch.tensor(rows)
 
 
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """Rotate the features of one head, (length, features), one pair at a time."""
+    out, (length, size) = torch.empty_like(x), x.shape
+    for position in range(length):
+        for i in range(size // 2):
+            turning = size // 4
+            speed = 1024 ** -(i / (turning - 1)) if i < turning else 0.0
+            cos, sin = math.cos(position * speed), math.sin(position * speed)
+            a, b = x[position, i], x[position, i + size // 2]
+            out[position, i] = a * cos + b * sin
+            out[position, i + size // 2] = -a * sin + b * cos
+    return out
+
+
 def plain_logits(network: GPT, tokens: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
-    """Logits of one sequence (length,), in the order of the published description."""
+    """Return the logits of one sequence (length,), in the order of the published description."""
     c = network.config
     weights = dict(network.named_parameters())
-    length, size = len(tokens), c.width // c.heads
+    size = c.width // c.heads
 
     def norm(x: torch.Tensor, name: str = "") -> torch.Tensor:
         eps = torch.finfo(torch.float32).eps
@@ -73,18 +87,6 @@ def plain_logits(network: GPT, tokens: torch.Tensor, progress: float = 1.0) -> t
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         y = x @ weights[f"{name}.weight"].T
         return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
-
-    def rotated(x: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(x)
-        for position in range(length):
-            for i in range(size // 2):
-                turning = size // 4
-                speed = 1024 ** -(i / (turning - 1)) if i < turning else 0.0
-                cos, sin = math.cos(position * speed), math.sin(position * speed)
-                a, b = x[position, i], x[position, i + size // 2]
-                out[position, i] = a * cos + b * sin
-                out[position, i + size // 2] = -a * sin + b * cos
-        return out
 
     extra = [weights[f"value_embeddings.{i}.weight"][tokens] for i in range(c.value_embeddings)]
     values = [*extra, *[None] * (c.layers - 2 * len(extra)), *extra]

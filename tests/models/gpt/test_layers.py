@@ -39,7 +39,7 @@ def test_rotation_is_exact_at_far_positions_and_in_bf16() -> None:
 
 
 def test_residual_stream_stays_in_bf16(network: GPT, monkeypatch) -> None:
-    """Also where autocast has norms in float32, as on CUDA."""
+    """The residual stream is bf16 even if autocast computes norms in float32, as on CUDA."""
     norm = F.rms_norm
     monkeypatch.setattr(F, "rms_norm", lambda x, *args: norm(x.float(), *args))
     saving = GPT(dataclasses.replace(network.config, embedding_dtype="bfloat16"))
