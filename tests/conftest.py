@@ -14,6 +14,10 @@ from lightning.pytorch import seed_everything
 # Tiny tensors gain nothing from threads, and tests of several processes share two cores.
 torch.set_num_threads(1)
 
+# The first backward pass decides whether autograd may run in forked processes. It may not once
+# torch._dynamo is loaded, so this pass comes before every import and test that loads it.
+torch.ones((), requires_grad=True).backward()
+
 TESTS = Path(__file__).parent
 
 

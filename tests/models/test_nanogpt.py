@@ -237,10 +237,7 @@ def test_two_processes_train_like_one(shards: Path, tmp_path: Path, kind: str) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not by fork: autograd refuses to run in the fork of a process that has used its threads, as
-    # earlier tests may have. The server imports this module once and is forked before any use.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("fork")
     ranks = [
         context.Process(target=_launch, args=(rank, tmp_path, shards, kind, port))
         for rank in range(2)
