@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.digits import original_digits, split_indices
-from datamodules.loader import EpochLoader, repeated, resolve_seed
+from datamodules.loader import EpochLoader, checked_seed, repeated, resolve_seed
 from lit_fanions.checks import whole_number
 
 
@@ -59,7 +59,7 @@ class DigitFeaturesDataModule(LightningDataModule):
         if degree not in (1, 2):
             raise ValueError(f"degree={degree}: choose 1 or 2")
         self.degree = degree
-        self.seed = None if seed is None else whole_number("seed", seed, 0)
+        self.seed = checked_seed(seed)
         self.steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
         self._splits: dict[str, Examples] = {}
 

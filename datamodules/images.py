@@ -20,7 +20,7 @@ from datamodules.augmentation import (
     split_epoch,
     train_epoch,
 )
-from datamodules.loader import EpochLoader, fit_progress, rank_and_world, resolve_seed
+from datamodules.loader import EpochLoader, checked_seed, fit_progress, rank_and_world, resolve_seed
 from lit_fanions.checks import check_choice, whole_number
 
 Split = Literal["train", "test"]
@@ -61,7 +61,7 @@ class ImageDataModule(LightningDataModule):
         if whole_number("cutout", cutout, 0) > self.size:
             raise ValueError(f"cutout={cutout}: choose 0 to {self.size} pixels")
         self.batch_size = whole_number("batch_size", batch_size)
-        self.seed = None if seed is None else whole_number("seed", seed, 0)
+        self.seed = checked_seed(seed)
         self.show_images = whole_number("show_images", show_images, 0)
         self.flip: Flip = flip
         self.translate, self.cutout = translate, cutout

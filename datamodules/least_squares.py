@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.loader import EpochLoader, repeated, resolve_seed
+from datamodules.loader import EpochLoader, checked_seed, repeated, resolve_seed
 from lit_fanions.checks import check_choice, real_number, whole_number
 
 Target = Literal["gaussian", "uniform"]
@@ -107,7 +107,7 @@ class LeastSquaresDataModule(LightningDataModule):
         )
         self.target: Target = target
         self.target_scale = real_number("target_scale", target_scale, above=0)
-        self.seed = None if seed is None else whole_number("seed", seed, 0)
+        self.seed = checked_seed(seed)
         self.steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
 
     def train_dataloader(self) -> EpochLoader[Problems]:

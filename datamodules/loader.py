@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from lightning.pytorch import Trainer
 
 from datamodules.lightning_internals import batches_trained
+from lit_fanions.checks import whole_number
 
 T = TypeVar("T")
 
@@ -100,3 +101,8 @@ def rank_and_world(trainer: Trainer | None) -> tuple[int, int]:
 def resolve_seed(seed: int | None) -> int:
     """Return the seed; for None the seed of seed_everything, or 0 without one."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """Return a seed option, refused with a ValueError if it is neither None nor non-negative."""
+    return None if seed is None else whole_number("seed", seed, 0)

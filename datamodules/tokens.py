@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.loader import EpochLoader, fit_progress, rank_and_world, resolve_seed
+from datamodules.loader import EpochLoader, checked_seed, fit_progress, rank_and_world, resolve_seed
 from datamodules.shards import Shards
 from datamodules.tokenizers import Tokenizer
 from datamodules.whole_steps import WholeSteps
@@ -118,7 +118,7 @@ class TokenDataModule(LightningDataModule):
         self.batch_tokens, self.sequence_length = batch_tokens, sequence_length
         self.micro_batch_size = micro_batch_size
         self.shuffle, self.align_documents = shuffle, align_documents
-        self.seed = None if seed is None else whole_number("seed", seed, 0)
+        self.seed = checked_seed(seed)
         self.val_tokens = val_tokens
         self.val_sequence_length = val_sequence_length or sequence_length
         self.val_batch_size = val_batch_size or micro_batch_size
