@@ -1,19 +1,22 @@
 """CIFAR-10 on the training device."""
 
 import os
+import pickle
+import tarfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from datamodules.images import Batch, Flip, ImageDataModule, Split
+from datamodules.augmentation import Batch, Flip
+from datamodules.images import ImageDataModule, Split
 
 
 def save_cache(path: Path, images: Tensor, labels: Tensor, classes: list[str]) -> None:
     """Write one split as airbench does; the file appears whole or not at all.
 
     Args:
-        path: Where to; its folder exists.
+        path: File to write, in a folder that exists.
         images: uint8 (n, 32, 32, 3).
         labels: int64 (n,).
         classes: Names of the classes.
@@ -62,7 +65,7 @@ def download(folder: Path) -> None:
     """Let torchvision fetch CIFAR-10 into ``folder`` and write train.pt and test.pt there.
 
     Raises:
-        FileNotFoundError: If that fails; one line that says what to do.
+        FileNotFoundError: If that fails, with one line that says what to do.
     """
     from torchvision.datasets import CIFAR10
 
@@ -72,11 +75,13 @@ def download(folder: Path) -> None:
             data = CIFAR10(folder, train=split == "train", download=True)
             images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
             save_cache(folder / f"{split}.pt", images, labels, data.classes)
-    except (OSError, RuntimeError) as error:  # no network, server trouble, no right to write
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
+        # No network, a server's error, no permission to write, or a damaged download of before.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(
             f"CIFAR-10 is neither cached in {folder} nor could it be downloaded ({reason}): "
-            f"put train.pt and test.pt into {folder}, or point data_dir to the folder that has them"
+            f"put train.pt and test.pt into {folder}, point data_dir to the folder that has them, "
+            "or delete a damaged download there"
         ) from None
 
 
@@ -98,8 +103,8 @@ class CIFAR10DataModule(ImageDataModule):
             the other way round; random: a coin per image and epoch; none.
         translate: Largest shift up, down, left and right in pixels, over a reflected border.
         cutout: Height and width in pixels of a square painted in the mean colour; 0: none.
-        seed: Of order and augmentation; None: that of seed_everything, 0 without one.
-        show_images: Show that many augmented training images in TensorBoard when fit starts.
+        seed: Seed of order and augmentation; None: that of seed_everything, 0 without one.
+        show_images: Number of augmented training images to show in TensorBoard when a fit starts.
     """
 
     mean = (0.4914, 0.4822, 0.4465)
@@ -119,7 +124,7 @@ class CIFAR10DataModule(ImageDataModule):
         self.data_dir = Path(data_dir).expanduser()
 
     def prepare_data(self) -> None:
-        """Download the set unless both cache files are there."""
+        """Download the set unless both cache files exist."""
         if not all((self.data_dir / f"{split}.pt").is_file() for split in ("train", "test")):
             download(self.data_dir)
 

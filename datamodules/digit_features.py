@@ -7,15 +7,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.digits import original_digits, split_indices
-from datamodules.loader import EpochLoader, repeated, resolve_seed
+from datamodules.loader import EpochLoader, checked_seed, repeated, resolve_seed
+from lit_fanions.checks import whole_number
 
 
 class Examples(NamedTuple):
     """Examples of a classification.
 
     Attributes:
-        features: float64 (n, features).
-        labels: int64 (n,).
+        features: Features of each example, float64 (n, features).
+        labels: Class of each example, int64 (n,).
     """
 
     features: Tensor
@@ -23,11 +24,11 @@ class Examples(NamedTuple):
 
 
 def polynomial(pixels: Tensor, degree: Literal[1, 2]) -> Tensor:
-    """A constant 1, the pixels, and for degree 2 all products of two of them, squares included.
+    """Return a constant 1, the pixels and, for degree 2, all products of two of them.
 
     Args:
         pixels: (n, pixels).
-        degree: 1 or 2.
+        degree: 1, or 2, whose products include squares.
 
     Returns:
         (n, 1 + pixels), or (n, 1 + pixels + pixels * (pixels + 1) / 2).
@@ -43,12 +44,12 @@ class DigitFeaturesDataModule(LightningDataModule):
     """1,797 handwritten digits, 8 x 8, with polynomials of their pixels as features.
 
     The first feature is 1, whose weights are biases. A training batch is all 1,437 examples of the
-    training split, so that steps are those of gradient descent; the other 360 are the test split.
+    training split, so that training is plain gradient descent; the other 360 are the test split.
 
     Args:
-        degree: Of the polynomials: 1, 65 features, or 2, 2,145 features.
-        seed: Of the split; None: that of seed_everything, 0 without one.
-        steps_per_epoch: What Lightning counts as an epoch.
+        degree: Degree of the polynomials: 1 gives 65 features, 2 gives 2,145.
+        seed: Seed of the split; None: that of seed_everything, 0 without one.
+        steps_per_epoch: Number of steps that Lightning counts as an epoch.
     """
 
     def __init__(
@@ -57,16 +58,14 @@ class DigitFeaturesDataModule(LightningDataModule):
         super().__init__()
         if degree not in (1, 2):
             raise ValueError(f"degree={degree}: choose 1 or 2")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed={seed}: it must not be negative")
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch={steps_per_epoch}: it must be at least 1")
-        self.degree, self.seed, self.steps_per_epoch = degree, seed, steps_per_epoch
+        self.degree = degree
+        self.seed = checked_seed(seed)
+        self.steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
         self._splits: dict[str, Examples] = {}
 
     @property
     def features(self) -> int:
-        """How many features the examples have."""
+        """Number of features of an example."""
         return {1: 65, 2: 2145}[self.degree]
 
     def setup(self, stage: str | None = None) -> None:
@@ -78,17 +77,17 @@ class DigitFeaturesDataModule(LightningDataModule):
             self._splits[split] = Examples(features[index].to(device), labels[index].to(device))
 
     def train_dataloader(self) -> EpochLoader[Examples]:
-        """All training examples, at every step."""
+        """Return all training examples for every step."""
         return repeated(self._splits["train"], self.steps_per_epoch, self.trainer)
 
     def val_dataloader(self) -> EpochLoader[Examples]:
-        """All test examples."""
+        """Return all test examples as one batch."""
         return repeated(self._splits["test"], 1, None)
 
     def test_dataloader(self) -> EpochLoader[Examples]:
-        """The same as ``val_dataloader``."""
+        """Return the batch of ``val_dataloader``."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> EpochLoader[Examples]:
-        """The same as ``val_dataloader``: features with their labels."""
+        """Return the batch of ``val_dataloader``, labels included."""
         return self.val_dataloader()

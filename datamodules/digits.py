@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.images import Batch, ImageDataModule, Split
+from datamodules.augmentation import Batch
+from datamodules.images import ImageDataModule, Split
 
 
 def original_digits() -> tuple[Tensor, Tensor]:
-    """The whole set as it is.
+    """Return the whole set as scikit-learn has it.
 
     Returns:
         float64 (1797, 8, 8), whole numbers from 0 to 16, and int64 (1797,).
@@ -28,7 +29,7 @@ def original_digits() -> tuple[Tensor, Tensor]:
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """The whole set, enlarged bilinearly from 8 x 8 to 32 x 32 and from grey to three channels.
+    """Return the whole set, enlarged bilinearly from 8 x 8 to 32 x 32, with three equal channels.
 
     Returns:
         uint8 (1797, 3, 32, 32) and int64 (1797,).
@@ -43,14 +44,14 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 
 def split_indices(labels: Tensor, seed: int = 0) -> dict[Split, Tensor]:
-    """A split: 80 % of each class to train on, the rest to test on.
+    """Return a split: 80 % of each class to train on, the rest to test on.
 
     Args:
         labels: int64 (n,).
-        seed: Which; 0 is the fixed one of ``DigitsDataModule``.
+        seed: Seed of the split; ``DigitsDataModule`` always uses 0.
 
     Returns:
-        Disjoint indices, int64, that together are all.
+        Indices of each split, int64, disjoint and together all.
     """
     from sklearn.model_selection import train_test_split
 
@@ -64,14 +65,14 @@ class DigitsDataModule(ImageDataModule):
     """1,797 handwritten digits, enlarged from 8 x 8 to 32 x 32; comes with scikit-learn.
 
     1,437 images to train on and 360 to test on, in a fixed stratified split. Images are shifted
-    but never mirrored: leave a model's test-time augmentation, which mirrors, off. They are grey:
-    leave the whitening of colours off, too.
+    but never mirrored: switch off a model's test-time augmentation, which mirrors. They are grey:
+    switch off a model's whitening of colours, too.
 
     Args:
         batch_size: Examples of a global batch; each of w ranks gets batch_size / w of them.
         translate: Largest shift up, down, left and right in pixels, over a reflected border.
-        seed: Of order and augmentation; None: that of seed_everything, 0 without one.
-        show_images: Show that many augmented training images in TensorBoard when fit starts.
+        seed: Seed of order and augmentation; None: that of seed_everything, 0 without one.
+        show_images: Number of augmented training images to show in TensorBoard when a fit starts.
     """
 
     mean = (0.3054,) * 3

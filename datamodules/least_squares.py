@@ -1,6 +1,5 @@
 """Random least-squares problems with known smoothness: section 5.1 of the paper on the Fanions."""
 
-import math
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -8,7 +7,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.loader import EpochLoader, repeated, resolve_seed
+from datamodules.loader import EpochLoader, checked_seed, repeated, resolve_seed
+from lit_fanions.checks import check_choice, real_number, whole_number
 
 Target = Literal["gaussian", "uniform"]
 
@@ -18,7 +18,7 @@ class Problems(NamedTuple):
 
     Attributes:
         left: M, symmetric positive semidefinite, (problems, rows, rows).
-        right: N, the same, (problems, cols, cols).
+        right: N, symmetric positive semidefinite, (problems, cols, cols).
         target: S, (problems, rows, cols).
     """
 
@@ -28,16 +28,16 @@ class Problems(NamedTuple):
 
 
 def random_psd(size: int, rng: np.random.Generator) -> Tensor:
-    """A symmetric matrix with eigenvalues uniform in (0, 1) and eigenvectors uniform (Haar).
+    """Draw a symmetric matrix, its eigenvalues uniform in (0, 1), its eigenvectors by Haar measure.
 
     Args:
-        size: Rows and columns.
+        size: Number of rows and of columns.
         rng: Source of randomness.
 
     Returns:
         float64 (size, size).
     """
-    vectors = np.linalg.qr(rng.standard_normal((size, size))).Q  # their signs do not matter
+    vectors = np.linalg.qr(rng.standard_normal((size, size))).Q  # Haar up to signs, which cancel
     return torch.from_numpy((vectors * rng.random(size)) @ vectors.T)
 
 
@@ -49,15 +49,15 @@ def random_problems(
     target_scale: float = 1.0,
     seed: int = 0,
 ) -> Problems:
-    """Draw problems, each from a seed of its own: more of them leave the first as they are.
+    """Draw problems, each from a seed of its own, so that a larger number has the same first ones.
 
     Args:
-        problems: How many.
-        rows: Of the unknown matrix.
-        cols: Of the unknown matrix.
-        target: Whether the entries of S are normal around 0, or uniform from 0 to 1.
-        target_scale: What they are multiplied by.
-        seed: A non-negative number; problem i is a function of it and of i.
+        problems: Number of problems.
+        rows: Number of rows of the unknown matrix.
+        cols: Number of columns of the unknown matrix.
+        target: Distribution of the entries of S: normal around 0, or uniform from 0 to 1.
+        target_scale: Factor on the entries of S.
+        seed: Non-negative seed; problem i is a function of it and of i.
 
     Returns:
         The problems, float64.
@@ -72,20 +72,20 @@ def random_problems(
 
 
 class LeastSquaresDataModule(LightningDataModule):
-    """Random problems, all of them in every batch: steps are those of gradient descent.
+    """Random problems, all of them in every batch, so that training is plain gradient descent.
 
-    The paper does not say how S and the first X are drawn, of which only the difference matters.
+    The paper does not say how it draws S and the first X, of which only the difference matters.
     Here ``models.LeastSquares`` starts at 0, and the entries of S are independent: normal, so that
-    no singular value stands out, or uniform, so that one does, as the mean of a matrix has rank 1.
+    no singular value stands out, or uniform, so that one does, because the mean has rank 1.
 
     Args:
-        problems: How many.
-        rows: Of the unknown matrix.
-        cols: Of the unknown matrix.
-        target: Whether the entries of S are normal around 0, or uniform from 0 to 1.
-        target_scale: What they are multiplied by.
-        seed: Of the problems; None: that of seed_everything, 0 without one.
-        steps_per_epoch: What Lightning counts as an epoch.
+        problems: Number of problems.
+        rows: Number of rows of the unknown matrix.
+        cols: Number of columns of the unknown matrix.
+        target: Distribution of the entries of S: normal around 0, or uniform from 0 to 1.
+        target_scale: Factor on the entries of S.
+        seed: Seed of the problems; None: that of seed_everything, 0 without one.
+        steps_per_epoch: Number of steps that Lightning counts as an epoch.
     """
 
     def __init__(
@@ -99,29 +99,22 @@ class LeastSquaresDataModule(LightningDataModule):
         steps_per_epoch: int = 1000,
     ) -> None:
         super().__init__()
-        for name, count in (
-            ("problems", problems),
-            ("rows", rows),
-            ("cols", cols),
-            ("steps_per_epoch", steps_per_epoch),
-        ):
-            if count < 1:
-                raise ValueError(f"{name}={count}: it must be at least 1")
-        if target not in get_args(Target):
-            raise ValueError(f"target={target!r}: choose one of {', '.join(get_args(Target))}")
-        if not 0 < target_scale < math.inf:
-            raise ValueError(f"target_scale={target_scale}: it must be a positive number")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed={seed}: it must not be negative")
-        self.shape = problems, rows, cols
+        check_choice("target", target, get_args(Target))
+        self.shape = (
+            whole_number("problems", problems),
+            whole_number("rows", rows),
+            whole_number("cols", cols),
+        )
         self.target: Target = target
-        self.target_scale, self.seed, self.steps_per_epoch = target_scale, seed, steps_per_epoch
+        self.target_scale = real_number("target_scale", target_scale, above=0)
+        self.seed = checked_seed(seed)
+        self.steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
 
     def train_dataloader(self) -> EpochLoader[Problems]:
-        """The same batch at every step, on the trainer's device."""
+        """Return the same batch for every step, on the trainer's device."""
         seed = resolve_seed(self.seed)
         problems = random_problems(*self.shape, self.target, self.target_scale, seed)
-        if self.trainer is not None:  # now, not at every step
+        if self.trainer is not None:  # moved once, here, instead of at every step
             device = self.trainer.strategy.root_device
             problems = Problems(*(tensor.to(device) for tensor in problems))
         return repeated(problems, self.steps_per_epoch, self.trainer)

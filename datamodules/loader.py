@@ -1,4 +1,4 @@
-"""What the data modules hand to a Trainer: loaders that resume exactly."""
+"""Loaders that a Trainer resumes exactly, and what a data module asks of its trainer."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,22 +7,26 @@ from typing import Generic, TypeVar
 
 from lightning.pytorch import Trainer
 
+from datamodules.lightning_internals import batches_trained
+from lit_fanions.checks import whole_number
+
 T = TypeVar("T")
 
 
 class EpochLoader(Generic[T]):
-    """Iterable over one rank's batches, which stands in for a DataLoader in a Lightning Trainer.
+    """Iterable over one rank's batches, in place of a DataLoader in a Lightning Trainer.
 
-    Each iteration is an epoch. Lightning shards only DataLoaders, so ``batches`` hands out what
-    belongs to this rank. The length is known, so that a Trainer fetches nothing ahead: a saved
-    position is the number of batches handed out, and a loader that loads it goes on with the next.
+    Each iteration is an epoch. Lightning shards only DataLoaders, so ``batches`` yields this
+    rank's part. The length is known, so that a Trainer prefetches nothing: a saved position is the
+    number of batches yielded, and a loader that loads it continues with the next one.
 
     Args:
-        batches: Epoch and first batch (both from 0) -> the epoch's batches from that one on.
+        batches: Function of epoch and first batch (both from 0) that returns the epoch's batches
+            from that one on.
         length: Number of batches of an epoch.
-        progress: Where a trainer stands, (epoch, batches done), None where no trainer is fitting.
-            It rules over the loader's own count: it is right after every kind of checkpoint, and
-            for a batch that was handed out but never trained on.
+        progress: Function that returns the position of a fit, (epoch, batches done), or None if no
+            trainer is fitting. It overrides the loader's own count, because it is right after
+            every kind of checkpoint and for a batch that was yielded but never trained on.
     """
 
     def __init__(
@@ -41,8 +45,8 @@ class EpochLoader(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Yield the batches of an epoch."""
-        # A generator: nothing here runs before the first batch is asked for, and by then a
-        # trainer has restored its progress, however often it called iter() on the way.
+        # A generator, so nothing here runs before the first batch is taken: by then a trainer has
+        # restored its progress, however often it called iter() before.
         own = (self.epoch + 1, 0) if self.position and not self._resumed else None
         self.epoch, self.position = self.progress() or own or (self.epoch, self.position)
         self._resumed = False
@@ -52,11 +56,11 @@ class EpochLoader(Generic[T]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and the number of its batches handed out."""
+        """Return the epoch and the number of its batches that were yielded."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next iteration go on where the saved one stood."""
+        """Continue the next iteration at the saved position."""
         self.epoch, self.position = state_dict["epoch"], state_dict["position"]
         if self.position >= self.length:
             self.epoch, self.position = self.epoch + 1, 0
@@ -64,12 +68,12 @@ class EpochLoader(Generic[T]):
 
 
 def repeated(batch: T, times: int, trainer: Trainer | None) -> EpochLoader[T]:
-    """One batch, all of a small set, again and again.
+    """Return a loader of one batch, the whole of a small set, several times per epoch.
 
     Args:
-        batch: On the device where it is wanted.
-        times: How often an epoch has it: an epoch that is a single step would cost more than that.
-        trainer: Whose progress rules; None: without one.
+        batch: The batch, on the device of the training.
+        times: Number of batches per epoch; more than one, as the end of an epoch costs time too.
+        trainer: Trainer whose progress gives the position; None: no trainer.
     """
     return EpochLoader(
         lambda epoch, first: repeat(batch, times - first), times, lambda: fit_progress(trainer)
@@ -77,20 +81,28 @@ def repeated(batch: T, times: int, trainer: Trainer | None) -> EpochLoader[T]:
 
 
 def fit_progress(trainer: Trainer | None) -> tuple[int, int] | None:
-    """Where a fit stands: (epoch, batches done in it), None if the trainer is not fitting."""
+    """Return the position of a fit, (epoch, batches done in it), or None without a fit.
+
+    With overfit_batches the epoch is always 0, so that every epoch has the same batches. Lightning
+    switches shuffling off by replacing the sampler, which an ``EpochLoader`` has none of.
+    """
     if trainer is None or not trainer.training:
         return None
-    # Not current_epoch and batch_idx: those are stale after a checkpoint saved at the end of a
-    # fit. The number of batches trained on is right in every checkpoint.
-    done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
-    return divmod(done, int(trainer.num_training_batches))
+    epoch, done = divmod(batches_trained(trainer), int(trainer.num_training_batches))
+    overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
+    return 0 if overfits else epoch, done
 
 
 def rank_and_world(trainer: Trainer | None) -> tuple[int, int]:
-    """This process' rank and the number of processes, (0, 1) without a trainer."""
+    """Return this process' rank and the number of processes, (0, 1) without a trainer."""
     return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 def resolve_seed(seed: int | None) -> int:
-    """The seed; for None that of seed_everything, 0 without one."""
+    """Return the seed; for None the seed of seed_everything, or 0 without one."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """Return a seed option, refused with a ValueError if it is neither None nor non-negative."""
+    return None if seed is None else whole_number("seed", seed, 0)

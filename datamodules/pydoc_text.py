@@ -23,7 +23,7 @@ VERSION = 1  # of the cached files: counts changes of what is gathered
 
 
 def gather_documents(stdlib: Path) -> list[str]:
-    """Collect the documentation of Python, as far as this installation has it.
+    """Return the documentation of Python, as far as this installation has it.
 
     The documents are the topics of the language reference that pydoc shows, each module's
     docstrings, and those of the built-in functions and classes. Sources are parsed, not imported.
@@ -32,24 +32,24 @@ def gather_documents(stdlib: Path) -> list[str]:
         stdlib: Folder of the standard library.
 
     Returns:
-        Different texts, in an order that depends on the installation alone.
+        Texts without duplicates, in an order that depends on the installation alone.
     """
     documents = [*_topics(stdlib / "pydoc_data" / "topics.py"), *_docstrings(stdlib), _builtins()]
     return list(dict.fromkeys(text for text in documents if text.strip()))
 
 
 def is_held_out(document: str) -> bool:
-    """Choose documents for validation, by their content alone."""
+    """Return whether a document is for validation, decided by its content alone."""
     return hashlib.sha256(document.encode(errors="replace")).digest()[0] % HELD_OUT == 0
 
 
 def _parse(path: Path) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old escape sequences
+            warnings.simplefilter("ignore")  # invalid escape sequences are only warned about
             return ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return None  # one of another Python, or not for reading
+    except (OSError, SyntaxError, ValueError):
+        return None  # written for another version of Python, or not readable
 
 
 def _topics(path: Path) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _builtins() -> str:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this project."""
+    """Return the user's cache folder of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lit_fanions"
 
 
@@ -88,11 +88,11 @@ class PydocDataModule(TokenDataModule):
     document in 16, chosen by its content, is for validation.
 
     Args:
-        data_dir: Where to cache the shards; None: lit_fanions in $XDG_CACHE_HOME, or in ~/.cache.
-        batch_tokens: See TokenDataModule.
-        sequence_length: See TokenDataModule.
-        micro_batch_size: See TokenDataModule.
-        options: The others of TokenDataModule.
+        data_dir: Folder of the cached shards; None: lit_fanions in $XDG_CACHE_HOME or ~/.cache.
+        batch_tokens: Tokens of one optimizer step, see TokenDataModule.
+        sequence_length: Tokens of a sequence.
+        micro_batch_size: Largest number of sequences per forward pass and process.
+        options: Other options of TokenDataModule.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class PydocDataModule(TokenDataModule):
         self.data_dir = Path(data_dir).expanduser() if data_dir else cache_folder()
 
     def prepare_data(self) -> None:
-        """Gather the text, unless that was done before.
+        """Gather the text, unless intact shards of it are cached.
 
         Raises:
             RuntimeError: If this Python has no documentation.
@@ -120,11 +120,11 @@ class PydocDataModule(TokenDataModule):
         start = np.array([self.bos], np.uint16)
         for split in ("val", "train"):
             chosen = [text for text in documents if is_held_out(text) == (split == "val")]
-            # An installation with a handful of documents has them in both.
+            # With so few documents that a split has none, both splits get all of them.
             tokens = [self.tokenizer.encode(text) for text in chosen or documents]
             if not tokens:
                 raise RuntimeError(
-                    "this installation of Python comes without documentation (is it run with "
+                    "this installation of Python comes without documentation (does it run with "
                     "-OO?): train on another text, see python -m datamodules.fineweb tokenize"
                 )
             (path,) = self.shard_paths(split)
@@ -132,7 +132,7 @@ class PydocDataModule(TokenDataModule):
             write_shard(path, np.concatenate([part for text in tokens for part in (start, text)]))
 
     def shard_paths(self, split: Split) -> list[Path]:
-        """The file of one split for this version of Python."""
+        """Return the file of one split for this version of Python."""
         version = f"{platform.python_implementation().lower()}-{platform.python_version()}"
         return [self.data_dir / f"pydoc{VERSION}-{version}_{split}_000000.bin"]
 

@@ -1,4 +1,4 @@
-"""Token shards: files of tokens as FineWeb's GPT-2 versions and modded-nanogpt's loaders have them.
+"""Token shards: files of tokens in the format of FineWeb's GPT-2 versions and modded-nanogpt.
 
 A shard is a header of 256 little-endian int32 (magic number, version, number of tokens, zeros) and
 then that many tokens, little-endian uint16. ``Shards`` makes several of them one long sequence.
@@ -18,7 +18,7 @@ MAGIC, VERSION = 20240520, 1
 HEADER = np.dtype("<i4"), 256
 HEADER_BYTES = 4 * 256
 TOKEN = np.dtype("<u2")
-REMEDY = "delete it and have it made or downloaded again"
+REMEDY = "delete it, then make or download it again"
 
 
 class Shard:
@@ -29,11 +29,11 @@ class Shard:
 
     Attributes:
         path: The file.
-        tokens: uint16 (n,), of the file's bytes: look at ``check_unchanged`` before reading.
+        tokens: The file's tokens, uint16 (n,); call ``check_unchanged`` before reading them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no shard, is empty or has not the length its header says.
+        ValueError: If it is no shard, is empty or has another length than its header says.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,15 +46,15 @@ class Shard:
         if header[1] != VERSION:
             raise ValueError(
                 f"{self.path} is a token shard of version {header[1]}, and only version {VERSION} "
-                "can be read: have it made again"
+                "can be read: make it again"
             )
-        held = (size - HEADER_BYTES) / TOKEN.itemsize
-        if header[2] != held:
+        count = (size - HEADER_BYTES) / TOKEN.itemsize
+        if header[2] != count:
             raise ValueError(
                 f"{self.path} is damaged: its header says {header[2]} tokens, and its size is that "
-                f"of {held:g}: {REMEDY}"
+                f"of {count:g}: {REMEDY}"
             )
-        if not held:
+        if not count:
             raise ValueError(f"{self.path} holds no tokens: {REMEDY}")
         self.tokens = self._map()
 
@@ -64,7 +64,7 @@ class Shard:
     def check_unchanged(self) -> None:
         """Raise a RuntimeError if the file is not the one that was opened.
 
-        Reading beyond the end of a file that was cut off would kill the process.
+        Reading a memory map beyond the end of a truncated file would kill the process.
         """
         try:
             same = _identity(self.path) == self._identity
@@ -72,8 +72,8 @@ class Shard:
             same = False
         if not same:
             raise RuntimeError(
-                f"{self.path} was changed or removed while it was in use: start again, from a "
-                "checkpoint made before if its tokens are other ones now"
+                f"{self.path} was changed or removed while it was in use: start again, and if its "
+                "tokens differ now, from a checkpoint made before the change"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,34 +94,34 @@ class Shards:
 
     Args:
         paths: The files, in order.
-        vocab_size: Tokens must be below it.
+        vocab_size: Bound that every token must be below.
 
     Raises:
-        FileNotFoundError: As ``Shard``.
-        ValueError: As ``Shard``.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file is no intact shard, see ``Shard``.
     """
 
     def __init__(self, paths: Sequence[str | Path], vocab_size: int) -> None:
         self.shards = [Shard(path) for path in paths]
         self.vocab_size = vocab_size
-        # Where each shard starts, and where the last one ends.
+        # Start of each shard, and end of the last one.
         self.edges = np.cumsum([0, *map(len, self.shards)])
 
     def __len__(self) -> int:
         return int(self.edges[-1])
 
     def read(self, start: int, length: int) -> Tokens:
-        """Read tokens, across the edges of shards where they lie there.
+        """Read consecutive tokens, across the edges of shards if necessary.
 
         Args:
-            start: Of the first token.
+            start: Position of the first token.
             length: Number of tokens, at least 1.
 
         Returns:
-            uint16 (length,), not to be written to.
+            uint16 (length,), read-only.
 
         Raises:
-            IndexError: If they do not all exist.
+            IndexError: If the positions are outside of the shards.
             RuntimeError: If a file was changed meanwhile.
             ValueError: If a token is outside of the vocabulary.
         """
@@ -144,20 +144,20 @@ class Shards:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def find(self, token: int) -> NDArray[np.int64]:
-        """Find all places of one token by reading everything, about 1 GB a second from memory."""
-        chunk = 1 << 22  # tokens: what is compared at once stays in the cache
-        places = [
+        """Return all positions of one token; reads everything, about 1 GB a second from memory."""
+        chunk = 1 << 22  # tokens, few enough to stay in the processor's cache
+        positions = [
             start + np.flatnonzero(self.read(start, min(chunk, len(self) - start)) == token)
             for start in range(0, len(self), chunk)
         ]
-        return np.concatenate(places)
+        return np.concatenate(positions)
 
 
 def write_shard(path: Path, tokens: Tokens) -> None:
     """Write a shard; the file appears whole or not at all.
 
     Args:
-        path: Where to; its folder exists.
+        path: File to write, in a folder that exists.
         tokens: uint16 (n,).
     """
     header = np.zeros(HEADER[1], HEADER[0])

@@ -1,8 +1,8 @@
-"""The two vocabularies that text is made of: bytes, and GPT-2's."""
+"""The two tokenizers: bytes, and GPT-2's byte pairs."""
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.shards import Tokens
+from lit_fanions.checks import check_choice
 
 TokenizerName = Literal["gpt2", "bytes"]
 IDs = Sequence[int] | NDArray[Any] | Tensor
 
-DOCUMENT_START = "<|endoftext|>"  # how OpenAI writes the token that stands between documents
+DOCUMENT_START = "<|endoftext|>"  # OpenAI's name of the token between documents
 
 
 class Tokenizer(Protocol):
-    """What text becomes tokens with, and tokens text.
+    """Turns text into tokens and back.
 
     Attributes:
-        name: Of the tokenizer.
+        name: Name of the tokenizer.
         vocab_size: Number of different tokens.
         bos: The token that every document starts with.
     """
@@ -31,15 +32,15 @@ class Tokenizer(Protocol):
     bos: int
 
     def encode(self, text: str) -> Tokens:
-        """Text -> uint16 (n,), without ``bos``, whatever the text says."""
+        """Return the tokens of a text, uint16 (n,), never with ``bos``."""
         ...
 
     def decode(self, ids: IDs) -> str:
-        """Tokens, (n,), -> text; what is no UTF-8 becomes U+FFFD, ``bos`` <|endoftext|>."""
+        """Return the text of tokens, (n,); invalid UTF-8 is U+FFFD, ``bos`` is <|endoftext|>."""
         ...
 
     def token_bytes(self) -> Tensor:
-        """How many bytes of text each token stands for, 0 for ``bos``: int64 (vocab_size,)."""
+        """Return how many bytes of text each token is, 0 for ``bos``: int64 (vocab_size,)."""
         ...
 
 
@@ -70,7 +71,7 @@ class GPT2Tokenizer:
     """GPT-2's byte pair encoding by tiktoken, which is loaded when it is needed.
 
     Training needs it only to count bytes. tiktoken downloads the vocabulary once (1.5 MB) and
-    keeps it in the folder that the environment variable TIKTOKEN_CACHE_DIR names.
+    caches it in the folder that the environment variable TIKTOKEN_CACHE_DIR names.
     """
 
     name: TokenizerName = "gpt2"
@@ -98,9 +99,9 @@ class GPT2Tokenizer:
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) <= 100 else f"{reason[:100]} ..."
             raise FileNotFoundError(
-                f"tiktoken could not get GPT-2's vocabulary ({reason}): run it once "
-                "with a network, set TIKTOKEN_CACHE_DIR to a folder in which it has kept it, or "
-                "use the tokenizer bytes"
+                f"tiktoken could not get GPT-2's vocabulary ({reason}): run it once with a "
+                "network, set TIKTOKEN_CACHE_DIR to the folder of an intact cached copy, or use "
+                "the tokenizer bytes"
             ) from None
 
     def encode(self, text: str) -> Tokens:
@@ -120,16 +121,13 @@ class GPT2Tokenizer:
 
 
 def load_tokenizer(name: TokenizerName) -> Tokenizer:
-    """Make the tokenizer of that name.
+    """Return the tokenizer of a name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no tokenizer of this name.
     """
-    if name == "gpt2":
-        return GPT2Tokenizer()
-    if name == "bytes":
-        return ByteTokenizer()
-    raise ValueError(f"tokenizer={name!r}: choose gpt2 or bytes")
+    check_choice("tokenizer", name, get_args(TokenizerName))
+    return GPT2Tokenizer() if name == "gpt2" else ByteTokenizer()
 
 
 def _checked(ids: IDs, vocab_size: int) -> NDArray[np.int64]:

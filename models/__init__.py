@@ -1,4 +1,4 @@
-"""Networks to train with the Fanions, as LightningModules."""
+"""Networks to train with the Fanions, as LightningModules; ``data`` says what they need of data."""
 
 from models.airbench import Airbench
 from models.gpt import GPTConfig

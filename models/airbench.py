@@ -16,46 +16,28 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_fanions import FanionConfig, configure_optimizers
+from lit_fanions.checks import check_flag, real_number, whole_number
+from models.data import HasTrainingImages, attached_data
+from models.hyperparameters import save_plain_hyperparameters
+from models.lightning_internals import attached_trainer, synchronises_batch_norm
+from models.whitening import PATCH, WHITENING_EPS, whitening_filters
 
 Level = Literal[0, 1, 2]
-PATCH = 2  # the whitening filters' height and width in pixels
-WHITENING_EPS = 5e-4
-
-
-def whitening_filters(images: Tensor, patch: int = PATCH, eps: float = WHITENING_EPS) -> Tensor:
-    """Filters whose responses to the patches of the images are uncorrelated, of unit size.
-
-    The eigenvectors of the patches' second moments (not centred), each divided by
-    sqrt(eigenvalue + eps), then the same with the opposite sign: a rectifier keeps both halves.
-
-    Args:
-        images: float (n, channels, height, width), normalised.
-        patch: Height and width of a patch in pixels.
-        eps: Keeps directions without variance from being blown up.
-
-    Returns:
-        float32 (2 * channels * patch**2, channels, patch, patch).
-    """
-    channels = images.shape[1]
-    patches = images.float().unfold(2, patch, 1).unfold(3, patch, 1)
-    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * patch**2)
-    moments = (patches.mT @ patches).cpu().double() / len(patches)
-    values, vectors = torch.linalg.eigh(moments)
-    filters = (vectors / (values + eps).sqrt()).mT.flip(0)  # largest eigenvalue first
-    return torch.cat([filters, -filters]).float().view(-1, channels, patch, patch)
+SIZE = 32  # height and width of the images in pixels
+VIEWS = {0: 1, 1: 2, 2: 6}  # views of an image that a level of test-time augmentation averages
 
 
 def augmented_logits(
     network: Callable[[Tensor], Tensor], images: Tensor, level: Level
 ) -> tuple[Tensor, Tensor]:
-    """Classify images as they are, and averaged over views of them.
+    """Return logits of images, without and with test-time augmentation.
 
     Level 0 takes the image alone, level 1 averages it with its mirror image. Level 2 averages
-    level 1 with that of two views, shifted by one pixel down and right, and up and left, over a
-    reflected border.
+    level 1 of the image with level 1 of two shifted views: by one pixel down and right, and by one
+    pixel up and left, over a reflected border.
 
     Args:
-        network: Images -> logits (n, classes).
+        network: Function from images to logits (n, classes).
         images: (n, channels, height, width).
         level: 0, 1 or 2.
 
@@ -63,25 +45,25 @@ def augmented_logits(
         Logits without and with augmentation, (n, classes) each.
     """
 
-    def both_ways(view: Tensor, logits: Tensor) -> Tensor:
+    def with_mirror(view: Tensor, logits: Tensor) -> Tensor:
         return (logits + network(view.flip(-1))) / 2
 
     plain = network(images)
     if level == 0:
         return plain, plain
-    centred = both_ways(images, plain)
+    centred = with_mirror(images, plain)
     if level == 1:
         return plain, centred
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     views = padded[..., :-2, :-2], padded[..., 2:, 2:]
-    shifted = sum(both_ways(view, network(view)) for view in views) / 2
+    shifted = sum(with_mirror(view, network(view)) for view in views) / 2
     return plain, (centred + shifted) / 2
 
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm with a trained bias and no trained scale.
 
-    The scale stays a buffer of ones, out of the parameters, so that the fused kernels still serve.
+    The scale is a buffer of ones instead of a parameter, because the fused kernels need one.
     """
 
     def __init__(self, channels: int, momentum: float) -> None:
@@ -91,7 +73,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """A convolution that starts by copying its input into its first output channels."""
+    """Return a convolution that at first copies its input into its first output channels."""
     conv = nn.Conv2d(channels_in, channels_out, 3, padding="same", bias=False)
     nn.init.dirac_(conv.weight.data[:channels_in])
     return conv
@@ -118,7 +100,7 @@ class ConvGroup(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(channels_out, bn_momentum) for _ in inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels_in, h, w) -> (n, channels_out, h // 2, w // 2)."""
+        """Map (n, channels_in, h, w) to (n, channels_out, h // 2, w // 2)."""
         first = x = F.gelu(self.norms[0](F.max_pool2d(self.convs[0](x), 2)))
         last = len(self.convs) - 1
         for i in range(1, last + 1):
@@ -126,17 +108,24 @@ class ConvGroup(nn.Module):
             x = F.gelu(x + first if self.residual and i == last else x)
         return x
 
+    def flops_per_image(self, size: int) -> int:
+        """Return the floating-point operations for an input of size x size pixels."""
+        first, *others = (weight.numel() for weight in self.convs.parameters())
+        return 2 * (first * size**2 + sum(others) * (size // 2) ** 2)
+
 
 def _mean() -> MeanMetric:
-    return MeanMetric(nan_strategy="disable")  # a look at the values would make the host wait
+    # Checking for NaN would copy every value to the host, which makes a GPU wait.
+    return MeanMetric(nan_strategy="disable")
 
 
 def _top1(num_classes: int) -> MulticlassAccuracy:
-    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)  # as above
+    # Checking the labels would copy them to the host, which makes a GPU wait.
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
 
 def images(batch: tuple[Tensor, Tensor]) -> int:
-    """Number of images in a batch: batch_size_fn of Lightning's ThroughputMonitor."""
+    """Return the number of images in a batch: batch_size_fn of Lightning's ThroughputMonitor."""
     return len(batch[0])
 
 
@@ -144,34 +133,34 @@ class Airbench(LightningModule):
     """The airbench CNN for 32 x 32 images: whitening, three groups of convolutions, a linear head.
 
     The defaults are the variant that is trained with Muon: 94 % on CIFAR-10 after 8 epochs, with
-    1,971,640 parameters. Its relatives, which the original trains with SGD, are
+    1,971,640 parameters. The variants that the original trains with SGD are
 
     - airbench93: widths 64 128 128, bn_momentum 0.4, logit_scale 1/9, unit_head false
-    - airbench94: widths 64 256 256, the rest as in airbench93
-    - airbench95: widths 128 384 384, the rest as in airbench93
-    - airbench96: widths 128 384 512, depth 3, residual true, bn_momentum 0.1, the rest as in
+    - airbench94: widths 64 256 256, otherwise as airbench93
+    - airbench95: widths 128 384 384, otherwise as airbench93
+    - airbench96: widths 128 384 512, depth 3, residual true, bn_momentum 0.1, otherwise as
       airbench93
 
-    When fit starts, the first layer's filters are computed from the DataModule's
-    ``training_images(n)`` and frozen; a checkpoint brings its own. The loss that is differentiated
-    is summed over the batch (over all ranks, and over accumulated batches), as the published
-    learning rates expect; the logged one is the mean. Logged are train/loss_step, and once per
-    epoch {train,val,test}/{loss,acc} and test/acc_no_tta.
+    When a fit starts, the first layer's filters are computed from the DataModule's
+    ``training_images(n)`` and frozen; a checkpoint holds its own filters. The training loss is
+    summed over the batch (over all ranks and accumulated micro-batches), as the published learning
+    rates expect; the logged loss is the mean. Logs train/loss_step, and once per epoch
+    {train,val,test}/{loss,acc} and test/acc_no_tta.
 
     Args:
         optimizer: Algorithms, step sizes and schedules per group of parameters.
         widths: Channels of the three groups.
         depth: Convolutions per group.
         residual: Add a group's first activation before its last one.
-        bn_momentum: Weight of the new batch in batch norm's running statistics (torch's meaning).
+        bn_momentum: Weight of the new batch in batch norm's running statistics, as in torch.
         logit_scale: Factor on the logits; None: 1 / the last width.
         unit_head: Divide the head's initial weight by its own standard deviation.
         num_classes: Number of classes.
-        label_smoothing: Of the loss, in training and in evaluation.
-        whiten: How many training images the whitening filters are computed from; 0: they are an
-            ordinary trained layer instead, which grey images need.
+        label_smoothing: Label smoothing of the loss, in training and in evaluation.
+        whiten: Number of training images that the whitening filters are computed from; 0: train
+            the first layer instead, which grey images need.
         val_tta: Test-time augmentation in validation; 0: none, 1: mirror, 2: mirror and shift.
-        test_tta: The same in test and predict.
+        test_tta: Test-time augmentation in test and predict, numbered as val_tta.
     """
 
     def __init__(
@@ -190,11 +179,15 @@ class Airbench(LightningModule):
         test_tta: Level = 2,
     ) -> None:
         super().__init__()
-        _check(widths, depth, residual, whiten, val_tta, test_tta)
+        _check_architecture(widths, depth, residual, num_classes, whiten)
+        _check_numbers(bn_momentum, logit_scale, label_smoothing)
+        for name, level in (("val_tta", val_tta), ("test_tta", test_tta)):
+            if level not in (0, 1, 2):
+                raise ValueError(
+                    f"{name}={level}: choose 0 (none), 1 (mirror) or 2 (mirror and shift)"
+                )
         self.fanion_config = FanionConfig.from_dict(optimizer)
-        # Checkpoints must hold plain data: a dataclass would not load with weights_only.
-        self.save_hyperparameters(ignore="optimizer")
-        self.save_hyperparameters({"optimizer": self.fanion_config.to_dict()})
+        save_plain_hyperparameters(self, {"optimizer": self.fanion_config.to_dict()})
         self.label_smoothing = label_smoothing
         self.whiten_images = whiten
         self.val_tta: Level = val_tta
@@ -214,6 +207,7 @@ class Airbench(LightningModule):
         self.to(memory_format=torch.channels_last)
 
         self._has_filters = not whiten
+        self._batch_images = 0
         self.train_loss, self.val_loss, self.test_loss = _mean(), _mean(), _mean()
         self.train_acc, self.val_acc = _top1(num_classes), _top1(num_classes)
         self.test_acc, self.test_acc_no_tta = _top1(num_classes), _top1(num_classes)
@@ -232,8 +226,27 @@ class Airbench(LightningModule):
             x = group(x)
         return self.head(F.max_pool2d(x, 3).flatten(1)).float() * self.logit_scale
 
+    @property
+    def flops_per_batch(self) -> int:
+        """Floating-point operations of the last batch, for Lightning's ThroughputMonitor."""
+        if self.trainer.training:
+            passes = 3  # a backward pass costs two forward passes
+        else:
+            passes = VIEWS[self.val_tta if self.trainer.validating else self.test_tta]
+        return passes * self._batch_images * self.flops_per_image()
+
+    def flops_per_image(self) -> int:
+        """Return the floating-point operations of one image's forward pass: two per product."""
+        size = SIZE - PATCH + 1
+        flops = 2 * (self.whiten.weight.numel() * size**2 + self.head.weight.numel())
+        for group in self.groups:
+            assert isinstance(group, ConvGroup)
+            flops += group.flops_per_image(size)
+            size //= 2
+        return flops
+
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy per example with label smoothing: (n, classes), (n,) -> (n,)."""
+        """Return the label-smoothed cross entropy per example: (n, classes), (n,) -> (n,)."""
         return F.cross_entropy(
             logits, labels, label_smoothing=self.label_smoothing, reduction="none"
         )
@@ -241,31 +254,30 @@ class Airbench(LightningModule):
     # -- Lightning's hooks --
 
     def setup(self, stage: str) -> None:
-        """Compute the whitening filters when a fit starts that has none yet.
+        """Compute the whitening filters when a fit starts, unless the model has them already.
 
         Raises:
             RuntimeError: If the trainer's DataModule cannot provide training images.
             ValueError: If the trainer wants to synchronise batch norm.
         """
-        if getattr(getattr(self._trainer, "strategy", None), "_layer_sync", None) is not None:
+        if synchronises_batch_norm(attached_trainer(self)):
             raise ValueError(
                 "sync_batchnorm cannot convert Airbench's batch norm, whose scale is no parameter: "
                 "leave it out; each rank then normalises with its own batch"
             )
         if stage != "fit" or self._has_filters:
             return
-        datamodule = getattr(self.trainer, "datamodule", None)
-        training_images = getattr(datamodule, "training_images", None)
-        if training_images is None:
-            given = "no DataModule" if datamodule is None else type(datamodule).__name__
+        data = attached_data(self)
+        if not isinstance(data, HasTrainingImages):
+            given = "no DataModule" if data is None else type(data).__name__
             raise RuntimeError(
                 "Airbench computes its whitening filters from a DataModule's training_images(n), "
                 f"and was given {given}: fit with datamodule=CIFAR10DataModule() or another that "
                 "has the method, or set whiten=0"
             )
-        filters = whitening_filters(training_images(self.whiten_images))
+        filters = whitening_filters(data.training_images(self.whiten_images))
         if filters.flatten(1).norm(dim=1).max() > 0.999 * WHITENING_EPS**-0.5:
-            # Batch norm blows such channels' rounding errors, and their biases' gradients, up.
+            # Batch norm would amplify such channels' rounding errors and their biases' gradients.
             rank_zero_warn(
                 "Whitening: some combinations of neighbouring pixels and colours never vary in the "
                 "training images (are they grey?), which makes training unstable. Set whiten=0 to "
@@ -276,23 +288,25 @@ class Airbench(LightningModule):
         self._has_filters = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the filters that the checkpoint brings."""
+        """Use the checkpoint's filters instead of computing new ones."""
         self._has_filters = True
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss whose gradient, as the trainer reduces it, is that of the sum."""
+        """Return a loss whose gradient, once the trainer has averaged it, is that of the sum."""
         images, labels = batch
+        self._batch_images = len(labels)
         logits = self(images)
         losses = self.losses(logits, labels)
         self.train_loss.update(losses.detach())
         self.train_acc.update(logits.detach(), labels)
         self.log("train/loss_step", losses.detach().mean(), batch_size=len(labels))
-        # The trainer averages over ranks and over accumulated batches.
+        # The trainer averages over ranks and over accumulated micro-batches.
         return losses.sum() * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count correct answers."""
         images, labels = batch
+        self._batch_images = len(labels)
         _, logits = augmented_logits(self, images, self.val_tta)
         self.val_loss.update(self.losses(logits, labels))
         self.val_acc.update(logits, labels)
@@ -300,18 +314,24 @@ class Airbench(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count correct answers with and without augmentation."""
         images, labels = batch
+        self._batch_images = len(labels)
         plain, logits = augmented_logits(self, images, self.test_tta)
         self.test_loss.update(self.losses(logits, labels))
         self.test_acc.update(logits, labels)
         self.test_acc_no_tta.update(plain, labels)
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
-        """Class probabilities, float32 (n, num_classes), of images with or without labels."""
+        """Return class probabilities, float32 (n, num_classes), of images with or without labels.
+
+        ``predict`` saves a list of these to predictions.pt, one entry per batch and in the order
+        of the data: ``torch.cat(torch.load("predictions.pt"))`` has a row for each image.
+        """
         images = batch if isinstance(batch, Tensor) else batch[0]
+        self._batch_images = len(images)
         return augmented_logits(self, images, self.test_tta)[1].float().softmax(-1)
 
     def on_validation_epoch_start(self) -> None:
-        """Start the metrics anew: trainer.validate leaves inference tensors, which fit refuses."""
+        """Reset the metrics: trainer.validate leaves inference tensors, which fit refuses."""
         self.val_loss.reset()
         self.val_acc.reset()
 
@@ -328,7 +348,7 @@ class Airbench(LightningModule):
         self._log_metrics("test", "loss", "acc", "acc_no_tta")
 
     def configure_optimizers(self) -> Any:
-        """One optimizer for all parameters, with the schedules of their groups."""
+        """Return one optimizer for all parameters, with the schedules of their groups."""
         return configure_optimizers(self, self.fanion_config)
 
     def _log_metrics(self, stage: str, *names: str) -> None:
@@ -337,20 +357,23 @@ class Airbench(LightningModule):
             self.log(f"{stage}/{name}", metric, prog_bar=stage == "val" and name == "acc")
 
 
-def _check(
-    widths: tuple[int, int, int],
-    depth: int,
-    residual: bool,
-    whiten: int,
-    val_tta: int,
-    test_tta: int,
+def _check_architecture(
+    widths: tuple[int, int, int], depth: int, residual: bool, num_classes: int, whiten: int
 ) -> None:
-    if len(widths) != 3 or min(widths) < 1:
-        raise ValueError(f"widths={widths}: give three positive numbers of channels")
-    if depth < 1 + residual:
-        raise ValueError(f"depth={depth}: choose at least {1 + residual} convolutions per group")
-    if whiten < 0:
-        raise ValueError(f"whiten={whiten}: give a number of images, 0 to train the first layer")
-    for name, level in (("val_tta", val_tta), ("test_tta", test_tta)):
-        if level not in (0, 1, 2):
-            raise ValueError(f"{name}={level}: choose 0 (none), 1 (mirror) or 2 (mirror and shift)")
+    if len(widths) != 3:
+        raise ValueError(f"widths={widths}: give three numbers of channels")
+    for width in widths:
+        whole_number("widths", width)
+    check_flag("residual", residual)
+    if whole_number("depth", depth) < 1 + residual:
+        raise ValueError(f"depth={depth}: a residual group takes at least 2 convolutions")
+    whole_number("num_classes", num_classes)
+    whole_number("whiten", whiten, 0)
+
+
+def _check_numbers(bn_momentum: float, logit_scale: float | None, label_smoothing: float) -> None:
+    if real_number("bn_momentum", bn_momentum, 0) > 1:
+        raise ValueError(f"bn_momentum={bn_momentum}: it is a weight and must be at most 1")
+    if logit_scale is not None:
+        real_number("logit_scale", logit_scale, above=0)
+    real_number("label_smoothing", label_smoothing, 0, 1)

@@ -1,4 +1,4 @@
-"""Convex problems of a matrix: what is logged of the loss and of the gradient in each norm."""
+"""Convex problems of a matrix: the loss, and the gradient in several norms, logged exactly."""
 
 import math
 from abc import abstractmethod
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lit_fanions import FanionConfig, configure_optimizers, norms
 from lit_fanions.callbacks import quantities
+from lit_fanions.checks import whole_number
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.optim.algorithms import oracle
 
 NORMS = ("spectral", "frobenius", "nuclear", "dual")
-_TOGETHER = 64  # gradients that are decomposed in one call
+_BUFFERED = 64  # gradients that are decomposed in one call, which takes less time than one by one
 
 
 def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -50,12 +51,13 @@ def own_norm(group: Mapping[str, Any], rows: int, cols: int) -> norms.Norm:
 
 
 def is_logged(step: int, every: int, per_decade: int) -> bool:
-    """Whether a step is one of those that a plot over a linear or a logarithmic axis needs.
+    """Return whether a plot over a linear or a logarithmic axis needs this step.
 
     Args:
-        step: Counted from 0, which is one.
-        every: So are the multiples of this.
-        per_decade: So are about so many from each power of ten to the next, evenly spread.
+        step: Number of the step, from 0; steps 0 and 1 are logged.
+        every: Steps between logged steps on the linear axis.
+        per_decade: Logged steps from each power of ten to the next, evenly spread on the
+            logarithmic axis; fewer where steps coincide.
     """
     if step % every == 0 or step == 1:
         return True
@@ -63,39 +65,29 @@ def is_logged(step: int, every: int, per_decade: int) -> bool:
     return next(places) > next(places)
 
 
-def check_positive(**counts: int) -> None:
-    """Refuse counts below 1, by their names.
-
-    Raises:
-        ValueError: At the first.
-    """
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}={count}: it must be at least 1")
-
-
 class ConvexProblem(LightningModule):
-    """One or several convex problems, each of a matrix that starts at 0; subclasses say which.
+    """One or several convex problems, each over a matrix that starts at 0; subclasses define F.
 
-    The matrices are one parameter, a stack that ``Fanion`` steps as a batch of matrices, and the
-    loss is the sum over the problems: none has to do with another. All is in float64, so that what
-    is compared is algorithms, not rounding; let the trainer have precision 64-true.
+    The matrices are one parameter, a stack that ``Fanion`` steps as a batch of matrices. The loss
+    is the sum over the problems, so that each problem's gradient is its own. Everything is in
+    float64, so that algorithms are compared and not their rounding; set the trainer's precision to
+    64-true.
 
-    Logged are train/loss, gradient/{spectral,frobenius,nuclear,dual} (``NORMS``) and best/..., the
-    smallest of these norms so far, looked at in every step: means over the problems, and where
-    ``apart`` says so of each problem as problemI/{loss,spectral,best_spectral,...}. A value logged
-    at step k is that of the matrices after k steps. Logged are the multiples of the trainer's
-    log_every_n_steps, steps evenly spread over a logarithmic axis, and the last.
+    Logs train/loss, gradient/{spectral,frobenius,nuclear,dual} (``NORMS``) and best/..., the
+    smallest of each norm over all steps so far: means over the problems and, with
+    ``logs_each_problem``, also problemI/{loss,spectral,best_spectral,...} of each problem. A value
+    logged at step k belongs to the matrices after k steps. Logged steps are the multiples of the
+    trainer's log_every_n_steps, steps evenly spread over a logarithmic axis, and the last step.
 
     Args:
         optimizer: Algorithm and step size, in the group ``matrix``.
-        problems: How many.
-        rows: Of the matrices.
-        cols: Of the matrices.
-        points_per_decade: Steps that are logged from each power of ten to the next.
+        problems: Number of problems.
+        rows: Number of rows of the matrices.
+        cols: Number of columns of the matrices.
+        points_per_decade: Number of logged steps from each power of ten to the next.
     """
 
-    apart = False
+    logs_each_problem = False
     best: Tensor
 
     def __init__(
@@ -107,48 +99,51 @@ class ConvexProblem(LightningModule):
         points_per_decade: int,
     ) -> None:
         super().__init__()
-        check_positive(problems=problems, rows=rows, cols=cols, points_per_decade=points_per_decade)
         self.fanion_config = FanionConfig.from_dict(optimizer)
-        self.shape = problems, rows, cols
-        self.points_per_decade = points_per_decade
-        # A stack of a single matrix would be taken for a positional parameter.
+        self.shape = (
+            whole_number("problems", problems),
+            whole_number("rows", rows),
+            whole_number("cols", cols),
+        )
+        self.points_per_decade = whole_number("points_per_decade", points_per_decade)
+        # split_parameters would take a stack of a single matrix for a positional parameter.
         self.weight = nn.Parameter(torch.zeros(self.shape, dtype=torch.float64).squeeze(0))
         best = torch.full((len(NORMS), problems), math.inf, dtype=torch.float64)
         self.register_buffer("best", best)
         self._batch: Any = None
         self._losses = torch.empty(0)
-        self._gradients: list[Tensor] = []  # that have not been looked at yet
+        self._gradients: list[Tensor] = []  # gradients whose norms are not in ``best`` yet
 
     @abstractmethod
     def losses(self, batch: Any) -> Tensor:
-        """The loss of each problem: (problems,), float64."""
+        """Return the loss of each problem, float64 (problems,)."""
 
     # -- Lightning's hooks --
 
     def on_train_start(self) -> None:
-        """Start anew."""
-        self._gradients.clear()  # of a step that an error ended
+        """Reset the smallest norms, unless the run is resumed."""
+        self._gradients.clear()  # an error may have ended an earlier fit between two steps
         if self.trainer.global_step == 0:
             self.best.fill_(math.inf)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the sum of the losses, whose gradient is each problem's own."""
+        """Return the sum of the losses: its gradient holds each problem's own gradient."""
         losses = self.losses(batch)
         self._batch, self._losses = batch, losses.detach()
         return losses.sum()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Look at the gradient."""
+        """Record the gradient, and log on due steps."""
         assert self.weight.grad is not None
         self._gradients.append(self.weight.grad.view(self.shape))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if is_logged(self.trainer.global_step, every, self.points_per_decade):
             self._log()
-        elif len(self._gradients) == _TOGETHER:
-            self._look()
+        elif len(self._gradients) == _BUFFERED:
+            self._update_best()
 
     def on_train_end(self) -> None:
-        """Log where the last step led."""
+        """Log loss and gradient after the last step."""
         if self._batch is None:
             return
         with torch.enable_grad():
@@ -159,13 +154,13 @@ class ConvexProblem(LightningModule):
         self._log()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the smallest norms be those of all steps so far."""
+        """Save the smallest norms of all steps so far, the recorded gradients included."""
         if self._gradients:
-            self._look()
+            self._update_best()
             checkpoint["state_dict"]["best"] = self.best.clone()
 
     def configure_optimizers(self) -> Any:
-        """One optimizer, with the schedule that the configuration has."""
+        """Return one optimizer, with the schedule of the configuration."""
         return configure_optimizers(self, self.fanion_config)
 
     # -- private --
@@ -175,8 +170,8 @@ class ConvexProblem(LightningModule):
         (group,) = self.trainer.optimizers[0].param_groups
         return group
 
-    def _look(self) -> Tensor:
-        """The norms of the last gradient, (4, problems), after updating the smallest."""
+    def _update_best(self) -> Tensor:
+        """Update the smallest norms; return the norms of the last gradient, (4, problems)."""
         norms = gradient_norms(torch.stack(self._gradients), self._group)
         self._gradients.clear()
         torch.minimum(self.best, norms.amin(1), out=self.best)
@@ -184,15 +179,15 @@ class ConvexProblem(LightningModule):
 
     def _log(self) -> None:
         values = {"train/loss": self._losses.tolist()}
-        for kind, found in (("gradient", self._look()), ("best", self.best)):
+        for kind, found in (("gradient", self._update_best()), ("best", self.best)):
             values |= {f"{kind}/{name}": found[i].tolist() for i, name in enumerate(NORMS)}
         metrics = {name: sum(each) / len(each) for name, each in values.items()}
-        for name, each in values.items() if self.apart else ():
+        for name, each in values.items() if self.logs_each_problem else ():
             short = name.removeprefix("train/").removeprefix("gradient/").replace("/", "_")
             metrics |= {f"problem{i}/{short}": value for i, value in enumerate(each)}
-        self.write(metrics)
+        self.log_now(metrics)
 
-    def write(self, metrics: dict[str, float]) -> None:
-        """Log values of this moment. Unlike ``log``, it takes time only when it is called."""
+    def log_now(self, metrics: dict[str, float]) -> None:
+        """Send values of this step to the loggers; unlike ``log``, nothing is kept for later."""
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)

@@ -1,29 +1,28 @@
 """Multinomial logistic regression: section 6.2 of the draft of the paper on the Fanions."""
 
-import math
-
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from datamodules.digit_features import Examples
 from lit_fanions import FanionConfig
-from models.convex import ConvexProblem, check_positive
+from lit_fanions.checks import real_number, whole_number
+from models.convex import ConvexProblem
+from models.data import ClassificationBatch, HasFeatures, attached_data
+from models.hyperparameters import save_plain_hyperparameters
 
 
 class LogisticRegression(ConvexProblem):
     """Mean cross entropy of softmax(W x), plus l2 / 2 times the squared Frobenius norm of W.
 
-    W is classes x features and starts at 0; biases are the column of a constant feature. What is
-    logged of the training is described at ``ConvexProblem``; val and test have {val,test}/loss,
-    without the penalty, and {val,test}/acc.
+    W is classes x features and starts at 0; biases are the column of a constant feature.
+    ``ConvexProblem`` describes what training logs; val and test log {val,test}/loss, without the
+    penalty, and {val,test}/acc.
 
     Args:
         optimizer: Algorithm and step size, in the group ``matrix``.
         classes: Number of classes.
         features: Number of features.
-        l2: The penalty: without it, classes that can be separated have no best W.
-        points_per_decade: Steps that are logged from each power of ten to the next.
+        l2: Weight of the penalty; with 0, classes that can be separated have no best W.
+        points_per_decade: Number of logged steps from each power of ten to the next.
     """
 
     def __init__(
@@ -34,51 +33,52 @@ class LogisticRegression(ConvexProblem):
         l2: float = 1e-3,
         points_per_decade: int = 20,
     ) -> None:
-        check_positive(classes=classes, features=features)
+        whole_number("classes", classes)
+        whole_number("features", features)
         super().__init__(optimizer, 1, classes, features, points_per_decade)
-        if not 0 <= l2 < math.inf:
-            raise ValueError(f"l2={l2}: it must be a number of at least 0")
-        # Checkpoints must hold plain data: a dataclass would not load with weights_only.
-        self.save_hyperparameters(ignore="optimizer")
-        self.save_hyperparameters({"optimizer": self.fanion_config.to_dict()})
-        self.l2 = l2
+        self.l2 = real_number("l2", l2, 0)
+        save_plain_hyperparameters(self, {"optimizer": self.fanion_config.to_dict()})
 
     def setup(self, stage: str) -> None:
-        """Check that the data has as many features.
+        """Check that the data has as many features as the model.
 
         Raises:
-            ValueError: If it has not.
+            ValueError: If it has another number.
         """
-        given = getattr(getattr(self.trainer, "datamodule", None), "features", self.shape[2])
-        if given != self.shape[2]:
+        data = attached_data(self)
+        if isinstance(data, HasFeatures) and data.features != self.shape[2]:
             raise ValueError(
-                f"the data has {given} features and the model {self.shape[2]}: set features to "
-                f"{given}"
+                f"the data has {data.features} features and the model {self.shape[2]}: set "
+                f"features to {data.features}"
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of examples: (n, features) -> (n, classes)."""
+        """Return the logits of examples: (n, features) -> (n, classes)."""
         return features @ self.weight.mT
 
-    def losses(self, batch: Examples) -> Tensor:
-        """The loss, (1,)."""
+    def losses(self, batch: ClassificationBatch) -> Tensor:
+        """Return the loss, (1,)."""
         penalty = self.l2 / 2 * self.weight.square().sum()
         return (cross_entropy(self(batch.features), batch.labels) + penalty).view(1)
 
-    def validation_step(self, batch: Examples, batch_idx: int) -> None:
+    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
         """Log loss and accuracy."""
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Examples, batch_idx: int) -> None:
+    def test_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
         """Log loss and accuracy."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: Examples, batch_idx: int) -> Tensor:
-        """Class probabilities, (n, classes)."""
+    def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
+        """Return class probabilities, float64 (n, classes), in the order of the examples.
+
+        ``predict`` saves a list of these to predictions.pt, one entry per batch; with
+        ``DigitFeaturesDataModule``, one entry for all test examples.
+        """
         return self(batch.features).softmax(-1)
 
-    def _evaluate(self, stage: str, batch: Examples) -> None:
+    def _evaluate(self, stage: str, batch: ClassificationBatch) -> None:
         logits = self(batch.features)
-        accuracy = (logits.argmax(-1) == batch.labels).to(torch.float64).mean()
+        accuracy = (logits.argmax(-1) == batch.labels).double().mean()
         loss = cross_entropy(logits, batch.labels)
         self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy}, batch_size=len(logits))

@@ -14,48 +14,60 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import SumMetric
 
 from lit_fanions import FanionConfig, configure_optimizers
+from lit_fanions.checks import real_number, whole_number
+from models.data import (
+    HasDocuments,
+    HasPrompts,
+    HasSequences,
+    HasTokenizer,
+    HasVocabulary,
+    Tokenizer,
+    attached_data,
+)
 from models.gpt import GPT, IGNORED, GPTConfig
+from models.hyperparameters import save_plain_hyperparameters
 
 Batch = tuple[Tensor, Tensor]
 
 
 def _sum() -> SumMetric:
-    return SumMetric(nan_strategy="disable")  # a look at the values would make the host wait
+    # Checking for NaN would copy every value to the host, which makes a GPU wait.
+    return SumMetric(nan_strategy="disable")
 
 
 def sequences(batch: Batch | Tensor) -> int:
-    """Number of sequences in a batch: batch_size_fn of Lightning's ThroughputMonitor."""
+    """Return the number of sequences in a batch: ThroughputMonitor's batch_size_fn."""
     return len(batch if isinstance(batch, Tensor) else batch[0])
 
 
 def tokens(batch: Batch | Tensor) -> int:
-    """Number of tokens in a batch: length_fn of Lightning's ThroughputMonitor."""
+    """Return the number of tokens in a batch: ThroughputMonitor's length_fn."""
     return (batch if isinstance(batch, Tensor) else batch[0]).numel()
 
 
 class NanoGPT(LightningModule):
     """A GPT that predicts the next token of sequences (inputs, targets) from a DataModule.
 
-    The loss that is differentiated is summed over the tokens of the step (over all ranks, and over
-    accumulated batches), as in modded-nanogpt; a threshold for gradient clipping would have to
-    reckon with that. Logged are train/loss, the mean of a step, and {val,test}/loss in nats per
-    token, with {val,test}/bits_per_byte where the DataModule has a tokenizer.
+    The training loss is summed over the tokens of the step (over all ranks and accumulated
+    micro-batches), as in modded-nanogpt: choose a threshold for gradient clipping accordingly.
+    Logs train/loss, the mean over a step, and {val,test}/loss in nats per token; if the DataModule
+    has a tokenizer, also {val,test}/bits_per_byte.
 
     Args:
         optimizer: Algorithms, step sizes and schedules per group of parameters.
         network: The network; {} is modded-nanogpt's track 3, in float32.
-        activation_checkpointing: Keep the blocks' inputs only and compute the rest again in the
+        activation_checkpointing: Keep the blocks' inputs only and recompute the rest in the
             backward pass: less memory, a third more work.
-        logits_chunk: Compute the losses of so many tokens at a time, and their logits again in the
-            backward pass: less memory. None: of all at once.
+        logits_chunk: Number of tokens whose losses are computed at a time, with the logits
+            recomputed in the backward pass: less memory. None: all at once.
         compile: Compile the network with torch.compile.
-        init_from: A checkpoint of this module whose weights a fit starts from.
-        sample_tokens: Continue ``sample_prompt`` by so many tokens after each validation, for
-            TensorBoard's text tab, and print it when the fit ends; 0: don't.
-        sample_prompt: What is continued.
-        predict_tokens: Tokens that predict continues each prompt of the DataModule by.
-        temperature: Of the samples; 0: always the likeliest token.
-        top_k: Draw from the so many likeliest tokens; None: from all.
+        init_from: Checkpoint of this module whose weights a fit starts from.
+        sample_tokens: Number of tokens to continue ``sample_prompt`` by after each validation, for
+            TensorBoard's text tab; the last sample is printed when the fit ends. 0: no samples.
+        sample_prompt: Text that the samples continue.
+        predict_tokens: Number of tokens that predict continues each prompt of the DataModule by.
+        temperature: Divisor of the logits in sampling; 0: always take the likeliest token.
+        top_k: Number of likeliest tokens to sample from; None: all.
     """
 
     def __init__(
@@ -73,40 +85,33 @@ class NanoGPT(LightningModule):
         top_k: int | None = 50,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("sample_tokens", sample_tokens),
-            ("predict_tokens", predict_tokens),
-            ("temperature", temperature),
-        ):
-            if value < 0:
-                raise ValueError(f"{name}={value}: it must not be negative")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k}: give a number of tokens, or null for all")
         self.fanion_config = FanionConfig.from_dict(optimizer)
         config = network if isinstance(network, GPTConfig) else GPTConfig(**network)
-        # Checkpoints must hold plain data: a dataclass would not load with weights_only.
-        self.save_hyperparameters(ignore=["optimizer", "network", "init_from"])
-        self.save_hyperparameters(
-            {"optimizer": self.fanion_config.to_dict(), "network": vars(config).copy()}
+        save_plain_hyperparameters(
+            self,
+            {"optimizer": self.fanion_config.to_dict(), "network": vars(config).copy()},
+            ignore=["init_from"],
         )
         self.network = GPT(config, activation_checkpointing, logits_chunk)
         self.compiled, self.init_from = compile, init_from
-        self.sample_tokens, self.sample_prompt = sample_tokens, sample_prompt
-        self.predict_tokens = predict_tokens
-        self.temperature, self.top_k = temperature, top_k
+        self.sample_tokens = whole_number("sample_tokens", sample_tokens, 0)
+        self.sample_prompt = sample_prompt
+        self.predict_tokens = whole_number("predict_tokens", predict_tokens, 0)
+        self.temperature = real_number("temperature", temperature, 0)
+        self.top_k = None if top_k is None else whole_number("top_k", top_k)
         self._configured = False
         self._batch_shape = 0, 0
         self._step_losses: list[tuple[Tensor, Tensor]] = []  # sum and count of each forward pass
         self._total_steps = 0
         self._sample = 0, ""  # step, text
-        self._vocabulary: int | None = None  # tokens that the data has, of which samples are drawn
-        self._tokenizer: Any = None
+        self._vocabulary: int | None = None  # the data's; only its tokens are sampled
+        self._tokenizer: Tokenizer | None = None
         self.nats, self.tokens, self.bytes = _sum(), _sum(), _sum()
         self.token_bytes: Tensor | None
         self.register_buffer("token_bytes", None, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Predict the token after each: int64 (batch, length) -> logits (batch, length, vocab)."""
+        """Return logits of each next token: int64 (batch, length) -> (batch, length, vocab)."""
         return self.network(tokens)
 
     def generate(self, prompt: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -118,7 +123,8 @@ class NanoGPT(LightningModule):
         was_training = self.training
         self.eval()
         try:
-            with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+            # Compiled, the network would be compiled again for every length.
+            with torch.compiler.set_stance("force_eager"):
                 return self.network.generate(
                     prompt,
                     count,
@@ -134,7 +140,7 @@ class NanoGPT(LightningModule):
     def flops_per_batch(self) -> int:
         """Floating-point operations of the last batch, for Lightning's ThroughputMonitor."""
         count, length = self._batch_shape
-        passes = 3 if self.trainer.training else 1  # the backward pass is two
+        passes = 3 if self.trainer.training else 1  # a backward pass costs two forward passes
         return passes * count * length * self.network.flops_per_token(length)
 
     # -- Lightning's hooks --
@@ -153,7 +159,7 @@ class NanoGPT(LightningModule):
                 )
             mesh = self.device_mesh["data_parallel"]
             network = self.network
-            # Embeddings apart from the rest, as they may have another dtype.
+            # Embeddings in units of their own, because their dtype may differ from the rest's.
             for layer in (*network.blocks, network.embedding, *network.value_embeddings):
                 fully_shard(layer, mesh=mesh)
             fully_shard(network, mesh=mesh)
@@ -164,62 +170,50 @@ class NanoGPT(LightningModule):
         """Check that data and network fit together, and load the weights to start from.
 
         Raises:
-            ValueError: If the vocabulary is too small, documents start with another token, or the
-                checkpoint is of another network.
+            ValueError: If the network's vocabulary or context is too small for the data, documents
+                start with another token, or the checkpoint is of another network.
             FileNotFoundError: If the checkpoint does not exist.
         """
-        datamodule, config = getattr(self._trainer, "datamodule", None), self.network.config
-        self._vocabulary = getattr(datamodule, "vocab_size", self._vocabulary)
-        if (self._vocabulary or 0) > config.vocab_size:
-            raise ValueError(
-                f"the data has {self._vocabulary} different tokens and the network "
-                f"vocab_size={config.vocab_size}: set it to at least {self._vocabulary}"
-            )
-        bos = getattr(datamodule, "bos", config.bos)
-        if config.document_mask and bos != config.bos:
-            raise ValueError(
-                f"documents start with token {bos} in the data and with bos={config.bos} in the "
-                f"network: set bos to {bos}"
-            )
-        length = getattr(datamodule, "sequence_length", 0)
-        if stage == "fit" and length > config.context_length:
-            raise ValueError(
-                f"sequence_length={length} of the data exceeds context_length="
-                f"{config.context_length} of the network: shorten the one or lengthen the other"
-            )
-        self._set_up_text(getattr(datamodule, "tokenizer", None))
+        self._check_tokens()
+        if stage == "fit":
+            self._check_sequences()
+        if stage == "predict":
+            self._check_prompts()
+        data = attached_data(self)
+        if isinstance(data, HasTokenizer):
+            self._set_up_text(data.tokenizer)
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
             self._load_weights(Path(self.init_from))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how many tokens the data has."""
+        """Save the vocabulary size of the data, so that samples need no data."""
         checkpoint["vocabulary"] = self._vocabulary
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Draw samples from the tokens that the data had."""
+        """Restore the vocabulary size of the data."""
         self._vocabulary = checkpoint.get("vocabulary")
 
     def on_train_start(self) -> None:
-        """Start anew, and ask how many steps the windows have to grow.
+        """Ask the trainer over how many steps the windows grow.
 
         Raises:
-            ValueError: If the trainer cannot tell.
+            ValueError: If the windows grow and the number of steps is unknown.
         """
-        self._step_losses.clear()  # of a step that an error ended
+        self._step_losses.clear()  # an error may have ended an earlier fit within a step
         if self.network.config.window is None:
             return
         steps = self.trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:
-            raise ValueError("the window grows over the run, whose end is open: set max_steps")
+            raise ValueError("the window grows over the run, which has no end: set max_steps")
         self._total_steps = int(steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss whose gradient, as the trainer reduces it, is that of the sum."""
+        """Return a loss whose gradient, once the trainer has averaged it, is that of the sum."""
         inputs, targets = batch
         self._batch_shape = inputs.shape[0], inputs.shape[1]
         loss = self.network(inputs, targets, self._windows()).sum()
         self._step_losses.append((loss.detach(), (targets != IGNORED).sum().type_as(loss)))
-        # The trainer averages over ranks and over accumulated batches.
+        # The trainer averages over ranks and over accumulated micro-batches.
         return loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -238,54 +232,97 @@ class NanoGPT(LightningModule):
         self._evaluate(batch)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> str | Tensor:
-        """Continue a prompt, int64 (1, length): its text, or token ids without a tokenizer."""
+        """Continue a prompt, int64 (1, length).
+
+        ``predict`` saves a list of the results to predictions.pt, one entry per prompt.
+
+        Returns:
+            The prompt and its continuation as text; without a tokenizer, their tokens, int64
+            (1, length + predict_tokens).
+        """
         tokens = self.generate(batch, self.predict_tokens, seed=batch_idx)
         if self._tokenizer is None:
             return tokens
-        text = self._tokenizer.decode(tokens[0, 1:].tolist())  # the first one starts the document
+        text = self._tokenizer.decode(tokens[0, 1:].tolist())  # without the leading bos
         self.print(text + "\n")
         return text
 
     def on_validation_epoch_start(self) -> None:
-        """Start anew: trainer.validate leaves inference tensors, which fit refuses."""
+        """Reset the metrics: trainer.validate leaves inference tensors, which fit refuses."""
         for metric in (self.nats, self.tokens, self.bytes):
             metric.reset()
 
     def on_test_epoch_start(self) -> None:
-        """As in validation."""
+        """Reset the metrics, which validation uses too."""
         self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses and a sample."""
         self._log_losses("val")
         if self.sample_tokens and self._tokenizer and not self.trainer.sanity_checking:
-            self._show_sample()
+            self._show_sample(self._tokenizer)
 
     def on_test_epoch_end(self) -> None:
         """Log the losses."""
         self._log_losses("test")
 
     def on_train_end(self) -> None:
-        """Draw a sample of the trained weights, unless a validation just did."""
+        """Sample from the trained weights, unless a validation did so after the last step."""
         step = self.trainer.global_step
         if self.sample_tokens and self._tokenizer and self._sample[0] != step:
-            self._show_sample()
+            self._show_sample(self._tokenizer)
 
     def on_fit_end(self) -> None:
         """Print the last sample."""
         if self._sample[1] and self.trainer.is_global_zero:
-            print(f"sample: {self._sample[1]}")  # not self.print: the progress bar is gone
+            print(f"sample: {self._sample[1]}")  # self.print needs the progress bar, closed by now
 
     def configure_optimizers(self) -> Any:
-        """One optimizer for all parameters, with the schedules of their groups."""
+        """Return one optimizer for all parameters, with the schedules of their groups."""
         return configure_optimizers(self, self.fanion_config)
 
     # -- private --
 
+    def _check_tokens(self) -> None:
+        config = self.network.config
+        data = attached_data(self)
+        if isinstance(data, HasVocabulary):
+            self._vocabulary = data.vocab_size
+        if (self._vocabulary or 0) > config.vocab_size:
+            raise ValueError(
+                f"the data has {self._vocabulary} different tokens and the network "
+                f"vocab_size={config.vocab_size}: set it to at least {self._vocabulary}"
+            )
+        if config.document_mask and isinstance(data, HasDocuments) and data.bos != config.bos:
+            raise ValueError(
+                f"documents start with token {data.bos} in the data and with "
+                f"bos={config.bos} in the network: set bos to {data.bos}"
+            )
+
+    def _check_sequences(self) -> None:
+        limit = self.network.config.context_length
+        data = attached_data(self)
+        if isinstance(data, HasSequences) and data.sequence_length > limit:
+            raise ValueError(
+                f"sequence_length={data.sequence_length} of the data exceeds context_length="
+                f"{limit} of the network: shorten the one or lengthen the other"
+            )
+
+    def _check_prompts(self) -> None:
+        """Refuse a long prompt on every process: one that stops alone leaves the others waiting."""
+        limit = self.network.config.context_length
+        data = attached_data(self)
+        for prompt, ids in data.encoded_prompts() if isinstance(data, HasPrompts) else ():
+            if len(ids) >= limit:
+                raise ValueError(
+                    f"the prompt {prompt[:20]!r}… has {len(ids)} tokens, and the model's context "
+                    f"is {limit}: shorten it"
+                )
+
     def _windows(self) -> Tensor | None:
         fitting = self.trainer.state.fn == TrainerFn.FITTING
-        done = self.trainer.global_step / max(1, self._total_steps)
-        return self.network.windows(min(1.0, done) if fitting else 1.0)
+        progress = self.trainer.global_step / max(1, self._total_steps)
+        return self.network.windows(min(1.0, progress) if fitting else 1.0)
 
     def _evaluate(self, batch: Batch) -> None:
         inputs, targets = batch
@@ -301,12 +338,11 @@ class NanoGPT(LightningModule):
         losses = {f"{stage}/loss": nats / self.tokens.compute()}
         if self.token_bytes is not None:
             losses[f"{stage}/bits_per_byte"] = nats / self.bytes.compute() / math.log(2)
-        self.log_dict(losses, prog_bar=True, sync_dist=True)  # the same on all ranks already
+        # The same on all ranks; Lightning warns without sync_dist.
+        self.log_dict(losses, prog_bar=True, sync_dist=True)
 
-    def _set_up_text(self, tokenizer: Any) -> None:
-        """Prepare what takes the tokenizer, whose vocabulary may be out of reach."""
-        if tokenizer is None:
-            return
+    def _set_up_text(self, tokenizer: Tokenizer) -> None:
+        """Prepare bits per byte and samples, unless the tokenizer's vocabulary is missing."""
         try:
             self.token_bytes = tokenizer.token_bytes().to(self.device)
         except (FileNotFoundError, ModuleNotFoundError) as error:
@@ -320,11 +356,11 @@ class NanoGPT(LightningModule):
                 f"context of {self.network.config.context_length}: choose fewer"
             )
 
-    def _show_sample(self) -> None:
-        prompt = [self._tokenizer.bos, *self._tokenizer.encode(self.sample_prompt).tolist()]
-        # On all ranks, as sharded layers take all of them.
+    def _show_sample(self, tokenizer: Tokenizer) -> None:
+        prompt = [tokenizer.bos, *tokenizer.encode(self.sample_prompt).tolist()]
+        # On all ranks, because sharded layers need every rank in a forward pass.
         tokens = self.generate(torch.tensor([prompt], device=self.device), self.sample_tokens)
-        self._sample = self.trainer.global_step, self._tokenizer.decode(tokens[0, 1:].tolist())
+        self._sample = self.trainer.global_step, tokenizer.decode(tokens[0, 1:].tolist())
         if self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
@@ -349,6 +385,6 @@ class NanoGPT(LightningModule):
             self.load_state_dict(weights)
         except RuntimeError as error:
             first = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
-            if len(first) > 200:  # the names of all its parameters
+            if len(first) > 200:  # it may list the names of all parameters
                 first = f"{first[:200]} ..."
             raise ValueError(f"init_from: {path} is of another network: {first}") from None

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, one seed, and a small zoo for the command line."""
+"""Fixtures of all tests: one thread, one seed, and a small zoo for the command line."""
 
 import os
 import shutil
@@ -13,6 +13,10 @@ from lightning.pytorch import seed_everything
 
 # Tiny tensors gain nothing from threads, and tests of several processes share two cores.
 torch.set_num_threads(1)
+
+# The first backward pass decides whether autograd may run in forked processes. It may not once
+# torch._dynamo is loaded, so this pass comes before every import and test that loads it.
+torch.ones((), requires_grad=True).backward()
 
 TESTS = Path(__file__).parent
 
@@ -35,7 +39,7 @@ def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hears_signals() -> Iterator[None]:
-    """Make Ctrl-C count also where the tests run in the background, which ignores it."""
+    """Handle Ctrl-C as in the foreground; processes in the background ignore it."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)

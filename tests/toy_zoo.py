@@ -68,10 +68,10 @@ class Failing(ToyNet):
 
 
 class Interrupted(ToyNet):
-    """Is sent Ctrl-C in the fifth step of its first epoch.
+    """Gets Ctrl-C in the fifth step of its first epoch.
 
     Args:
-        times: How often, one right after the other.
+        times: Number of Ctrl-C signals, one right after the other.
     """
 
     def __init__(self, times: int = 1, optimizer: FanionConfig = FanionConfig()) -> None:
@@ -86,7 +86,7 @@ class Interrupted(ToyNet):
 
 
 class Slow(ToyNet):
-    """Tells that it trains by writing a file, and takes its time."""
+    """Writes a file in each step, and trains slowly."""
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         Path("training").write_text(str(os.getpid()))
@@ -127,7 +127,7 @@ class ResumableLoader:
 
     Args:
         loader: Batches of an epoch.
-        datamodule: Knows the trainer.
+        datamodule: Data module whose trainer has the position.
     """
 
     def __init__(self, loader: DataLoader, datamodule: ToyData) -> None:
@@ -142,7 +142,7 @@ class ResumableLoader:
         yield from itertools.islice(self.loader, progress.current.completed, None)
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing, but it tells Lightning that a resumed epoch goes on where it stopped."""
+        """Return nothing; Lightning continues a resumed epoch only for loaders with this method."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -8,23 +8,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.shards import Shard
 from datamodules.tokenizers import TokenizerName, load_tokenizer
-from datamodules.tokenizing import MANIFEST, made_with
+from datamodules.tokenizing import MANIFEST, recorded_tokenizer
 from datamodules.tokens import Split, TokenDataModule
+from lit_fanions.checks import check_choice, whole_number
 
 Dataset = Literal["fineweb10B", "fineweb100B", "finewebedu10B"]
 
-MARKER = "downloaded_from.txt"  # beside downloaded shards, names their hub repository
+MARKER = "downloaded_from.txt"  # beside downloaded shards; names their hub repository
 
 
 class Source(NamedTuple):
-    """Where a data set's shards are: a hub repository, how they are named, how many to train on."""
+    """Hub repository of a data set, prefix of its files' names, number of training shards."""
 
     repository: str
     prefix: str
     shards: int
 
     def names(self, split: Split, shards: int) -> list[str]:
-        """The files of one split: the first training shards, or the one for validation."""
+        """Return the files of one split: the first training shards, or the validation shard."""
         numbers = range(1, shards + 1) if split == "train" else range(1)
         return [f"{self.prefix}_{split}_{number:06d}.bin" for number in numbers]
 
@@ -37,59 +38,55 @@ SOURCES: dict[Dataset, Source] = {
 
 
 def check_source(dataset: Dataset | None, shards: int) -> None:
-    """Raise a ValueError unless there is such a data set with so many training shards."""
+    """Raise a ValueError unless the data set exists and has that many training shards."""
+    whole_number("shards", shards)
     if dataset is None:
-        if shards < 1:
-            raise ValueError(f"shards={shards}: it must be at least 1")
-    elif dataset not in SOURCES:
-        raise ValueError(
-            f"dataset={dataset!r}: choose one of {', '.join(get_args(Dataset))}, or null for text "
-            "of your own"
-        )
-    elif not 1 <= shards <= SOURCES[dataset].shards:
+        return
+    check_choice("dataset", dataset, get_args(Dataset))
+    if shards > SOURCES[dataset].shards:
         raise ValueError(f"shards={shards}: {dataset} has 1 to {SOURCES[dataset].shards}")
 
 
 def check_folder(folder: Path, dataset: Dataset) -> None:
-    """Raise a ValueError if a folder holds the shards of something else.
+    """Raise a ValueError if a folder holds shards of something else.
 
-    A file beside the shards says where they were downloaded from. Where there is none, they were
-    put there by hand, and their names have to be those of the data set.
+    A file beside the shards says where they were downloaded from. Without this file, somebody put
+    them there, and their names have to be those of the data set.
     """
     source, marker = SOURCES[dataset], folder / MARKER
     shards = find_shards(folder, "train") + find_shards(folder, "val")
     others = [path.name for path in shards if not path.match(f"{source.prefix}_*")]
     if (folder / MANIFEST).exists():
-        held = "shards made by python -m datamodules.fineweb tokenize"
+        content = "shards made by python -m datamodules.fineweb tokenize"
     elif marker.is_file():
-        held = marker.read_text().strip()
+        content = marker.read_text(encoding="utf-8-sig").strip()
     else:
-        held = others[0] if others else source.repository
-    if held != source.repository:
+        content = others[0] if others else source.repository
+    if content != source.repository:
         raise ValueError(
-            f"{folder} holds {held}, not {source.repository}: choose another data_dir, or "
-            "dataset: null to train on what is there"
+            f"{folder} holds {content}, not {source.repository}: choose another data_dir, or "
+            "dataset: null to train on these shards"
         )
 
 
 def find_shards(folder: Path, split: Split) -> list[Path]:
-    """The shards of one split in a folder, by their names, in order."""
+    """Return the shards of one split in a folder, ordered by name."""
     return sorted(folder.glob(f"*_{split}_*.bin"))
 
 
 def download(folder: Path, dataset: Dataset, shards: int) -> None:
-    """Fetch the validation shard and the first training shards, but not those that are there.
+    """Download those of the validation shard and the first training shards that are missing.
 
-    What huggingface_hub has fetched of a file is kept, so that a later call goes on with it.
+    huggingface_hub keeps unfinished files, so that a later call continues them.
 
     Args:
-        folder: Where to; made when the hub has answered.
-        dataset: Which.
+        folder: Folder of the shards, made when the hub has answered.
+        dataset: Name of the data set.
         shards: Number of training shards; may be 0.
 
     Raises:
         ModuleNotFoundError: If huggingface_hub is not installed.
-        FileNotFoundError: If a file cannot be downloaded; one line that says what to do.
+        FileNotFoundError: If a file cannot be downloaded, with one line that says what to do.
         ValueError: If a file is damaged, or the folder holds something else.
     """
     check_folder(folder, dataset)
@@ -98,7 +95,7 @@ def download(folder: Path, dataset: Dataset, shards: int) -> None:
         if not (folder / name).is_file():
             _fetch(folder, source.repository, name, reached)
             reached = True
-            (folder / MARKER).write_text(f"{source.repository}\n")
+            (folder / MARKER).write_text(f"{source.repository}\n", encoding="utf-8")
         Shard(folder / name)
 
 
@@ -113,41 +110,42 @@ def _fetch(folder: Path, repository: str, name: str, reached: bool) -> None:
         ) from None
     try:
         # Without a network, hf_hub_download makes the folder, tries six times within half a minute
-        # and prints each try. So the hub is asked first, once, whether it has the first file.
+        # and prints each try. A single request for the first file's metadata avoids that.
         if not reached:
             try:
                 get_hf_file_metadata(hf_hub_url(repository, name, repo_type="dataset"))
             except HfHubHTTPError as error:
                 if error.response.status_code < 429:
                     raise
-                # The hub is busy or out of order: there it is right to wait and try again.
+                # The hub is busy or out of order: hf_hub_download waits and tries again.
         hf_hub_download(repository, name, repo_type="dataset", local_dir=folder)
-    except Exception as error:  # its HTTP library's, its own, and the file system's
+    except Exception as error:  # of the HTTP library, huggingface_hub or the file system
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise FileNotFoundError(
             f"{name} is not in {folder} and could not be downloaded from {repository} ({reason}): "
-            "try again with a network, or point data_dir to a folder that has it"
+            "try again with a network, or point data_dir to a folder that has the file"
         ) from None
 
 
 class FineWebDataModule(TokenDataModule):
     """FineWeb in shards of 100 million GPT-2 tokens, or any text that was made into shards.
 
-    Missing shards are downloaded from the Hugging Face hub (200 MB each), those that the stage
-    needs: for validation and test one, for predict none. Without a network, those that are there
-    are used. A folder holds one data set; shards put there by hand are recognized by their names.
+    The shards that the stage needs and the folder lacks are downloaded from the Hugging Face hub
+    (200 MB each): for validation and test one, for predict none. Without a network, training uses
+    the shards in the folder. A folder holds one data set; shards that were copied into it are
+    recognised by their names.
 
-    Shards of bytes, or of another text, are made by ``python -m datamodules.fineweb tokenize``;
-    into a folder with such shards nothing is downloaded, and with ``dataset: null`` nothing at all.
+    ``python -m datamodules.fineweb tokenize`` makes shards of bytes or of another text. Nothing is
+    downloaded into a folder with such shards, nor with ``dataset: null``.
 
     Args:
         data_dir: Folder of the shards, *_train_*.bin and *_val_*.bin.
-        shards: Training shards wanted: the first ones of the data set; of text of your own, the
-            first ones, by name, of those in the folder.
-        dataset: What to download; null: nothing, data_dir holds text of your own.
-        tokenizer: What the shards are made with.
-        options: Those of TokenDataModule.
+        shards: Number of training shards: the first ones of the data set or, for text of your
+            own, the first ones by name in the folder.
+        dataset: Data set to download; null: none, data_dir holds text of your own.
+        tokenizer: Tokenizer that the shards were made with.
+        options: Options of TokenDataModule.
     """
 
     def __init__(
@@ -165,10 +163,10 @@ class FineWebDataModule(TokenDataModule):
         self.dataset: Dataset | None = dataset
 
     def prepare_data(self) -> None:
-        """Download what the stage lacks; to train without a network, a part of it is enough.
+        """Download the missing shards; training without a network uses those in the folder.
 
         Raises:
-            FileNotFoundError: If that fails and not even a part is there.
+            FileNotFoundError: If the download fails and the folder has too few shards to start.
             ValueError: If the folder holds something else.
         """
         stage = self.trainer.state.fn if self.trainer is not None else None
@@ -178,32 +176,33 @@ class FineWebDataModule(TokenDataModule):
         check_folder(self.data_dir, dataset)
         evaluates = stage in (TrainerFn.VALIDATING, TrainerFn.TESTING)
         shards = 0 if evaluates else self.shards
-        if len(self._there("val")) == 1 and (evaluates or len(self._there("train")) == shards):
+        complete = evaluates or len(self._found_shards("train")) == shards
+        if complete and len(self._found_shards("val")) == 1:
             return
         try:
             download(self.data_dir, dataset, shards)
         except (FileNotFoundError, ModuleNotFoundError) as error:
-            there = [path.name for path in self._there("train")]
-            if evaluates or not there or not self._there("val"):
+            found = [path.name for path in self._found_shards("train")]
+            if evaluates or not found or not self._found_shards("val"):
                 raise
-            gapless = there == SOURCES[dataset].names("train", len(there))
-            hint = f" (shards={len(there)} asks for no others)" if gapless else ""
-            rank_zero_warn(f"Training on {len(there)} of {shards} shards{hint}: {error}")
+            gapless = found == SOURCES[dataset].names("train", len(found))
+            hint = f" (shards={len(found)} asks for no others)" if gapless else ""
+            rank_zero_warn(f"Training on {len(found)} of {shards} shards{hint}: {error}")
 
     def shard_paths(self, split: Split) -> list[Path]:
-        """The first ``shards`` training shards, or the validation shards.
+        """Return the first ``shards`` training shards, or the validation shards.
 
         Raises:
-            FileNotFoundError: If there are none.
-            ValueError: If they hold tokens of another kind.
+            FileNotFoundError: If the folder has none.
+            ValueError: If they were made with another tokenizer.
         """
-        made = made_with(self.data_dir)
-        if made not in (None, self.tokenizer.name):
+        recorded = recorded_tokenizer(self.data_dir)
+        if recorded not in (None, self.tokenizer.name):
             raise ValueError(
-                f"{self.data_dir} holds tokens of kind {made}, not {self.tokenizer.name}: set "
-                f"tokenizer to {made}, for which the network must be made, or data_dir"
+                f"{self.data_dir} holds tokens of kind {recorded}, not {self.tokenizer.name}: set "
+                f"tokenizer to {recorded} (and the network's vocab_size to match), or data_dir"
             )
-        paths = self._there(split)
+        paths = self._found_shards(split)
         if not paths:
             wanted = f"*_{split}_*.bin of {self.tokenizer.name} tokens"
             remedy = (
@@ -216,12 +215,12 @@ class FineWebDataModule(TokenDataModule):
         return paths
 
     def _hub_dataset(self) -> Dataset | None:
-        """What data_dir holds of the hub; None: text of one's own."""
+        """Return the hub's data set in data_dir; None for the user's own text."""
         own = (self.data_dir / MANIFEST).exists() or self.tokenizer.name != "gpt2"
         return None if own else self.dataset
 
-    def _there(self, split: Split) -> list[Path]:
-        """The wanted shards that are in the folder."""
+    def _found_shards(self, split: Split) -> list[Path]:
+        """Return those of the wanted shards that are in the folder."""
         dataset = self._hub_dataset()
         if dataset is None:
             paths = find_shards(self.data_dir, split)

@@ -24,73 +24,79 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in two lines."""
+    """An argument parser that reports a mistake in two lines."""
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake and exit with status 2."""
         self.exit(USAGE_ERROR, f"error: {message}\n  all options: {self.prog} --help\n")
 
 
-def parser() -> Parser:
-    """The command line."""
-    result = Parser(
+def build_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
         prog=PROGRAM,
         description="Token shards for datamodules.FineWebDataModule.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_download_options(
+        commands.add_parser(
+            "download",
+            help="download FineWeb's GPT-2 tokens from the Hugging Face hub",
+            description="Download the validation shard and the first training shards, of 100 "
+            "million GPT-2 tokens and 200 MB each. Finished files are kept, unfinished ones "
+            "continued.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    _add_tokenize_options(
+        commands.add_parser(
+            "tokenize",
+            help="make shards of text files",
+            description="Make shards of text: one for validation, then those to train on. Each "
+            "document starts with the token that separates documents. The same command resumes a "
+            "run that was stopped, unless an input was changed since. The shards depend on the "
+            "input and on all options but --processes. In a .txt, Windows' line ends become line "
+            "feeds; byte order marks are left out.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    return parser
 
-    get = commands.add_parser(
-        "download",
-        help="download FineWeb's GPT-2 tokens from the Hugging Face hub",
-        description="Download the validation shard and the first training shards, of 100 million "
-        "GPT-2 tokens and 200 MB each. What is there is kept, what was begun is gone on with.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    get.add_argument("--dataset", choices=get_args(Dataset), default="fineweb10B", help="which one")
-    get.add_argument("--shards", type=int, default=9, metavar="N", help="number of training shards")
-    get.add_argument(
-        "--output",
-        type=Path,
-        default=Path("data/fineweb"),
-        metavar="DIR",
-        help="folder of the shards",
-    )
 
-    make = commands.add_parser(
-        "tokenize",
-        help="make shards of text files",
-        description="Make shards of text: one for validation, then those to train on. Each "
-        "document starts with the token that separates documents. The same command goes on where "
-        "one was stopped, unless an input was changed since. The shards depend on the input and "
-        "the options but --processes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    make.add_argument(
+def _add_download_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", choices=get_args(Dataset), default="fineweb10B", help="data set")
+    add("--shards", type=int, default=9, metavar="N", help="number of training shards")
+    output = Path("data/fineweb")
+    add("--output", type=Path, default=output, metavar="DIR", help="folder of the shards")
+
+
+def _add_tokenize_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "inputs", type=Path, nargs="+", metavar="INPUT",
         help=f"files in the order of their tokens: {', '.join(SUFFIXES)}; a .txt is one document, "
         "a .bin holds GPT-2 tokens, which are decoded",
     )  # fmt: skip
-    make.add_argument(
+    parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", default=argparse.SUPPRESS,
-        help="folder of the shards, without other ones",
+        help="folder of the shards, without other shards",
     )  # fmt: skip
-    make.add_argument(
-        "--tokenizer", choices=get_args(TokenizerName), default="gpt2", help="what tokens are"
+    parser.add_argument(
+        "--tokenizer", choices=get_args(TokenizerName), default="gpt2", help="kind of tokens"
     )
-    make.add_argument("--processes", type=int, default=1, metavar="N", help="processes that encode")
-    make.add_argument(
-        "--shard-tokens",
-        type=int,
-        default=100_000_000,
-        metavar="N",
-        help="tokens of a training shard",
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="number of processes that encode"
     )
-    held_out = make.add_mutually_exclusive_group()
+    parser.add_argument(
+        "--shard-tokens", type=int, default=100_000_000, metavar="N",
+        help="number of tokens of a training shard",
+    )  # fmt: skip
+    held_out = parser.add_mutually_exclusive_group()
     held_out.add_argument(
         "--val-tokens", type=int, metavar="N", default=argparse.SUPPRESS,
         help=f"hold the first N tokens out (default: a tenth, at most {VAL_TOKENS})",
@@ -99,15 +105,14 @@ def parser() -> Parser:
         "--val-documents", type=int, metavar="N", default=argparse.SUPPRESS,
         help="hold the first N documents out instead",
     )  # fmt: skip
-    make.add_argument(
+    parser.add_argument(
         "--column", default="text", metavar="NAME",
         help="field of JSON lines, or column of parquet files, with the text",
     )  # fmt: skip
-    return result
 
 
 def run(command: str, output: Path, **options: Any) -> None:
-    """Carry a command out and tell what is there then."""
+    """Run a command, then print how many shards the folder has."""
     if command == "download":
         try:
             check_source(**options)
@@ -122,11 +127,11 @@ def run(command: str, output: Path, **options: Any) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     try:
-        run(**vars(parser().parse_args(args)))
+        run(**vars(build_parser().parse_args(args)))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         plain = isinstance(error, (ValueError, FileNotFoundError, ModuleNotFoundError))

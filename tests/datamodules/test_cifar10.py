@@ -1,5 +1,7 @@
 """CIFAR-10: the cache files, the download, and what goes wrong with them."""
 
+import pickle
+import tarfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -36,7 +38,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeCIFAR10:
-    """Stands for torchvision's class after a download."""
+    """A stand-in for torchvision's class after a download."""
 
     classes = tuple(CLASSES)
 
@@ -48,7 +50,7 @@ class FakeCIFAR10:
         self.classes = CLASSES
 
 
-def test_cached_files_are_used_without_a_network(folder: Path, offline: None) -> None:
+def test_cached_files_need_no_network(folder: Path, offline: None) -> None:
     data = CIFAR10DataModule(str(folder), batch_size=20, flip="none", translate=0)
     data.prepare_data()
     data.setup("fit")
@@ -69,15 +71,16 @@ def test_cached_files_are_used_without_a_network(folder: Path, offline: None) ->
     )
 
 
-def test_a_home_directory_may_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_dir_expands_the_home_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     data = CIFAR10DataModule(f"~/{folder.name}")
     data.prepare_data()
     data.setup("test")
+    assert sum(len(labels) for _, labels in data.test_dataloader()) == 20
 
 
 @pytest.mark.parametrize("lost", ["train", "test"])
-def test_without_cache_and_network_one_line_says_what_to_do(
+def test_missing_cache_without_a_network_names_the_remedy(
     folder: Path, offline: None, lost: str
 ) -> None:
     (folder / f"{lost}.pt").unlink()
@@ -90,13 +93,13 @@ def test_without_cache_and_network_one_line_says_what_to_do(
     assert caught.value.__suppress_context__
 
 
-def test_a_folder_that_cannot_be_made_is_no_traceback_either(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_names_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileNotFoundError, match=r"train\.pt"):
         CIFAR10DataModule(str(tmp_path / "file" / "data")).prepare_data()
 
 
-def test_a_download_is_cached_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_is_cached_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCIFAR10)
     data = CIFAR10DataModule(str(tmp_path / "new" / "cifar10"), batch_size=40)
     data.prepare_data()
@@ -111,7 +114,7 @@ def test_a_download_is_cached_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data.setup("fit")
 
 
-def test_a_cache_file_appears_whole_or_not_at_all(
+def test_cache_file_appears_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(content: object, path: Path) -> None:
@@ -126,7 +129,7 @@ def test_a_cache_file_appears_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize("keep", [0, 100, 20_000])
-def test_a_truncated_file_is_named(folder: Path, offline: None, keep: int) -> None:
+def test_truncated_cache_file_is_named(folder: Path, offline: None, keep: int) -> None:
     path = folder / "train.pt"
     path.write_bytes(path.read_bytes()[:keep])
     data = CIFAR10DataModule(str(folder))
@@ -152,7 +155,7 @@ IMAGES, LABELS = random_split(4)
         {"images": IMAGES, "labels": LABELS.tolist()},
     ],
 )
-def test_a_file_with_something_else_is_named(tmp_path: Path, content: object) -> None:
+def test_cache_file_with_other_content_is_named(tmp_path: Path, content: object) -> None:
     path = tmp_path / "train.pt"
     torch.save(content, path)
     with pytest.raises(RuntimeError, match=r"does not hold images, uint8 \[N, 32, 32, 3\]") as e:
@@ -160,6 +163,25 @@ def test_a_file_with_something_else_is_named(tmp_path: Path, content: object) ->
     assert str(path) in str(e.value)
 
 
-def test_setup_before_prepare_data_says_so(tmp_path: Path) -> None:
+def test_setup_before_prepare_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"test\.pt is missing: call prepare_data\(\)"):
         CIFAR10DataModule(str(tmp_path)).setup("test")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pickle.UnpicklingError("invalid load key"), EOFError("Ran out"), tarfile.ReadError("no tar")],
+    ids=lambda error: type(error).__name__,
+)
+def test_damaged_download_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
+    with pytest.raises(
+        FileNotFoundError, match=rf"{error}.*or delete a damaged download"
+    ) as caught:
+        CIFAR10DataModule(str(tmp_path)).prepare_data()
+    assert str(tmp_path) in str(caught.value)

@@ -9,7 +9,7 @@ from datamodules.digit_features import polynomial
 from datamodules.digits import original_digits, split_indices
 
 
-def test_polynomial():
+def test_polynomial_equals_the_products():
     pixels = torch.tensor([[2.0, 3.0, 5.0], [1.0, 0.0, -1.0]])
     linear = [[1, 2, 3, 5], [1, 1, 0, -1]]
     products = [[4, 6, 10, 9, 15, 25], [1, 0, -1, 0, 0, 1]]
@@ -35,7 +35,7 @@ def test_batches_are_whole_splits(degree):
     assert (batches[0].features[:, 0] == 1).all()
 
 
-def test_seed_chooses_the_split():
+def test_seed_determines_the_split():
     seed_everything(1, verbose=False)
     given = [DigitFeaturesDataModule(1, seed) for seed in (1, None, 2)]
     for data in given:
@@ -49,10 +49,10 @@ def test_seed_chooses_the_split():
     ("options", "message"),
     [
         ({"degree": 3}, "degree=3: choose 1 or 2"),
-        ({"seed": -1}, "seed=-1: it must not be negative"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch=0: it must be at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be a whole number of at least 1, got 0"),
     ],
 )
-def test_bad_input(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DigitFeaturesDataModule(**options)

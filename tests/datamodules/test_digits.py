@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datamodules import DigitsDataModule
+from datamodules.augmentation import ImageRecipe, draw_epoch
 from datamodules.digits import load_digits, split_indices
-from datamodules.images import draw_epoch
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def data() -> DigitsDataModule:
     return module
 
 
-def test_the_images_are_the_digits_enlarged() -> None:
+def test_images_are_the_enlarged_digits() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     original = datasets.load_digits()
     images, labels = load_digits()
@@ -34,7 +34,7 @@ def test_the_images_are_the_digits_enlarged() -> None:
         assert np.abs(images[i, 0].numpy() - both).max() <= 0.5001
 
 
-def test_the_split_is_fixed_stratified_and_disjoint() -> None:
+def test_split_is_fixed_stratified_and_disjoint() -> None:
     _, labels = load_digits()
     split = split_indices(labels)
     assert (len(split["train"]), len(split["test"])) == (1437, 360)
@@ -45,7 +45,7 @@ def test_the_split_is_fixed_stratified_and_disjoint() -> None:
     assert torch.equal(split_indices(labels)["test"], split["test"])
 
 
-def test_mean_and_deviation_are_those_of_the_training_images(data: DigitsDataModule) -> None:
+def test_mean_and_std_are_of_the_training_images(data: DigitsDataModule) -> None:
     images = data.training_images(10_000)
     assert images.shape == (1437, 3, 32, 32)
     torch.testing.assert_close(images.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
@@ -57,20 +57,20 @@ def test_digits_are_shifted_but_never_mirrored() -> None:
     data.setup("fit")
     loader = data.train_dataloader()
     original = data.training_images(1437)
-    options = {"seed": 0, "flip": "none", "translate": 0, "cutout": 0}
+    recipe = ImageRecipe(0, 1437, "none", translate=0, cutout=0)
     for epoch in range(2):
         ((pixels, _),) = list(loader)
-        assert torch.equal(pixels, original[draw_epoch(1437, 32, epoch=epoch, **options).order])
+        assert torch.equal(pixels, original[draw_epoch(1437, 32, epoch, recipe).order])
 
 
-def test_loaders(data: DigitsDataModule) -> None:
+def test_loaders_cover_both_splits(data: DigitsDataModule) -> None:
     assert len(data.train_dataloader()) == 14
     pixels, labels = next(iter(data.train_dataloader()))
     assert pixels.shape == (100, 3, 32, 32) and labels.shape == (100,)
     assert sum(len(labels) for _, labels in data.test_dataloader()) == 360
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ModuleNotFoundError, match=r"scikit-learn.*extra 'zoo'"):
         DigitsDataModule().setup("fit")

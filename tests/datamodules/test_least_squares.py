@@ -1,4 +1,4 @@
-"""Random least-squares problems: their distribution, their seeds, what the loader hands out."""
+"""Random least-squares problems: their distribution, their seeds, batches."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def test_spectra_are_uniform_and_eigenvectors_are_haar():
     assert stats.kstest(squares, stats.beta(0.5, 2.5).cdf).pvalue > 0.01
 
 
-def test_problems_have_seeds_of_their_own():
+def test_each_problem_has_its_own_seed():
     few, many = (random_problems(count, 4, 3, target_scale=0.5, seed=7) for count in (2, 5))
     for a, b in zip(few, many, strict=True):
         assert a.dtype == torch.float64
@@ -35,13 +35,13 @@ def test_problems_have_seeds_of_their_own():
 
 
 @pytest.mark.parametrize(("target", "law"), [("gaussian", "norm"), ("uniform", "uniform")])
-def test_targets(target, law):
+def test_targets_follow_their_distribution(target, law):
     data = LeastSquaresDataModule(50, 10, 10, target, 3.0, seed=0)
     entries = next(iter(data.train_dataloader())).target.flatten()
     assert stats.kstest(entries / 3, law).pvalue > 0.01
 
 
-def test_every_batch_is_all_problems():
+def test_every_batch_holds_all_problems():
     data = LeastSquaresDataModule(problems=2, rows=4, cols=3, seed=1, steps_per_epoch=5)
     expected = random_problems(2, 4, 3, seed=1)
     batches = list(data.train_dataloader())
@@ -50,7 +50,7 @@ def test_every_batch_is_all_problems():
         assert all(map(torch.equal, batch, other))
 
 
-def test_seed_of_the_run():
+def test_default_seed_is_that_of_seed_everything():
     seed_everything(3, verbose=False)
     data = LeastSquaresDataModule(problems=1, rows=2, cols=2)
     batch = next(iter(data.train_dataloader()))
@@ -60,15 +60,15 @@ def test_seed_of_the_run():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"problems": 0}, "problems=0: it must be at least 1"),
-        ({"rows": -1}, "rows=-1: it must be at least 1"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch=0: it must be at least 1"),
-        ({"target_scale": 0.0}, "target_scale=0.0: it must be a positive number"),
-        ({"target_scale": float("nan")}, "target_scale=nan: it must be a positive number"),
-        ({"target": "cauchy"}, "target='cauchy': choose one of gaussian, uniform"),
-        ({"seed": -1}, "seed=-1: it must not be negative"),
+        ({"problems": 0}, "problems must be a whole number of at least 1, got 0"),
+        ({"rows": -1}, "rows must be a whole number of at least 1, got -1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be a whole number of at least 1, got 0"),
+        ({"target_scale": 0.0}, "target_scale must be a number above 0, got 0.0"),
+        ({"target_scale": float("nan")}, "target_scale must be a number above 0, got nan"),
+        ({"target": "cauchy"}, "target 'cauchy' is none of gaussian, uniform"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
     ],
 )
-def test_bad_input(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LeastSquaresDataModule(**options)

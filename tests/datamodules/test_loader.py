@@ -1,4 +1,4 @@
-"""EpochLoader by itself: epochs, breaking off, saved positions."""
+"""EpochLoader by itself: epochs, abandoned iterations, saved positions."""
 
 import copy
 from collections.abc import Iterator
@@ -28,21 +28,21 @@ def test_each_iteration_is_an_epoch() -> None:
     assert [batch for _ in range(3) for batch in ours] == epochs(0, 1, 2)
 
 
-def test_iterators_that_were_never_asked_do_not_count() -> None:
+def test_unused_iterators_do_not_count() -> None:
     ours = loader()
     for _ in range(3):
         iter(ours)
     assert list(ours) == epochs(0)
 
 
-def test_breaking_off_goes_to_the_next_epoch() -> None:
+def test_abandoned_iteration_leads_to_the_next_epoch() -> None:
     ours = loader()
     next(iter(ours))
     assert list(ours) == epochs(1)
 
 
 @pytest.mark.parametrize("position", [1, 2, 3, 4])
-def test_a_saved_position_is_what_was_handed_out(position: int) -> None:
+def test_saved_position_counts_yielded_batches(position: int) -> None:
     ours = loader()
     list(ours)
     iterator = iter(ours)
@@ -55,7 +55,7 @@ def test_a_saved_position_is_what_was_handed_out(position: int) -> None:
     assert rest == epochs(1, 2)[position:]
 
 
-def test_progress_rules() -> None:
+def test_progress_overrides_the_own_count() -> None:
     standing = iter([(5, 2), None, (9, 0)])
     ours = EpochLoader(batches, LENGTH, lambda: next(standing))
     assert list(ours) == [(5, 2), (5, 3)]
@@ -63,12 +63,12 @@ def test_progress_rules() -> None:
     assert list(ours) == epochs(9)
 
 
-def test_without_a_trainer() -> None:
+def test_progress_and_rank_without_a_trainer() -> None:
     assert fit_progress(None) is None
     assert rank_and_world(None) == (0, 1)
 
 
-def test_the_seed_is_seed_everythings_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_seed_is_that_of_seed_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     assert resolve_seed(None) == 7 and resolve_seed(3) == 3
     monkeypatch.delenv("PL_GLOBAL_SEED")

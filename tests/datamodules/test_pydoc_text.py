@@ -1,4 +1,4 @@
-"""Python's documentation as text: what is gathered, split and cached."""
+"""Python's documentation as text: gathering, splits and cache."""
 
 import builtins
 import platform
@@ -24,7 +24,7 @@ def h(): pass
 
 @pytest.fixture
 def stdlib(tmp_path: Path) -> Path:
-    """A small standard library with everything that can be wrong with one."""
+    """Write a small standard library, with files that cannot be read or parsed among others."""
     folder = tmp_path / "lib"
     for name in ("pydoc_data", "test", "pkg/tests", "site-packages", "pkg/sub", "idlelib"):
         (folder / name).mkdir(parents=True)
@@ -47,7 +47,7 @@ def stdlib(tmp_path: Path) -> Path:
     return folder
 
 
-def test_documents_are_what_is_written(stdlib: Path) -> None:
+def test_documents_are_topics_and_docstrings(stdlib: Path) -> None:
     *documents, last = gather_documents(stdlib)
     assert documents == [
         "The if statement.\n",
@@ -63,7 +63,7 @@ def test_documents_are_what_is_written(stdlib: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty"])
-def test_nothing_but_the_builtins_is_enough(tmp_path: Path, kind: str) -> None:
+def test_documents_without_a_library_are_of_the_builtins(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / kind
     if kind == "empty":
         folder.mkdir()
@@ -79,7 +79,7 @@ def small(stdlib: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return stdlib
 
 
-def test_the_splits_are_the_documents(small: Path, tmp_path: Path) -> None:
+def test_splits_hold_the_documents(small: Path, tmp_path: Path) -> None:
     data = PydocDataModule(str(tmp_path / "cache"))
     data.prepare_data()
     documents = gather_documents(small)
@@ -95,7 +95,7 @@ def test_the_splits_are_the_documents(small: Path, tmp_path: Path) -> None:
     assert data.tokenizer.decode(inputs[0]).startswith("<|endoftext|>The if statement.")
 
 
-def test_the_text_is_gathered_once(
+def test_text_is_gathered_once(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -118,7 +118,9 @@ def test_the_text_is_gathered_once(
     assert len(list(data.data_dir.iterdir())) == 4
 
 
-def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", None):
         if value is None:
@@ -129,9 +131,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert PydocDataModule("~/other").data_dir == tmp_path / "other"
 
 
-def test_a_handful_of_documents_is_in_both_splits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_documents_are_in_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pydoc_text, "gather_documents", lambda stdlib: ["only this " * 1000])
     data = PydocDataModule(str(tmp_path))
     data.prepare_data()
@@ -139,16 +139,30 @@ def test_a_handful_of_documents_is_in_both_splits(
     assert len(data.shard_paths("val")) == 1
 
 
-def test_python_without_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_documentation_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pydoc_text, "gather_documents", lambda stdlib: [])
     with pytest.raises(RuntimeError, match="comes without documentation"):
         PydocDataModule(str(tmp_path)).prepare_data()
 
 
-def test_this_installation_has_enough_text_for_the_defaults(tmp_path: Path) -> None:
+def test_this_installation_has_enough_text(tmp_path: Path) -> None:
     data = PydocDataModule(str(tmp_path))
     data.prepare_data()
     data.setup("fit")
     assert len(data.train_dataloader()) >= 20
     assert len(data.val_dataloader()) >= 1
     assert builtins.__doc__
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_errors_that_are_not_of_the_source_are_raised(
+    stdlib: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(source: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(pydoc_text.ast, "parse", fail)
+    with pytest.raises(error):
+        gather_documents(stdlib)

@@ -1,4 +1,4 @@
-"""Token shards: what is in a file, what is wrong with it, reading across files."""
+"""Token shards: the format, damaged files, reading across files."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ HEADER_BYTES = 1024
 
 
 def raw(magic: int, version: int, count: int, tokens: list[int]) -> bytes:
-    """A file made by the letter of the format."""
+    """Return the bytes of a shard, written by the definition of the format."""
     header = b"".join(n.to_bytes(4, "little") for n in (magic, version, count))
     return header.ljust(HEADER_BYTES, b"\0") + b"".join(t.to_bytes(2, "little") for t in tokens)
 
@@ -28,14 +28,14 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def three(tmp_path: Path) -> list[Path]:
-    """Tokens 0 to 11 in files of 5, 1 and 6."""
+    """Write tokens 0 to 11 to files of 5, 1 and 6 tokens."""
     paths = [tmp_path / f"{i}.bin" for i in range(3)]
     for file, (first, last) in zip(paths, [(0, 5), (5, 6), (6, 12)], strict=True):
         write_shard(file, np.arange(first, last, dtype=np.uint16))
     return paths
 
 
-def test_the_format_is_read_and_written(path: Path) -> None:
+def test_format_is_read_and_written(path: Path) -> None:
     path.write_bytes(GOOD)
     shard = Shard(str(path))
     assert len(shard) == 3 and shard.tokens.dtype == np.uint16
@@ -62,19 +62,19 @@ def test_the_format_is_read_and_written(path: Path) -> None:
         (b"P6 a picture" * 1000, "no token shard or a damaged one"),
     ],
 )
-def test_what_is_no_shard_is_named(path: Path, content: bytes, message: str) -> None:
+def test_damaged_file_is_named(path: Path, content: bytes, message: str) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         Shard(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(path: Path) -> None:
+def test_missing_file_is_named(path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=path.name):
         Shard(path)
 
 
-def test_a_write_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(GOOD)
 
     def refuse(*args: object) -> None:
@@ -99,7 +99,7 @@ def test_every_range_is_read_across_files(three: list[Path]) -> None:
             shards.read(start, length)
 
 
-def test_find_sees_every_place(tmp_path: Path) -> None:
+def test_find_returns_every_position(tmp_path: Path) -> None:
     tokens = np.array([9, 1, 9, 9, 2, 9], np.uint16)
     paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
     write_shard(paths[0], tokens[:3])
@@ -108,7 +108,7 @@ def test_find_sees_every_place(tmp_path: Path) -> None:
     assert Shards(paths, 10).find(8).tolist() == []
 
 
-def test_find_sees_places_in_every_chunk(tmp_path: Path) -> None:
+def test_find_returns_positions_in_every_chunk(tmp_path: Path) -> None:
     tokens = np.zeros((1 << 23) + 10, np.uint16)
     places = [0, (1 << 22) - 1, 1 << 22, (1 << 23) + 9]
     tokens[places] = 5
@@ -116,7 +116,7 @@ def test_find_sees_places_in_every_chunk(tmp_path: Path) -> None:
     assert Shards([tmp_path / "a.bin"], 6).find(5).tolist() == places
 
 
-def test_a_token_outside_of_the_vocabulary_is_named(three: list[Path]) -> None:
+def test_token_outside_of_the_vocabulary_is_named(three: list[Path]) -> None:
     shards = Shards(three, vocab_size=11)
     assert shards.read(0, 11).max() == 10
     with pytest.raises(ValueError, match="holds token 11, and the vocabulary has 11") as caught:
@@ -125,7 +125,7 @@ def test_a_token_outside_of_the_vocabulary_is_named(three: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("change", ["truncate", "empty", "touch", "replace", "remove"])
-def test_a_change_while_in_use_is_noticed_before_reading(three: list[Path], change: str) -> None:
+def test_change_while_in_use_is_found_before_reading(three: list[Path], change: str) -> None:
     shards = Shards(three, 100)
     assert shards.read(6, 6).tolist() == [6, 7, 8, 9, 10, 11]
     path = three[2]
@@ -147,7 +147,7 @@ def test_a_change_while_in_use_is_noticed_before_reading(three: list[Path], chan
     assert str(path) in str(caught.value)
 
 
-def test_a_copy_for_another_process_holds_no_tokens(tmp_path: Path) -> None:
+def test_copy_for_another_process_holds_no_tokens(tmp_path: Path) -> None:
     path = tmp_path / "large.bin"
     write_shard(path, np.arange(50_000, dtype=np.uint16))
     shards = Shards([path], 65536)

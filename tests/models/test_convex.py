@@ -22,7 +22,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("own", OWN, ids=lambda own: own[0])
-def test_norms_are_those_of_the_package(own):
+def test_gradient_norms_equal_exact_norms(own):
     gradient = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     (algorithm, options), norm = own, OWN[own]
     parameter = torch.nn.Parameter(gradient)
@@ -37,7 +37,7 @@ def test_norms_are_those_of_the_package(own):
     assert len(NORMS) == len(expected)
 
 
-def test_logged_steps_are_spread_evenly_on_both_axes():
+def test_logged_steps_are_even_on_both_axes():
     logged = [step for step in range(10_001) if is_logged(step, 1000, 10)]
     assert logged[:8] == [0, 1, 2, 3, 4, 6, 7, 8]  # one less than ten in the first decade
     assert {*range(0, 10_001, 1000)} <= {*logged}

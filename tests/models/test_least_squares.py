@@ -1,4 +1,4 @@
-"""Least squares: the loss and its gradient, exact steps of each problem alone, what is logged."""
+"""Least squares: loss and gradient, exact steps of each problem, logged values."""
 
 import logging
 import math
@@ -63,7 +63,7 @@ def data(**options) -> LeastSquaresDataModule:
 
 
 def descended(norm: norms.Norm, steps: int) -> torch.Tensor:
-    """The paper's iteration (7), each problem alone: (steps + 1, problems, rows, cols)."""
+    """Run the paper's iteration (7) on each problem: (steps + 1, problems, rows, cols)."""
     problems = random_problems(*SIZE.values())
     paths = []
     for m, n, s in zip(*problems, strict=True):
@@ -77,13 +77,13 @@ def descended(norm: norms.Norm, steps: int) -> torch.Tensor:
 
 
 def value_and_gradient(x: torch.Tensor, problems: Problems) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equations 19 and 20, for (..., rows, cols)."""
+    """Return F and its gradient (equations 19 and 20) at x, (..., rows, cols)."""
     difference = x - problems.target
     gradient = problems.left @ difference @ problems.right
     return torch.einsum("...ij,...ij->...", difference, gradient) / 2, gradient
 
 
-def test_loss_and_gradient():
+def test_loss_and_gradient_equal_the_formulas():
     problems, module = random_problems(*SIZE.values()), model()
     with torch.no_grad():
         module.weight.normal_()
@@ -97,20 +97,20 @@ def test_loss_and_gradient():
 
 
 @pytest.mark.parametrize("algorithm", BALLS)
-def test_steps_are_the_papers_iteration_of_each_problem(algorithm):
+def test_steps_equal_the_papers_iteration_of_each_problem(algorithm):
     module = model(algorithm)
     trainer(20).fit(module, data())
     torch.testing.assert_close(module.weight.detach(), descended(BALLS[algorithm], 20)[-1])
 
 
-def test_a_single_problem_is_a_matrix():
+def test_single_problem_steps_as_a_matrix():
     module = model("neon", problems=1)
     trainer(20).fit(module, data(problems=1))
     torch.testing.assert_close(module.weight.detach(), descended(BALLS["neon"], 20)[-1, 0])
 
 
 @pytest.mark.parametrize("algorithm", ["f_muon", "s_neon"])
-def test_what_is_logged(algorithm, tmp_path):
+def test_logged_values_equal_exact_norms(algorithm, tmp_path):
     trainer(130, tmp_path).fit(model(algorithm, points_per_decade=2), data())
     problems = random_problems(*SIZE.values())
     losses, gradients = value_and_gradient(descended(BALLS[algorithm], 130), problems)
@@ -144,7 +144,7 @@ class Saving(Callback):
             trainer.save_checkpoint("middle.ckpt")
 
 
-def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+def test_resume_is_bit_equal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole, resumed = model("f_neon"), model("f_neon")
     trainer(20, callbacks=[Saving()]).fit(whole, data())
@@ -154,7 +154,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     assert whole.best.isfinite().all()
 
 
-def test_a_second_fit_starts_anew():
+def test_second_fit_resets_the_smallest_norms():
     module = model()
     trainer(3).fit(module, data())
     first = module.best.clone()
@@ -164,15 +164,15 @@ def test_a_second_fit_starts_anew():
     assert (module.best > first).all()
 
 
-def test_precision_is_double_whatever_the_trainer_says():
+def test_precision_is_double_with_any_trainer_precision():
     module = model("muon")
     trainer(5, precision="32-true").fit(module, data())
     torch.testing.assert_close(module.weight.detach(), descended(BALLS["muon"], 5)[-1])
 
 
-def test_other_sizes_are_refused():
+def test_sizes_that_differ_from_the_data_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 6, 4\) and the model \(3, 6, 5\): give both"):
         trainer(1).fit(model(cols=5), data())
-    with pytest.raises(ValueError, match="rows=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="rows must be a whole number of at least 1, got 0"):
         LeastSquares(rows=0)
     assert math.isinf(LeastSquares().best.min())

@@ -1,4 +1,4 @@
-"""Logistic regression: its loss, its minimum, its step, what is logged and tested."""
+"""Logistic regression: loss, minimum, step, logs and evaluation."""
 
 import logging
 from pathlib import Path
@@ -46,7 +46,7 @@ def data() -> DigitFeaturesDataModule:
 
 
 def minimum(data: DigitFeaturesDataModule, l2: float) -> tuple[torch.Tensor, float]:
-    """W and loss of scikit-learn's solver."""
+    """Return W and loss of scikit-learn's solver."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels = next(iter(data.train_dataloader()))
     solver = linear_model.LogisticRegression(
@@ -57,7 +57,7 @@ def minimum(data: DigitFeaturesDataModule, l2: float) -> tuple[torch.Tensor, flo
     return w, (losses.mean() + l2 / 2 * w.square().sum()).item()
 
 
-def test_loss_and_its_minimum(data):
+def test_loss_at_zero_and_at_the_minimum(data):
     w, loss = minimum(data, 1e-2)
     module, batch = model(), next(iter(data.train_dataloader()))
     assert module.losses(batch).item() == pytest.approx(torch.tensor(10.0).log().item())
@@ -79,11 +79,11 @@ def test_training_reaches_the_minimum(data, tmp_path):
     for a, b in (names[:2], names[2:]):  # muon's own norm
         values = torch.tensor([[v for _, v in curves[name]] for name in (a, b)])
         torch.testing.assert_close(*values)
-    with pytest.raises(Refused):  # there is but one
+    with pytest.raises(Refused):  # a single problem logs means only
         read_curves(tmp_path, ["problem0/loss"])
 
 
-def test_a_step_is_the_oracles(data):
+def test_step_is_the_oracle_of_the_gradient(data):
     batch = next(iter(data.train_dataloader()))
     module = model()
     (gradient,) = torch.autograd.grad(module.losses(batch).sum(), module.weight)
@@ -92,7 +92,7 @@ def test_a_step_is_the_oracles(data):
     torch.testing.assert_close(module.weight.detach(), expected)
 
 
-def test_evaluation_is_of_the_held_out_examples(data):
+def test_evaluation_uses_the_held_out_examples(data):
     module, runner = model(), trainer(30)
     runner.fit(module, data)
     (found,) = runner.test(module, data, verbose=False)
@@ -106,10 +106,10 @@ def test_evaluation_is_of_the_held_out_examples(data):
     torch.testing.assert_close(probabilities, logits.softmax(-1))
 
 
-def test_bad_input(data):
+def test_invalid_options_are_refused(data):
     with pytest.raises(ValueError, match="has 65 features and the model 64: set features to 65"):
         trainer(1).fit(model(features=64), data)
-    with pytest.raises(ValueError, match="l2=-1: it must be a number of at least 0"):
+    with pytest.raises(ValueError, match="l2 must be a number of at least 0, got -1"):
         model(l2=-1)
-    with pytest.raises(ValueError, match="classes=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="classes must be a whole number of at least 1, got 0"):
         model(classes=0)

@@ -1,0 +1,159 @@
+"""Which windows of a token sequence an optimizer step trains on, and which part a process reads.
+
+The batch of an optimizer step is a set of windows that depends on the recipe alone. It is cut into
+as many pieces as there are forward passes on all processes together, all of one shape: sequences
+without targets fill up where windows are missing. So sums over a step are exact for any number of
+processes, and a run may be resumed with another number of them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.shards import Shards
+
+Batch = tuple[Tensor, Tensor]
+Starts = NDArray[np.int64]
+
+IGNORED = -100  # target without a loss: the ignore_index of torch's cross_entropy
+
+
+# --- which windows ---
+
+
+def consecutive_windows(tokens: int, length: int) -> Starts:
+    """Return where consecutive windows start; each has ``length`` inputs and one more token.
+
+    Args:
+        tokens: Number of tokens of the sequence.
+        length: Number of inputs of a window; the token after them is the last target.
+
+    Returns:
+        0, length, 2 length, …, int64 (max(tokens - 1, 0) // length,).
+    """
+    return np.arange(max(tokens - 1, 0) // length, dtype=np.int64) * length
+
+
+def aligned_windows(documents: Starts, tokens: int, length: int) -> Starts:
+    """Return where windows start that each start with a document.
+
+    Greedy: the next window starts with the first document that starts at or after the end of the
+    window before, as in modded-nanogpt's loader.
+
+    Args:
+        documents: Positions where documents start, ascending, int64 (n,).
+        tokens: Number of tokens of the sequence.
+        length: Number of inputs of a window; the token after them is the last target.
+
+    Returns:
+        A subset of ``documents``.
+    """
+    following = np.searchsorted(documents, documents + length).tolist()
+    chosen, document = [], 0
+    while document < len(following):
+        chosen.append(document)
+        document = following[document]
+    starts = documents[chosen]
+    return starts[starts + length < tokens]
+
+
+def shuffled(starts: Starts, seed: int, epoch: int) -> Starts:
+    """Permute windows as a function of the arguments alone; ``epoch`` counts from 0."""
+    return np.random.default_rng((seed, 1 + epoch)).permutation(starts)
+
+
+# --- which process reads them ---
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a batch is divided among processes and forward passes.
+
+    Attributes:
+        sequences: Number of windows of a batch.
+        passes: Number of forward passes of each process per batch.
+        rank: Rank of this process.
+        world_size: Number of processes.
+    """
+
+    sequences: int
+    passes: int
+    rank: int
+    world_size: int
+
+    @classmethod
+    def for_process(
+        cls, sequences: int, micro_batch_size: int, rank: int, world_size: int
+    ) -> "Share":
+        """Return the share of a process whose forward passes take at most micro_batch_size."""
+        passes = math.ceil(sequences / (micro_batch_size * world_size))
+        return cls(sequences, passes, rank, world_size)
+
+    @property
+    def pieces(self) -> int:
+        """Number of forward passes of all processes together."""
+        return self.passes * self.world_size
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences of the longest piece."""
+        return math.ceil(self.sequences / self.pieces)
+
+
+def piece(sequences: int, pieces: int, index: int) -> tuple[int, int]:
+    """Return the first sequence of a piece and the one after its last.
+
+    Like tensor_split: the first ``sequences % pieces`` pieces have one sequence more.
+    """
+    size, longer = divmod(sequences, pieces)
+    first = index * size + min(index, longer)
+    return first, first + size + (index < longer)
+
+
+@dataclass(frozen=True)
+class Pieces(Dataset[Batch]):
+    """The pieces that one process reads, batch after batch.
+
+    Attributes:
+        shards: The tokens.
+        starts: Starts of the windows in the order of the batches; an incomplete last batch is
+            dropped.
+        length: Number of inputs of a window.
+        targets: Number of valid target positions, from the start; later targets are masked with
+            -100, and tokens after the last valid target are not read.
+        share: Which part of each batch this process reads.
+        fill: Token of positions without a target.
+    """
+
+    shards: Shards
+    starts: Starts
+    length: int
+    targets: int
+    share: Share
+    fill: int
+
+    def __len__(self) -> int:
+        return len(self.starts) // self.share.sequences * self.share.passes
+
+    def __getitem__(self, index: int) -> Batch:
+        """Read inputs and targets, int64 (sequences of the longest piece, length)."""
+        share = self.share
+        batch, turn = divmod(index, share.passes)
+        # In each forward pass the pieces of all processes are neighbours.
+        turn = turn * share.world_size + share.rank
+        first, last = piece(share.sequences, share.pieces, turn)
+        shape = share.rows, self.length
+        inputs = np.full(shape, self.fill, np.int64)
+        targets = np.full(shape, IGNORED, np.int64)
+        offset = batch * share.sequences
+        for row, start in enumerate(self.starts[offset + first : offset + last].tolist()):
+            valid = min(self.length, self.targets - start)
+            tokens = self.shards.read(start, valid + 1)
+            inputs[row, :valid] = tokens[:-1]
+            targets[row, :valid] = tokens[1:]
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
