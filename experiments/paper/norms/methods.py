@@ -14,7 +14,7 @@ from lit_fanions.cli.console import Table
 K = 3  # rank of the k-Fanions
 ALPHA = 0.5
 MOMENTUM = 0.9
-BLENDS: dict[str, lmo.BlendName] = {"F": "frobenius", "S": "sign"}
+BLENDS: dict[str, str] = {"F": "frobenius", "S": "sign"}
 SPECTRAL, NUCLEAR, FANION = norms.Spectral(), norms.Nuclear(), norms.KyFanDual(K)
 
 
