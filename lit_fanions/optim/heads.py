@@ -143,13 +143,16 @@ class _Network:
 
     def last(self) -> dict[nn.Module, str]:
         linears = [x for x in self.layers if not isinstance(x.module, _CONV)]
+        if len(self.layers) > 1 and not self.is_read(self.layers[-1]):
+            linears = self.layers  # the last layer is an output, of whatever kind
         layers = linears or self.layers
-        if not layers:
+        # A convolution alone is a part of a network, and not a network.
+        if not linears and len(layers) < 2:
             return {}
         last, kind = layers[-1], type(layers[-1].module).__name__
         if isinstance(last.module, nn.Linear):
             kind = "Linear"
-        if not self.is_read(last) or len(layers) == 1:
+        if not self.is_read(last) or len(self.layers) == 1:
             return {last.module: f"output head: the last {kind}"}
         # A backbone without a head ends in a block, or in a norm.
         if last.path in self.in_blocks or (not linears and self.is_read(last, after=last.place)):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 __all__ = ["Row", "format_table"]
 
 _WIDTH = 120  # columns, at which logs and terminals still show a line whole
-_SHORTEST = {"parameter": 24, "reason": 20}
+_SHORTEST = {"parameter": 24, "reason": len("weight of Linear")}
 
 
 class Row(NamedTuple):
@@ -50,17 +50,16 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _lines(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    """Return the lines of a row: a long name before the rest, a long reason in several."""
+    """Return the lines of a row: a long name before its cells, a long reason after them."""
     *cells, reason = row
     above = [cells[0]] if len(cells[0]) > widths[0] else []
     cells[0] = "" if above else cells[0]
-    start = "".join(cell.ljust(width) + "  " for cell, width in zip(cells, widths, strict=True))
-    reasons = textwrap.wrap(reason, max(_SHORTEST["reason"], _WIDTH - len(start))) or [""]
-    return [
-        *above,
-        (start + reasons[0]).rstrip(),
-        *(" " * len(start) + more for more in reasons[1:]),
-    ]
+    line = "".join(cell.ljust(width) + "  " for cell, width in zip(cells, widths, strict=True))
+    if len(line + reason) <= _WIDTH:
+        return [*above, (line + reason).rstrip()]
+    indent = " " * 4
+    below = textwrap.wrap(reason, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [*above, line.rstrip(), *below]
 
 
 def _fold(rows: list[Row]) -> list[Row]:

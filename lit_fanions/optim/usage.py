@@ -177,7 +177,7 @@ def _raw(parameter: nn.Parameter, place: Place) -> Rule:
         layout = "transposed" if orientation == "in x out" else "flatten"
         return Rule("matrix", f"{orientation} weight of {kind}", {"layout": layout})
     if parameter.shape[0] == 1:
-        return Rule("other", f"{shape} is one entry for a whole batch", {})
+        return Rule("other", f"{shape} is broadcast", {})
     if is_positional(leaf) or _has_word(leaf, _NO_MATRIX):
         return Rule("other", f"looked up, added or multiplied entry by entry in {kind}", {})
     if leaf.endswith("_log") or leaf.startswith("log_"):

@@ -139,6 +139,15 @@ def test_heads_of_a_convolutional_network_without_linear_layers():
     assert heads_of(module[:4]) == set()
 
 
+def test_convolution_alone_is_no_head():
+    assert heads_of(nn.Conv2d(3, 8, 3)) == set()
+
+
+def test_convolution_at_the_end_is_a_head_beside_linear_layers_inside():
+    squeeze = nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8))
+    assert heads_of(nn.Sequential(nn.Conv2d(3, 8, 3), squeeze, nn.Conv2d(8, 10, 1))) == {"2"}
+
+
 def test_convolution_before_a_flattening_layer_is_no_head():
     module = nn.Sequential(nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(400, 10))
     assert heads_of(module) == {"2"}

@@ -329,7 +329,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
     "BART": (lambda: two_layer_head("model", "classification_head"),
              {**ENCODER, "*_head.dense.weight": "matrix", "*_head.out_proj.weight": "head"}),
     "T5": (t5, {"shared.weight": "embedding", "*relative_attention_bias.weight": "embedding",
-
                 "encoder.block*.weight": "matrix"}),
     "XLNet": (xlnet, {"word_embedding.weight": "embedding", "*_bias": "other",
                       "*.rel_attn.?": "matrix", "*.ff.*.weight": "matrix",
