@@ -1,5 +1,6 @@
 """How known models are split: their structure in plain torch, with two blocks."""
 
+import copy
 import re
 from collections.abc import Callable
 
@@ -25,20 +26,8 @@ def net(**layers: nn.Module) -> nn.Module:
                 if not hasattr(at, parent):
                     at.add_module(parent, nn.Module())
                 at = getattr(at, parent)
-            at.add_module(leaf, layer if copies == 1 else duplicate(layer))
+            at.add_module(leaf, layer if copies == 1 else copy.deepcopy(layer))
     return root
-
-
-def duplicate(layer: nn.Module) -> nn.Module:
-    """A module of the same class with parameters of its own."""
-    copied = type(layer).__new__(type(layer))
-    nn.Module.__init__(copied)
-    copied.__dict__.update({k: v for k, v in vars(layer).items() if not k.startswith("_")})
-    for name, p in layer._parameters.items():
-        copied.register_parameter(name, None if p is None else nn.Parameter(p.detach().clone()))
-    for name, child in layer.named_children():
-        copied.add_module(name, duplicate(child))
-    return copied
 
 
 def raw(kind: str, **shapes: tuple[int, ...]) -> nn.Module:
