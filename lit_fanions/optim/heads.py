@@ -67,7 +67,7 @@ def find_heads(module: nn.Module) -> dict[nn.Module, tuple[str, str]]:
     heads = {**network.sized(), **heads}
     if not heads and not network.tied:
         heads = network.last()
-    heads = {**network.behind_the_blocks(), **heads}
+    heads = {**network.at_the_end(), **heads}
     verdicts = {layer: ("head", reason) for layer, reason in heads.items()}
     return {**network.beside({*heads, *network.tied}, by_name), **verdicts}
 
@@ -159,15 +159,18 @@ class _Network:
             return {}
         return {last.module: f"doubtful: output head? the last {kind}, as wide as hidden layers"}
 
-    def behind_the_blocks(self) -> dict[nn.Module, str]:
+    def at_the_end(self) -> dict[nn.Module, str]:
         ends = [x.place for x in self.layers if x.path in self.in_blocks]
-        return {
+        heads = {
             x.module: "output head: behind the last block, read by no layer"
             for x in self.layers
             # The output of a convolution may be concatenated with other channels.
-            if not isinstance(x.module, _CONV) or x is self.layers[-1]
+            if not isinstance(x.module, _CONV)
             if ends and x.place > max(ends) and self._is_output(x)
         }
+        if len(self.layers) > 1 and self._is_output(self.layers[-1]):
+            heads.setdefault(self.layers[-1].module, "output head: the last layer, read by none")
+        return heads
 
     def beside(self, heads: set[nn.Module], by_name: bool) -> dict[nn.Module, tuple[str, str]]:
         first = next((x for x in self.layers if x.module in heads), None)
@@ -176,7 +179,7 @@ class _Network:
             if first is None or (x.parent, x.inputs) != (first.parent, first.inputs):
                 continue
             both_conv = isinstance(x.module, _CONV) == isinstance(first.module, _CONV)
-            if x.module in heads or not both_conv or not self._is_output(x):
+            if x.module in heads or not both_conv or not self._is_output(x, after=x.place):
                 continue
             # Before a head that is named so, a layer without such a name is rather the body's.
             if by_name and x.place < first.place:
@@ -186,12 +189,12 @@ class _Network:
                 found[x.module] = ("head", f"output head beside {first.path}, read by no layer")
         return found
 
-    def _is_output(self, layer: _Layer) -> bool:
-        """Return True for a layer outside repeated blocks whose output seems to be read by none."""
+    def _is_output(self, layer: _Layer, after: int = -1) -> bool:
+        """Return True for a layer outside repeated blocks whose output no layer seems to read."""
         # A multiple of the input is a fused projection (q, k, v; gates); one row is a vector.
         fused = layer.outputs % layer.inputs == 0
         alone = layer.path not in self.repeated
-        return alone and layer.outputs > 1 and not fused and not self.is_read(layer)
+        return alone and layer.outputs > 1 and not fused and not self.is_read(layer, after)
 
 
 def _widths(module: nn.Module) -> tuple[int, int] | None:

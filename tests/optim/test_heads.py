@@ -163,6 +163,24 @@ def test_two_unnamed_heads_beside_each_other():
     assert heads_of(ActorCritic()) == {"actor", "critic"}
 
 
+def test_output_as_wide_as_the_input_is_a_head_beside_another():
+    class ActorCritic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 8)
+            self.policy, self.value = nn.Linear(8, 4), nn.Linear(8, 1)
+
+    assert heads_of(ActorCritic()) == {"policy", "value"}
+
+
+def test_last_convolution_is_a_head_beside_one_by_name():
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3))
+    module = nn.ModuleDict(
+        {"body": body, "aux": nn.Conv2d(8, 10, 1), "final": nn.Conv2d(16, 10, 1)}
+    )
+    assert heads_of(module) == {"aux", "final"}
+
+
 def test_layer_that_may_be_a_second_head_is_a_guess():
     module = nn.ModuleDict({"policy": nn.Linear(8, 5), "value_head": nn.Linear(8, 3)})
     with pytest.warns(UserWarning, match=r"policy.weight \(doubtful: another output head beside"):
