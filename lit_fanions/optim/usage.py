@@ -164,6 +164,8 @@ def _raw(parameter: nn.Parameter, place: Place) -> Rule:
     """Return the use of a parameter of a module that torch does not have."""
     owner, kind, leaf = place.owner, type(place.owner).__name__, place.tensor.lower()
     shape = shape_text(parameter)
+    if isinstance(owner, nn.ParameterList):  # its own name stands before the number
+        leaf = "_".join(place.name.lower().split(".")[-3:])
     if sum(size > 1 for size in parameter.shape) < 2:
         return Rule("other", f"{shape} is a vector in more dimensions", {})
     if getattr(parameter, "_no_weight_decay", False):
@@ -247,7 +249,7 @@ def _stack(parameter: nn.Parameter, owner: nn.Module, name: str) -> Rule:
         p for p in owner.parameters(recurse=False)
         if p.ndim == 2 and p.shape[0] == count and p.shape[1] in parameter.shape[1:]
     ]  # fmt: skip
-    if parameter.shape[1] * parameter.shape[2] == count:
+    if min(parameter.shape) > 1 and parameter.shape[1] * parameter.shape[2] == count:
         reason = f"{DOUBTFUL}a {count}x{count} matrix of {kind}, by heads?"
         return Rule("matrix", reason, {"layout": "flatten"})
     sure = count in declared or bool(biases) or "expert" in f"{kind}.{name}".lower()

@@ -343,6 +343,14 @@ def test_stack_of_unknown_orientation_is_a_guess():
     assert split[0].reason.startswith("doubtful: ")
 
 
+def test_parameters_in_a_list_are_known_by_the_name_of_the_list():
+    axes = nn.Module()  # axial positions of Reformer
+    axes.weights = nn.ParameterList([torch.randn(8, 1, 8), torch.randn(9, 7, 8)])
+    groups = table(before_a_head(position_embeddings=axes))
+    names = [f"position_embeddings.weights.{i}" for i in range(2)]
+    assert [groups[name] for name in names] == ["other", "other"]
+
+
 def test_marked_parameter_of_an_unknown_module_is_no_matrix():
     module = Raw("state", 16, 4)
     module.state._no_weight_decay = True
