@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_fanions.optim.fanion import Fanion
 from lit_fanions.optim.options import carry_over
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
-from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig
+from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, steps_left
 
 # Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
 _ALGORITHMS = {"matrix": "muon", "other": "adamw"}
@@ -68,6 +68,7 @@ def configure_optimizers(
     config: FanionConfig | Mapping[str, Any] | None = None,
     *,
     total_steps: int | None = None,
+    name: str | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Return an optimizer for a module, and its schedule, for LightningModule.configure_optimizers.
@@ -82,11 +83,13 @@ def configure_optimizers(
         config: The configuration; None for the defaults.
         total_steps: Optimizer steps of the run; None: the trainer's. Only schedules that end, or
             have lengths in fractions of the run, need it.
+        name: Name of the schedule, under which LearningRateMonitor logs. Default: lr for a
+            LightningModule; for a part of one none, so that Lightning numbers several optimizers.
         **overrides: Options of the matrices (algorithm, lr, ...), or parts of the configuration
             as mappings: matrix, other, overrides, schedule.
 
     Returns:
-        {"optimizer": Fanion, "lr_scheduler": {"scheduler": ..., "interval": "step", "name": "lr"}}.
+        {"optimizer": Fanion, "lr_scheduler": {"scheduler": ..., "interval": "step", "name": ...}}.
 
     Raises:
         ValueError: If an option is unknown or impossible, no parameter is trainable, or the total
@@ -100,22 +103,24 @@ def configure_optimizers(
     schedules: list[ScheduleConfig] = []
     for assignment in split:
         options = split.group_options(assignment)
-        name = assignment.group + _suffix(options)
-        if name not in groups:
-            group = {"name": name, "config_group": assignment.group, "params": []}
-            groups[name] = {**group, **options}
+        label = split.group_name(assignment)
+        if label not in groups:
+            group = {"name": label, "config_group": assignment.group, "params": []}
+            groups[label] = {**group, **options}
             own = config.overrides.get(assignment.group)
             schedules.append((own and own.schedule) or config.schedule)
-        groups[name]["params"].append((assignment.name, assignment.parameter))
+        groups[label]["params"].append((assignment.name, assignment.parameter))
     optimizer = Fanion(list(groups.values()))
     inform("Parameters by group:\n%s", split)
     total: int | Callable[[], int] = total_steps or 0
     if total_steps is None and any(schedule.needs_total for schedule in schedules):
         total = _trainer_steps(module)
     scheduler = GroupSchedule(optimizer, schedules, total)
+    scheduling: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+    name = name or ("lr" if hasattr(module, "_trainer") else None)
     return {
         "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+        "lr_scheduler": scheduling if name is None else {**scheduling, "name": name},
     }
 
 
@@ -163,32 +168,14 @@ def _group_options(name: str, roles: set[str], config: FanionConfig) -> dict[str
     return options
 
 
-def _suffix(options: dict[str, Any]) -> str:
-    """Return a suffix for the names of groups whose parameters differ in their matrix form."""
-    layout, splits = options.get("layout", "flatten"), options.get("splits")
-    form = [layout] if layout != "flatten" else []
-    form += [] if splits is None else [f"splits{splits}".replace(" ", "")]
-    return "".join(f".{part}" for part in form)
-
-
 def _trainer_steps(module: nn.Module) -> Callable[[], int]:
-    """Return a function that asks the trainer for the steps of the run, once it knows them."""
+    """Return a function that asks the module's trainer for the optimizer steps left."""
     trainer = getattr(module, "_trainer", None)
     if trainer is None:
         raise ValueError(
             "the schedule needs the number of steps of the run: pass total_steps=..., or attach "
             "the module to a Trainer first"
         )
-
-    def steps() -> int:
-        estimate = trainer.estimated_stepping_batches
-        if not 0 < estimate < math.inf:
-            raise ValueError(
-                "the schedule needs the number of steps of the run, which a Trainer cannot tell "
-                "for a loader without a length or an endless run: set trainer.max_steps"
-            )
-        return int(estimate)
-
     if trainer.max_steps == -1 and trainer.max_epochs == -1:
-        steps()  # endless: say so before anything is trained
-    return steps
+        steps_left(trainer)  # raises: better before the first step than after it
+    return functools.partial(steps_left, trainer)

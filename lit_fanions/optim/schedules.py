@@ -10,8 +10,11 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_fanions.checks import check_choice, real_number
+
 Span = int | float
-_LONG = 10**9
+# Stands for the length of the run at its first step, where no multiplier depends on it.
+_UNKNOWN_TOTAL = 10**9
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ScheduleConfig:
         steps: Length of the whole schedule, None for the run's. Afterwards lr stays at the floor.
         freeze_after: Length after which lr is 0, None for never.
         momentum_warmup: Length over which momentum rises linearly from momentum_start to its value.
-        momentum_start: Momentum at the first step of that, where the group's is not lower still.
+        momentum_start: Momentum at the first step of the momentum warmup, at most the group's own.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -44,9 +47,8 @@ class ScheduleConfig:
     momentum_start: float = 0.85
 
     def __post_init__(self) -> None:
-        """Refuses what has no meaning."""
-        if self.shape not in ("constant", "linear", "cosine"):
-            raise ValueError(f"shape must be constant, linear or cosine, got {self.shape!r}")
+        """Refuse values outside their ranges."""
+        check_choice("shape", self.shape, ("constant", "linear", "cosine"))
         for name in ("warmup", "cooldown", "steps", "freeze_after", "momentum_warmup"):
             span = getattr(self, name)
             if span is None:
@@ -58,27 +60,24 @@ class ScheduleConfig:
                     f"in [0, 1]), got {span!r}"
                 )
         for name in ("warmup_start", "floor", "momentum_start"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= real_number(name, getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
 
     @property
     def needs_total(self) -> bool:
-        """Whether the run's total number of steps matters."""
+        """Whether lr or momentum depends on the run's total number of steps."""
         spans = [self.warmup, self.momentum_warmup, self.freeze_after, self.steps]
         falls = self.shape != "constant" and not isinstance(self.steps, int)
         return falls or any(isinstance(span, float) and span > 0 for span in spans)
 
 
 def lr_multiplier(schedule: ScheduleConfig, step: int, total: int) -> float:
-    """What multiplies the lr of a group at a step.
+    """Return the factor, from 0 to 1, that multiplies the lr of a group at a step.
 
     Args:
         schedule: The schedule.
         step: Optimizer steps done so far.
         total: Steps of the run; only read where ``schedule.needs_total``.
-
-    Returns:
-        A number from 0 to 1.
     """
     if schedule.freeze_after is not None and step >= _steps(schedule.freeze_after, total):
         return 0.0
@@ -96,21 +95,18 @@ def lr_multiplier(schedule: ScheduleConfig, step: int, total: int) -> float:
 
 
 def momentum_at(schedule: ScheduleConfig, momentum: float, step: int, total: int) -> float:
-    """The momentum of a group at a step.
+    """Return the momentum of a group at a step.
 
     Args:
         schedule: The schedule.
-        momentum: The group's momentum after the warmup.
+        momentum: Momentum of the group after the warmup.
         step: Optimizer steps done so far.
         total: Steps of the run.
-
-    Returns:
-        The momentum.
     """
     warmup = _steps(schedule.momentum_warmup, total)
     if step >= warmup:
         return momentum
-    start = min(schedule.momentum_start, momentum)  # it rises, or stays
+    start = min(schedule.momentum_start, momentum)  # the momentum never falls
     return start + (momentum - start) * step / warmup
 
 
@@ -118,19 +114,78 @@ def _steps(span: Span, total: int) -> int:
     return round(span * total) if isinstance(span, float) else span
 
 
+def steps_left(trainer: Any) -> int:
+    """Return how many optimizer steps a Lightning Trainer will take after the batch it is at.
+
+    Counted from where the trainer stands, with the accumulation of every epoch to come, because
+    what it depends on may change during a run: trials of BatchSizeFinder and lr_find set their own
+    ``max_steps``, loaders are reloaded with another length, and a resumed run may have another
+    batch size or number of devices. Meaningful at the end of a training batch.
+
+    Args:
+        trainer: A Trainer of ``lightning.pytorch`` or ``pytorch_lightning`` that is fitting.
+
+    Raises:
+        ValueError: If the run has no end that can be computed.
+    """
+    bounds = []
+    if trainer.max_steps != -1:
+        # Under manual optimization, global_step counts the steps of every optimizer.
+        automatic = getattr(trainer.lightning_module, "automatic_optimization", True)
+        steppers = 1 if automatic else max(1, len(trainer.optimizers))
+        bounds.append((trainer.max_steps - trainer.global_step) // steppers)
+    if trainer.max_epochs != -1:
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()
+        if trainer.num_training_batches != math.inf:
+            bounds.append(_steps_left_in_epochs(trainer))
+    if not bounds:
+        raise ValueError(
+            "the schedule needs the number of steps of the run, which a Trainer cannot tell for a "
+            "loader without a length or an endless run: set trainer.max_steps"
+        )
+    return max(0, min(bounds))
+
+
+def _steps_left_in_epochs(trainer: Any) -> int:
+    """Return the optimizer steps left before ``max_epochs``, accumulation taken into account."""
+    # By method, not by class: Lightning has two names, and the class exists once under each.
+    by_epoch = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
+
+    def steps(batches: int, epoch: int) -> int:
+        accumulate = trainer.accumulate_grad_batches
+        if by_epoch:
+            accumulate = by_epoch[-1].get_accumulate_grad_batches(epoch)
+        return math.ceil(batches / accumulate)
+
+    batches, current = trainer.num_training_batches, trainer.current_epoch
+    begun = min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    later = sum(steps(batches, epoch) for epoch in range(current + 1, trainer.max_epochs))
+    return steps(batches, current) - steps(begun, current) + later
+
+
 class GroupSchedule(LRScheduler):
-    """Sets lr and momentum of every group of an optimizer by that group's schedule.
+    """Set lr and momentum of every group of an optimizer by that group's schedule.
+
+    A group that is added to the optimizer later (by BackboneFinetuning, for instance) follows the
+    schedule of the first group whose name begins alike (``matrix`` for ``matrix.late``), else of
+    the first one with the same algorithm, else the first one of all. The lr it has when it is
+    added is its lr at that step; an lr that somebody sets afterwards is treated in the same way.
 
     Args:
         optimizer: Its groups have ``lr`` and ``momentum``.
         schedules: One for each group.
-        total_steps: Optimizer steps of the run, or a function that is asked for them after the
-            first step: a Trainer knows them only then, and asking earlier would make it forget
-            the state of a loader that it is about to restore.
+        total_steps: Optimizer steps of the schedule, or a function that returns how many are left
+            (``steps_left``). The function is asked after every step, never before the first one:
+            a Trainer that is asked too early forgets the state of a loader that it is about to
+            restore.
         last_epoch: Steps done so far, -1 at the start.
 
+    Attributes:
+        total_steps: The length by which lr was computed last, None before the first step.
+
     Raises:
-        ValueError: If there is not one schedule a group.
+        ValueError: If the number of schedules is not the number of groups.
     """
 
     def __init__(
@@ -144,35 +199,61 @@ class GroupSchedule(LRScheduler):
             raise ValueError(
                 f"{len(schedules)} schedules for {len(optimizer.param_groups)} parameter groups"
             )
-        self.schedules, self.total_steps = list(schedules), total_steps
-        # Beside initial_lr, which torch keeps there.
+        self.schedules = list(schedules)
+        self.steps_left = total_steps if callable(total_steps) else None
+        self.total_steps = None if callable(total_steps) else total_steps
+        # Beside initial_lr, which torch keeps in the group.
         self.base_momentums = [
             group.setdefault("initial_momentum", group["momentum"])
             for group in optimizer.param_groups
         ]
+        self._first_groups = len(schedules)
+        self._multipliers: list[float] = []
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """The lr of each group at this step; sets their momenta on the way."""
-        total = self._total()
+        """Return the lr of each group at this step, and set the groups' momenta."""
+        if self.steps_left is not None and self.last_epoch > 0:
+            self.total_steps = self.last_epoch + self.steps_left()
+        total = _UNKNOWN_TOTAL if self.total_steps is None else self.total_steps
+        for i in range(self._first_groups, len(self.optimizer.param_groups)):
+            self._adopt(i)
         for group, schedule, momentum in zip(
             self.optimizer.param_groups, self.schedules, self.base_momentums, strict=True
         ):
             group["momentum"] = momentum_at(schedule, momentum, self.last_epoch, total)
-        return [
-            float(base) * lr_multiplier(schedule, self.last_epoch, total)
-            for base, schedule in zip(self.base_lrs, self.schedules, strict=True)
+        self._multipliers = [
+            lr_multiplier(schedule, self.last_epoch, total) for schedule in self.schedules
         ]
+        lrs = zip(self.base_lrs, self._multipliers, strict=True)
+        return [float(base) * multiplier for base, multiplier in lrs]
 
-    def _total(self) -> int:
-        if not callable(self.total_steps):
-            return self.total_steps
-        if self.last_epoch == 0:
-            return _LONG  # where a run starts does not depend on its length
-        self.total_steps = self.total_steps()
-        return self.total_steps
+    def _adopt(self, i: int) -> None:
+        """Give a group that was added later its schedule, and take over an lr set from outside."""
+        group = self.optimizer.param_groups[i]
+        like = self._first_group_like(group)
+        if i >= len(self.schedules):
+            self.schedules.append(self.schedules[like])
+        if i >= len(self.base_lrs):
+            self.base_lrs.append(group["lr"])
+            self.base_momentums.append(group.setdefault("initial_momentum", group["momentum"]))
+        # Callbacks of fine-tuning raise the lr of their group themselves, epoch by epoch.
+        if i >= len(self._last_lr) or group["lr"] != self._last_lr[i]:
+            self.base_lrs[i] = group["lr"] / (self._multipliers[like] or 1.0)
+        group["initial_lr"] = self.base_lrs[i]
+
+    def _first_group_like(self, group: dict[str, Any]) -> int:
+        """Return the index of the group whose schedule a group added later follows."""
+        first = self.optimizer.param_groups[: self._first_groups]
+
+        def stem(group: dict[str, Any]) -> str:
+            return str(group.get("name", "")).partition(".")[0]
+
+        alike = [i for i, g in enumerate(first) if stem(g) == stem(group)]
+        alike += [i for i, g in enumerate(first) if g.get("algorithm") == group.get("algorithm")]
+        return alike[0] if alike else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the schedule stands; the schedules themselves are configuration."""
-        state = super().state_dict()
-        return {k: v for k, v in state.items() if k not in ("schedules", "total_steps")}
+        """Return where the schedule stands; the schedules themselves are configuration."""
+        configured = ("schedules", "total_steps", "steps_left", "_first_groups")
+        return {k: v for k, v in super().state_dict().items() if k not in configured}

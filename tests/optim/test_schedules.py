@@ -1,4 +1,4 @@
-"""Schedules against slow closed forms, and as schedulers of torch."""
+"""Schedules against slow closed forms, and as schedulers of torch's kind."""
 
 import copy
 import io
@@ -17,22 +17,22 @@ from lit_fanions.optim.schedules import GroupSchedule, lr_multiplier, momentum_a
 TOTAL = 40
 
 
-def steps_of(span: int | float, total: int) -> int:
+def whole_steps(span: int | float, total: int) -> int:
     return round(span * total) if isinstance(span, float) else span
 
 
 def slow_multiplier(s: ScheduleConfig, step: int, total: int) -> float:
     """Straight lines between corner points, exactly."""
-    if s.freeze_after is not None and step >= steps_of(s.freeze_after, total):
+    if s.freeze_after is not None and step >= whole_steps(s.freeze_after, total):
         return 0.0
-    warmup = steps_of(s.warmup, total)
-    end = total if s.steps is None else steps_of(s.steps, total)
+    warmup = whole_steps(s.warmup, total)
+    end = total if s.steps is None else whole_steps(s.steps, total)
     if step < warmup:
         share = Fraction(step, warmup)
         return float(Fraction(s.warmup_start) * (1 - share) + share)
     if s.shape == "constant":
         return 1.0
-    begin = max(end - steps_of(s.cooldown, end), warmup)
+    begin = max(end - whole_steps(s.cooldown, end), warmup)
     if step >= end:
         return s.floor
     if step <= begin:
@@ -86,13 +86,13 @@ def test_every_schedule_equals_the_slow_one(schedule, total, steps):
         ({"freeze_after": 0.25, "warmup": 20}, [0, 0, 0, 0, 0]),
     ],
 )
-def test_at_a_glance(config, want):
+def test_multipliers_at_every_quarter_of_the_run(config, want):
     schedule = ScheduleConfig(**config)
     got = [lr_multiplier(schedule, step, TOTAL) for step in range(0, 41, 10)]
     assert got == pytest.approx(want)
 
 
-def test_momentum_warms_up_in_a_straight_line():
+def test_momentum_warms_up_linearly():
     schedule = ScheduleConfig(momentum_warmup=10, momentum_start=0.85)
     got = [momentum_at(schedule, 0.95, step, TOTAL) for step in (0, 5, 10, 99)]
     assert got == pytest.approx([0.85, 0.9, 0.95, 0.95])
@@ -114,7 +114,7 @@ def test_momentum_warms_up_in_a_straight_line():
         ({"shape": "linear", "steps": 100, "cooldown": 0.4}, False),
     ],
 )
-def test_the_total_is_asked_for_only_where_it_matters(config, needs):
+def test_needs_total_is_true_only_where_the_total_matters(config, needs):
     schedule = ScheduleConfig(**config)
     assert schedule.needs_total is needs
     if not needs:
@@ -125,7 +125,7 @@ def test_the_total_is_asked_for_only_where_it_matters(config, needs):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"shape": "linaer"}, "shape must be constant, linear or cosine"),
+        ({"shape": "linaer"}, "shape 'linaer' is none of constant, linear, cosine; did you mean"),
         ({"warmup": -1}, "warmup"),
         ({"warmup": 1.5}, "warmup"),
         ({"warmup": True}, "warmup"),
@@ -134,17 +134,18 @@ def test_the_total_is_asked_for_only_where_it_matters(config, needs):
         ({"steps": -3}, "steps"),
         ({"freeze_after": 2.0}, "freeze_after"),
         ({"momentum_warmup": -0.1}, "momentum_warmup"),
+        ({"floor": math.nan}, "floor must be"),
         ({"floor": 1.1}, r"floor must be in \[0, 1\]"),
         ({"warmup_start": -0.1}, "warmup_start"),
         ({"momentum_start": 2}, "momentum_start"),
     ],
 )
-def test_what_has_no_meaning_is_refused(config, message):
+def test_values_out_of_range_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         ScheduleConfig(**config)
 
 
-# As schedulers.
+# GroupSchedule.
 
 SCHEDULES = [
     ScheduleConfig(shape="linear", cooldown=0.5, momentum_warmup=4, momentum_start=0.5),
@@ -163,16 +164,16 @@ def scheduled() -> tuple[Fanion, GroupSchedule]:
 
 
 def advance(optimizer: Fanion, schedule: GroupSchedule, steps: int) -> list[tuple[float, ...]]:
-    seen = []
+    values = []
     for _ in range(steps):
         groups = optimizer.param_groups
-        seen.append(tuple(group[key] for group in groups for key in ("lr", "momentum")))
+        values.append(tuple(group[key] for group in groups for key in ("lr", "momentum")))
         for group in groups:
             for p in group["params"]:
                 p.grad = torch.ones_like(p)
         optimizer.step()
         schedule.step()
-    return seen
+    return values
 
 
 def test_every_group_follows_its_own_schedule():
@@ -187,7 +188,7 @@ def test_every_group_follows_its_own_schedule():
     assert schedule.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
 
 
-def test_a_frozen_group_stands_still():
+def test_frozen_group_does_not_move():
     optimizer, schedule = scheduled()
     advance(optimizer, schedule, 8)
     frozen, moving = (group["params"][0] for group in optimizer.param_groups[::-1])
@@ -196,7 +197,7 @@ def test_a_frozen_group_stands_still():
     assert torch.equal(frozen, before) and not torch.equal(moving, other)
 
 
-def test_the_state_is_plain_and_a_resumed_schedule_goes_on():
+def test_resume_is_bit_equal():
     straight = advance(*scheduled(), 10)
     optimizer, schedule = scheduled()
     advance(optimizer, schedule, 3)
@@ -213,7 +214,7 @@ def test_the_state_is_plain_and_a_resumed_schedule_goes_on():
     assert advance(resumed, again, 7) == straight[3:]
 
 
-def test_a_schedule_can_be_made_in_the_middle_of_a_run():
+def test_schedule_made_in_the_middle_of_a_run_continues():
     straight = advance(*scheduled(), 10)
     optimizer, schedule = scheduled()
     advance(optimizer, schedule, 3)
@@ -222,7 +223,7 @@ def test_a_schedule_can_be_made_in_the_middle_of_a_run():
         assert got == pytest.approx(want)
 
 
-def test_a_longer_run_stretches_the_schedule_that_a_checkpoint_started():
+def test_longer_total_stretches_the_schedule_of_a_checkpoint():
     optimizer, schedule = scheduled()
     advance(optimizer, schedule, 3)
     longer = GroupSchedule(scheduled()[0], SCHEDULES, 100)
@@ -238,12 +239,12 @@ def test_copies_are_independent():
     assert twin_schedule.optimizer is twin
 
 
-def test_one_schedule_a_group():
+def test_number_of_schedules_must_be_that_of_the_groups():
     with pytest.raises(ValueError, match="1 schedules for 2 parameter groups"):
         GroupSchedule(scheduled()[0], SCHEDULES[:1], 10)
 
 
-def test_the_factory_gives_overridden_groups_their_own_schedule():
+def test_factory_gives_overridden_groups_their_own_schedule():
     module = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 3))
     config = {
         "schedule": {"shape": "linear"},
@@ -258,3 +259,78 @@ def test_the_factory_gives_overridden_groups_their_own_schedule():
     factors = {g["name"]: g["lr"] / g["initial_lr"] for g in made["optimizer"].param_groups}
     assert factors.pop("embedding") == 0
     assert factors == pytest.approx(dict.fromkeys(factors, 0.5))
+
+
+# Groups that are added after the schedule was made.
+
+
+def late_group(optimizer: Fanion, **options) -> dict:
+    p = nn.Parameter(torch.randn(4, 4))
+    optimizer.add_param_group({"params": [p], "name": "late", "lr": 0.4, **options})
+    return optimizer.param_groups[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "like"),
+    [
+        ({"algorithm": "muon"}, 0),
+        ({"algorithm": "adamw"}, 1),
+        ({"algorithm": "neon"}, 0),
+        ({"algorithm": "neon", "name": "group1.late"}, 1),
+    ],
+)
+def test_late_group_follows_the_schedule_of_the_group_it_resembles(options, like):
+    optimizer, schedule = scheduled()
+    optimizer.param_groups[1]["name"] = "group1"
+    advance(optimizer, schedule, 2)
+    group = late_group(optimizer, **options)
+    base = 0.4 / slow_multiplier(SCHEDULES[like], 2, 10)
+    for step in range(2, 10):
+        assert group["lr"] == pytest.approx(base * slow_multiplier(SCHEDULES[like], step, 10))
+        advance(optimizer, schedule, 1)
+    assert schedule.get_last_lr() == [g["lr"] for g in optimizer.param_groups]
+
+
+def test_late_group_added_at_an_lr_of_zero_keeps_its_own_lr():
+    optimizer = Fanion([nn.Parameter(torch.randn(4, 3))], lr=0.1)
+    schedule = GroupSchedule(optimizer, [ScheduleConfig(warmup=2)], 10)
+    group = late_group(optimizer)
+    advance(optimizer, schedule, 2)
+    assert group["lr"] == 0.4
+
+
+def test_lr_set_by_a_callback_in_a_late_group_is_scaled_from_there():
+    optimizer, schedule = scheduled()
+    group = late_group(optimizer, algorithm="muon")
+    advance(optimizer, schedule, 6)
+    group["lr"] = 0.2
+    advance(optimizer, schedule, 1)
+    ratio = slow_multiplier(SCHEDULES[0], 7, 10) / slow_multiplier(SCHEDULES[0], 6, 10)
+    assert group["lr"] == pytest.approx(0.2 * ratio)
+
+
+def test_resume_with_a_late_group_is_bit_equal():
+    optimizer, schedule = scheduled()
+    advance(optimizer, schedule, 3)
+    late_group(optimizer, algorithm="muon")
+    advance(optimizer, schedule, 3)
+    saved = copy.deepcopy((optimizer.state_dict(), schedule.state_dict()))
+    resumed, again = scheduled()
+    late_group(resumed, algorithm="muon")
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    assert advance(resumed, again, 4) == advance(optimizer, schedule, 4)
+
+
+# A function that is asked for the steps left.
+
+
+def test_function_is_asked_after_every_step_and_not_before_the_first():
+    left = iter([9, 8, 3, 2, 1, 0])
+    optimizer = Fanion([nn.Parameter(torch.randn(4, 3))], lr=1.0)
+    schedule = GroupSchedule(optimizer, [ScheduleConfig(shape="linear")], lambda: next(left))
+    assert schedule.total_steps is None
+    got = [lr for lr, _ in advance(optimizer, schedule, 6)]
+    assert got == pytest.approx([1, 9 / 10, 8 / 10, 3 / 6, 2 / 6, 1 / 6])
+    assert schedule.total_steps == 6 and next(left, None) is None
+    assert not {"steps_left", "total_steps"} & schedule.state_dict().keys()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions import lmo, norms
+from lit_fanions import norms
 from lit_fanions.cli.console import Table
 
 K = 3  # rank of the k-Fanions
