@@ -20,7 +20,7 @@ from experiments.paper import (
     ranks,
     topk,
 )
-from lit_fanions.cli import console, runner
+from lit_fanions.cli import console, fit_options, runner
 
 COMMANDS = {
     "norms": norms,
@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
         options.out = (QUICK if options.quick else RESULTS) / options.name
     subparser = subparsers.choices[options.command]
     try:
-        runner.refuse_mistyped(recipe, subparser)
+        fit_options.refuse_mistyped(recipe, subparser)
         if recipe and options.command not in TRAINING:
             raise console.Refused(f"unrecognized arguments: {' '.join(recipe)}")
         return _run(options, recipe)

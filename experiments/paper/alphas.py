@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.paper import repetitions
 from experiments.paper.outcome import Claim, Outcome
-from lit_fanions.cli import runner
 from lit_fanions.cli.console import Refused, Table
+from lit_fanions.cli.curves import spread
 from lit_fanions.cli.results import drawable, plural
-from lit_fanions.cli.runner import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class Study:
         metric: Scalar in the logs whose last value counts.
         recipes: Recipes that are trained by default.
         full_recipes: Recipes that --full trains.
-        quick: What --quick trains, see ``runner.plan``.
+        quick: What --quick trains, see ``repetitions.plan``.
         alphas: Values of alpha by default.
         quick_alphas: Values of alpha with --quick.
         data: The data of the recipes, in words.
@@ -66,7 +66,7 @@ class Study:
 
 def add_arguments(parser: argparse.ArgumentParser, study: Study) -> None:
     """Add the options of such a command; all others are those of fit."""
-    runner.add_arguments(parser, study.recipes, seeds=3, full=study.full_recipes)
+    repetitions.add_arguments(parser, study.recipes, seeds=3, full=study.full_recipes)
     defaults = " ".join(f"{alpha:g}" for alpha in study.alphas)
     parser.add_argument(
         "--alphas",
@@ -88,16 +88,16 @@ def run(options: argparse.Namespace, recipe: Sequence[str], study: Study) -> int
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    paths, recipe = runner.plan(options, recipe, RESERVED, study.quick)
+    paths, recipe = repetitions.plan(options, recipe, RESERVED, study.quick)
     overlay = "" if options.full or options.quick else study.overlay
     data = study.full_data if options.full else study.data
-    data = runner.described(data, [Path(overlay).name] if overlay else [], recipe)
+    data = repetitions.describe_data(data, [Path(overlay).name] if overlay else [], recipe)
     if overlay:
         recipe = [f"--config={overlay}", *recipe]
     if options.alphas is None:
         options.alphas = study.quick_alphas if options.quick else study.alphas
     values = _train(options, paths, recipe, study.metric)
-    claims = study.judge(values, data, options.full) if runner.has_claims(options) else []
+    claims = study.judge(values, data, options.full) if repetitions.has_claims(options) else []
     settings = {
         "recipes": {name: str(path) for name, path in paths.items()},
         "arguments": list(recipe),
@@ -143,7 +143,9 @@ def _train(
         for name, path in paths.items()
     }
     names = {key: f"{key[0]}-alpha{key[1]:g}" for key in variants}
-    curves = runner.repeated({names[key]: args for key, args in variants.items()}, options, metric)
+    curves = repetitions.train_with_seeds(
+        {names[key]: args for key, args in variants.items()}, options, metric
+    )
     values: dict[str, Values] = {name: {} for name in paths}
     for (name, alpha), variant in names.items():
         if curves[variant]:

@@ -24,8 +24,8 @@ from experiments.paper.outcome import Claim, judge, untested
 from experiments.paper.tuning import Finals, Variant
 from experiments.paper.verdicts import Sample
 from lit_fanions.cli.console import Refused
+from lit_fanions.cli.curves import spread
 from lit_fanions.cli.results import drawable
-from lit_fanions.cli.runner import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

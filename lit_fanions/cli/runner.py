@@ -17,46 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_fanions.cli.console import Progress, Refused, machine
-from lit_fanions.cli.curves import Curve, Curves, finite_or_none, mean_curve, read_curves, spread
-from lit_fanions.cli.fit_options import check, refuse_mistyped
+from lit_fanions.cli.curves import Curves, finite_or_none, read_curves
 from lit_fanions.cli.provenance import FINISHED, commit, recipe_digests
-from lit_fanions.cli.repetitions import (
-    add_arguments,
-    describe_data,
-    has_claims,
-    plan,
-    train_with_seeds,
-)
-
-__all__ = [
-    "FINISHED",
-    "GRACE",
-    "KILLED",
-    "POLL",
-    "Curve",
-    "Curves",
-    "Run",
-    "Stopped",
-    "Training",
-    "add_arguments",
-    "check",
-    "described",
-    "end",
-    "execute",
-    "failure",
-    "has_claims",
-    "mean_curve",
-    "plan",
-    "read_curves",
-    "refuse_mistyped",
-    "repeated",
-    "signals",
-    "spread",
-    "start",
-]
-
-# Names that experiments/paper still looks up here.
-described, repeated = describe_data, train_with_seeds
 
 # Exit statuses of a training that somebody stopped by SIGINT (Ctrl-C), SIGKILL or SIGTERM.
 KILLED = (-2, 130, -9, 137, -15, 143)

@@ -116,11 +116,10 @@ def configure_optimizers(
     if total_steps is None and any(schedule.needs_total for schedule in schedules):
         total = _trainer_steps(module)
     scheduler = GroupSchedule(optimizer, schedules, total)
-    scheduling: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
     name = name or ("lr" if hasattr(module, "_trainer") else None)
     return {
         "optimizer": optimizer,
-        "lr_scheduler": scheduling if name is None else {**scheduling, "name": name},
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name},
     }
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodules import LeastSquaresDataModule
 from datamodules.least_squares import Problems, random_problems
 from lit_fanions import bounds, norms
-from lit_fanions.cli.runner import read_curves
+from lit_fanions.cli.curves import read_curves
 from models import LeastSquares
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")

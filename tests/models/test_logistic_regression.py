@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodules import DigitFeaturesDataModule
 from lit_fanions import norms
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.runner import read_curves
+from lit_fanions.cli.curves import read_curves
 from models import LogisticRegression
 
 PLAIN = {"momentum": 0.0, "nesterov": False, "polar": "exact", "scale": "none"}

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ThroughputMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_fanions.cli.runner import read_curves
+from lit_fanions.cli.curves import read_curves
 from models import NanoGPT
 from models.nanogpt import sequences, tokens
 from tests.models.nanogpt_runs import (

@@ -19,7 +19,7 @@ from experiments.paper.bounds.smoothness import (
     format_spread,
 )
 from experiments.paper.outcome import Claim, judge
-from lit_fanions.cli.runner import spread
+from lit_fanions.cli.curves import spread
 
 _DEVIATIONS = 3  # within so many standard deviations, a printed number agrees with samples
 

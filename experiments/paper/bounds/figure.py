@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from experiments.paper.bounds import gaussian
 from experiments.paper.bounds.article import PRINTED
 from experiments.paper.bounds.smoothness import FITTED, FORMULA, GAMMA, SOURCES, Values
-from lit_fanions.cli.runner import spread
+from lit_fanions.cli.curves import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from experiments.paper.bounds import smoothness
 from experiments.paper.bounds.smoothness import format_spread
 from lit_fanions import bounds, norms
 from lit_fanions.cli.console import Table
-from lit_fanions.cli.runner import spread
+from lit_fanions.cli.curves import spread
 
 # Section 4, for matrices of m × n.
 FORMULAS: dict[str, Callable[[int, int], float]] = {

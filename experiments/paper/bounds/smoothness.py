@@ -12,7 +12,7 @@ from experiments.paper.bounds import article
 from experiments.paper.bounds.article import ALGORITHMS, PRINTED
 from lit_fanions import bounds
 from lit_fanions.cli.console import Table
-from lit_fanions.cli.runner import spread
+from lit_fanions.cli.curves import spread
 
 # Ways to compute L; the last is the truth.
 FORMULA, FITTED, GAMMA, EXACT = "formula", "2/sqrt(n) for Muon", "gamma^2, right", "exact"

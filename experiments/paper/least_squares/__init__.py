@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from experiments.paper import repetitions
 from experiments.paper.least_squares import claims, figure, tables, theory, trainings
 from experiments.paper.least_squares.traces import (
     QUANTITIES,
@@ -31,7 +32,6 @@ from experiments.paper.least_squares.traces import (
     setting_traces,
 )
 from experiments.paper.outcome import Outcome
-from lit_fanions.cli import runner
 from lit_fanions.cli.console import Refused
 
 TIME = "half an hour; quick: half a minute"
@@ -47,7 +47,7 @@ NOTES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command; all others are those of fit."""
-    runner.add_arguments(parser, trainings.RECIPES, seeds=10)
+    repetitions.add_arguments(parser, trainings.RECIPES, seeds=10)
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    paths, recipe = runner.plan(options, recipe, trainings.RESERVED, trainings.QUICK)
+    paths, recipe = repetitions.plan(options, recipe, trainings.RESERVED, trainings.QUICK)
     problems: int = options.seeds
     plain = trainings.plain_trainings(paths, with_printed=not options.quick)
     traces = trainings.train(plain, paths, recipe, options)
@@ -103,10 +103,10 @@ def _outcome(
         draw=lambda canvas: figure.draw(canvas, traces, problems),
         size=(17, 3.6 * len({setting for setting, _ in traces} - {"printed"}) + 0.6),
         claims=[
-            replace(claim, data=runner.described(claim.data, recipe))
+            replace(claim, data=repetitions.describe_data(claim.data, recipe))
             for claim in claims.judge_all(compared, ranked, leads, promises)
         ]
-        if runner.has_claims(options)
+        if repetitions.has_claims(options)
         else [],
         notes=NOTES,
         arguments=options.arguments,

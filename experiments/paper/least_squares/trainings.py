@@ -18,7 +18,8 @@ from experiments.paper.least_squares.traces import (
     Traces,
 )
 from experiments.paper.tuning import LR, stated_lr
-from lit_fanions.cli.runner import Curves, Run, execute
+from lit_fanions.cli.curves import Curves
+from lit_fanions.cli.runner import Run, execute
 
 RECIPES = ("configs/least_squares/*.yaml",)
 SMALL = "configs/least_squares_small.yaml"

@@ -10,7 +10,7 @@ from experiments.bench import topk as bench
 from experiments.paper import verdicts
 from experiments.paper.outcome import Claim, Verdict, judge, untested
 from experiments.paper.topk.measure import NEWTON_SCHULZ, RSVD, Entry, Range, rank_name
-from lit_fanions.cli.runner import spread
+from lit_fanions.cli.curves import spread
 
 MUCH = 2.0  # "much faster" means by more than this factor
 LARGEST = 3  # number of sizes, the largest, that show how times grow

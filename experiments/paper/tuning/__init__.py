@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence, Set
 
+from experiments.paper import repetitions
 from experiments.paper.tuning import report
 from experiments.paper.tuning.comparison import (
     LR,
@@ -25,7 +26,6 @@ from experiments.paper.tuning.comparison import (
     best_lr,
     stated_lr,
 )
-from lit_fanions.cli import runner
 from lit_fanions.cli.console import Refused
 from lit_fanions.cli.runner import Run, execute
 
@@ -54,7 +54,7 @@ RESERVED = {
 
 def add_arguments(parser: argparse.ArgumentParser, comparison: Comparison) -> None:
     """Add the options of such a command; all others are those of fit."""
-    runner.add_arguments(parser, comparison.recipes, comparison.seeds)
+    repetitions.add_arguments(parser, comparison.recipes, comparison.seeds)
     parser.add_argument(
         "--factors",
         type=float,
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     Returns:
         The exit status: 0, or 1 if a run failed.
     """
-    paths, recipe = runner.plan(options, recipe, RESERVED, comparison.quick)
+    paths, recipe = repetitions.plan(options, recipe, RESERVED, comparison.quick)
     variants = comparison.make_variants(paths)
     if options.quick:
         variants = dict(list(variants.items())[:QUICK_VARIANTS])

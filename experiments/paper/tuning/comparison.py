@@ -12,7 +12,7 @@ import yaml
 
 from experiments.paper.outcome import Claim
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.runner import Curves
+from lit_fanions.cli.curves import Curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ class Comparison:
         name: Name of the command.
         metrics: Scalars in the logs; the last value of the first is to be small.
         recipes: Patterns of the recipes that are trained by default.
-        quick: What --quick trains, see ``runner.plan``.
+        quick: What --quick trains, see ``repetitions.plan``.
         seeds: Number of seeds by default.
         data: The data of the recipes, in words.
         logarithmic: Whether metrics are shown on logarithmic axes.

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.paper.tuning.comparison import Comparison
+from lit_fanions.cli.curves import Curve, Curves, mean_curve, spread
 from lit_fanions.cli.results import drawable, logarithmic
-from lit_fanions.cli.runner import Curve, Curves, mean_curve, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

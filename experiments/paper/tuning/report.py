@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from experiments.paper import repetitions
 from experiments.paper.outcome import Outcome
 from experiments.paper.tuning import figure
 from experiments.paper.tuning.comparison import (
@@ -17,9 +18,8 @@ from experiments.paper.tuning.comparison import (
     Variant,
     losses_by_lr,
 )
-from lit_fanions.cli import runner
 from lit_fanions.cli.console import Table
-from lit_fanions.cli.runner import Curves, spread
+from lit_fanions.cli.curves import Curves, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def make_outcome(
     summaries = dict(sorted(summaries.items(), key=lambda item: spread([*item[1].finals.values()])))
     edge = [name for name, summary in summaries.items() if summary.is_at_edge()]
     certain = {name: s.finals for name, s in summaries.items() if name not in edge}
-    data = runner.described(comparison.data, recipe)
+    data = repetitions.describe_data(comparison.data, recipe)
     draw, size = _picture(summaries, comparison)
     return Outcome(
         tables=[_table(summaries, comparison)],
@@ -93,7 +93,7 @@ def make_outcome(
         },
         draw=draw,
         size=size,
-        claims=comparison.judge(certain, data) if runner.has_claims(options) else (),
+        claims=comparison.judge(certain, data) if repetitions.has_claims(options) else (),
         notes=[EDGE] if edge else [],
         arguments=options.arguments,
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_fanions.cli import runner
+from experiments.paper import repetitions
 
 
 @pytest.fixture(autouse=True)
@@ -14,4 +14,4 @@ def wide_terminal(monkeypatch):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Let commands take recipes that `fit` would refuse: no training is started."""
-    monkeypatch.setattr(runner, "check", lambda args: None)
+    monkeypatch.setattr(repetitions, "check", lambda args: None)

@@ -12,7 +12,7 @@ from experiments.paper.claims import SECTIONS, read_results, render_page
 from experiments.paper.outcome import Claim, Outcome, judge
 from experiments.paper.statements import STATEMENTS
 from lit_fanions.cli import results
-from lit_fanions.cli.runner import FINISHED
+from lit_fanions.cli.provenance import FINISHED
 
 
 def save(folder, name, *found, arguments=()):

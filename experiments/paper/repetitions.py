@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lit_fanions.cli import runner
 from lit_fanions.cli.console import Refused, check_counts
 from lit_fanions.cli.curves import Curve
-from lit_fanions.cli.fit_options import refuse
+from lit_fanions.cli.fit_options import check, refuse
 
 
 def add_arguments(
@@ -63,8 +64,6 @@ def plan(
     Raises:
         Refused: If an option is not possible.
     """
-    from lit_fanions.cli import runner  # not above: it imports this module
-
     refuse(recipe, reserved)
     if options.seeds is None:
         options.seeds = 1 if options.quick else options.default_seeds
@@ -77,7 +76,7 @@ def plan(
     if not paths:
         raise Refused(f"no {patterns[0]} here: start the command in a checkout of lit_fanions")
     for path in paths if options.config or recipe else ():
-        runner.check([f"--config={path}", *few_steps, *recipe])
+        check([f"--config={path}", *few_steps, *recipe])
     named = {path.stem: path for path in paths}
     if len(named) < len(paths):
         files = ", ".join(map(str, paths))
@@ -111,8 +110,6 @@ def train_with_seeds(
     Raises:
         Refused: If none succeeded.
     """
-    from lit_fanions.cli import runner  # not above: it imports this module
-
     runs = {
         # All variants with one seed, then with the next: an interrupted command has tried all.
         (name, seed): runner.Run(f"{name}-seed{seed}", (*args, f"--seed_everything={seed}"))

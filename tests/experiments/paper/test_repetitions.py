@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_fanions.cli import repetitions
+from experiments.paper import repetitions
 from lit_fanions.cli.console import Refused
 
 
