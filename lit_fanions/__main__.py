@@ -1,6 +1,19 @@
 """`python -m lit_fanions`: the command line of `lit_fanions.cli`."""
 
-from lit_fanions.cli.app import main
+import sys
+
+
+def start() -> int:
+    """Run the command line; Lightning is imported only for the commands that need it."""
+    from lit_fanions.cli.light import run_light_command
+
+    status = run_light_command(sys.argv[1:])
+    if status is None:
+        from lit_fanions.cli.app import main
+
+        status = main()
+    return status
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(start())
