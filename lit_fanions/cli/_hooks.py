@@ -30,9 +30,9 @@ class WatchProgress(Callback):
         self.has_begun = False
         self.checkpoint: str | None = None  # the one asked for
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse to start from scratch where `last` found no checkpoint."""
-        if self.checkpoint == "last" and trainer.ckpt_path is None and stage == "fit":
+        if self.checkpoint == "last" and trainer.ckpt_path is None:
             raise MisconfigurationException(
                 "--ckpt_path last found no checkpoint of this recipe; give the path of a "
                 "checkpoint, or leave --ckpt_path out to start from scratch"

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_fanions.cli.failures import user_place
 from lit_fanions.cli.messages import print_error, program_command, relative_path
 
 
@@ -93,7 +94,9 @@ class StopBetweenSteps(Callback):
         """Return the signal behind an error that ended a run, or None if it was none."""
         if isinstance(error, Interrupted):
             return error.status - 128
-        if self.number is not None:  # such as a loader's worker that was stopped as well
+        # Such as the end of a loader's worker; an error in the user's code is shown as one.
+        is_own_error = isinstance(error, Exception) and user_place(error) is not None
+        if self.number is not None and not is_own_error:
             return self.number
         if isinstance(error, SIGTERMException):
             return signal.SIGTERM

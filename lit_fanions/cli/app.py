@@ -31,6 +31,7 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions import callbacks
 from lit_fanions.cli import errors, failures, messages
@@ -41,6 +42,7 @@ from lit_fanions.cli._hooks import (
     WatchProgress,
 )
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
+from lit_fanions.cli.help_texts import EXAMPLES, SECTIONS, SUBCOMMAND_USAGE, SUBCOMMANDS
 from lit_fanions.cli.light import format_versions, run_light_command
 from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.cli.parser import (
@@ -62,40 +64,6 @@ NOISE = (
 )
 
 EVALUATIONS = ("validate", "test", "predict")
-
-EXAMPLES = f"""\
-examples:
-  {PROGRAM} fit --config configs/quickstart.yaml
-  {PROGRAM} fit --config configs/airbench/muon.yaml --config configs/cpu.yaml
-  {PROGRAM} fit --config RECIPE.yaml --model.optimizer.matrix.lr 0.03 --trainer.max_epochs 4
-  {PROGRAM} fit --config RECIPE.yaml --trainer.callbacks.SpectralMonitor.every_n_steps 10
-  {PROGRAM} fit --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
-  {PROGRAM} test --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
-  {PROGRAM} params --config RECIPE.yaml
-  {PROGRAM} list
-  {PROGRAM} report LOGS
-  {PROGRAM} fit --model.help models.Airbench
-
-callbacks of this package (--trainer.callbacks+ CLASS, --help: fit --trainer.callbacks.help CLASS):
-  {", ".join(f"lit_fanions.callbacks.{name}" for name in callbacks.__all__)}
-
-Later files and options win over earlier ones. `fit --print_config` shows the result."""
-
-SUBCOMMANDS = {
-    "fit": "Train.",
-    "validate": "Evaluate a checkpoint on the validation set.",
-    "test": "Evaluate a checkpoint on the test set.",
-    "predict": "Save the predictions of a checkpoint.",
-    "params": "Show which algorithm trains which parameter, and why.",
-}
-
-SECTIONS = {
-    "trainer": "trainer: how to run, the options of Lightning's Trainer",
-    "model": "model: what to train, any LightningModule",
-    "data": "data: what to train on, any LightningDataModule",
-}
-
-SUBCOMMAND_USAGE = "%(prog)s --config FILE [--config FILE ...] [--OPTION VALUE ...]"
 
 
 class Trainer(pl.Trainer):
@@ -356,7 +324,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         CLI(given)
     except Interrupted as stop:
-        messages.print_error(stop.last_line(given))
+        rank_zero_only(messages.print_error)(stop.last_line(given))
         return stop.status
     except KeyboardInterrupt:
         messages.print_error("interrupted")

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from lit_fanions.checks import did_you_mean
 from lit_fanions.cli.errors import one_line
 
 Line = tuple[str, str]  # name, description
@@ -49,7 +50,8 @@ def main(args: Sequence[str]) -> int:
     kinds = command.parse_args(list(args)).kinds or list(sections)
     for kind in kinds:
         if kind not in sections:
-            command.error(f"{kind!r} is none of {', '.join(sections)}")
+            hint = did_you_mean(kind, sections)
+            command.error(f"{kind!r} is none of {', '.join(sections)}{hint}")
         option, find = sections[kind]
         print(f"{kind} ({option})")
         lines = sorted(find())

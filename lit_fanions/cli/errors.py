@@ -7,6 +7,7 @@ and the names in quotes but no wording, so that another wording costs a hint at 
 
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ def _hint(
         return did_you_mean(error.name, classes)
     if isinstance(error, ModuleNotFoundError):
         return "; classes come from installed packages and from the working directory"
+    if _is_of_pytorch_lightning(text):
+        return (
+            "; it is written with pytorch_lightning, and this command line runs lightning.pytorch: "
+            "import that instead, or call lit_fanions.configure_optimizers in a script of your own"
+        )
     words = _quoted(text)
     for word in words:
         if option and option.is_named(word) and word not in names:
@@ -156,6 +162,16 @@ def _simplify(text: str) -> str:
     """Write `<class 'int'>` as int, and leave out the contents of mappings."""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return re.sub(r"""\{['"].*\}""", "{…}", text, flags=re.DOTALL)
+
+
+def _is_of_pytorch_lightning(text: str) -> bool:
+    """Return True if a class named in a message is built on the other name of Lightning."""
+    for path in re.findall(r"[\w.]+\.\w+", text):
+        module, _, name = path.rpartition(".")
+        bases = getattr(getattr(sys.modules.get(module), name, None), "__mro__", ())
+        if any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in bases):
+            return True
+    return False
 
 
 def _similar_file(path: str) -> str:

@@ -80,23 +80,24 @@ def load_without_empty_sections(text: str) -> Any:
     An explicit ``null`` stays: it is a value of some options.
     """
     value = _load_yaml(text)
+    if value == text and text.endswith(":\n"):  # jsonargparse takes a lone `key:` for a string
+        return {}
     if isinstance(value, (dict, list)):
         _drop_empty(value, yaml.compose(text, Loader=yaml.SafeLoader))
     return value
 
 
-def _drop_empty(value: Any, node: Any) -> None:
-    """Remove what `node` shows to be empty from the mappings in `value`."""
+def _drop_empty(value: Any, node: Any) -> bool:
+    """Remove from `value` what `node` shows to be empty; return True if that was all of it."""
     if isinstance(node, yaml.MappingNode) and isinstance(value, dict):
         for key, child in node.value:
-            is_empty = isinstance(child, yaml.ScalarNode) and not child.value and not child.style
-            if is_empty and value.get(key.value, "") is None:
+            if key.value in value and _drop_empty(value[key.value], child):
                 del value[key.value]
-            else:
-                _drop_empty(value.get(key.value), child)
+        return bool(node.value) and not value
     if isinstance(node, yaml.SequenceNode) and isinstance(value, list):
         for item, child in zip(value, node.value, strict=False):
             _drop_empty(item, child)
+    return value is None and isinstance(node, yaml.ScalarNode) and not node.value
 
 
 set_loader("yaml", load_without_empty_sections, (yaml.YAMLError,))

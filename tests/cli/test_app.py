@@ -112,26 +112,6 @@ def test_params_needs_no_data(project, capfd):
     assert main(["params", "--config", "recipe.yaml", "--data.data_dir", "nowhere"]) == 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--model.optimizer.overrides.head.lr", "0.125"],
-        ["--model.optimizer.overrides.head.lr=0.125"],
-        ["--model.optimizer.overrides.head", "{lr: 0.125}"],
-    ],
-    ids=" ".join,
-)
-def test_one_option_of_an_override(options, project, capfd):
-    edit_recipe("model.init_args.optimizer.overrides", {"head": {"momentum": 0.75}})
-    shape = "--model.optimizer.overrides.head.schedule.shape=cosine"
-    with pytest.raises(SystemExit):
-        main([*FIT, *options, shape, "--print_config"])
-    recipe = yaml.safe_load(capfd.readouterr().out)
-    head = recipe["model"]["init_args"]["optimizer"]["overrides"]["head"]
-    assert (head["lr"], head["momentum"]) == (0.125, 0.75)
-    assert head["schedule"]["shape"] == "cosine"
-
-
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["params", "--help"]])
 def test_help_shows_an_example(args, project, capfd):
     with pytest.raises(SystemExit) as stop:
@@ -140,6 +120,15 @@ def test_help_shows_an_example(args, project, capfd):
     printed = capfd.readouterr().out
     assert "python -m lit_fanions fit --config configs/quickstart.yaml\n" in printed
     assert len(printed.partition("\n\n")[0].splitlines()) <= 3  # the usage
+
+
+def test_help_names_the_callbacks_of_the_package_and_no_internal_ones(project, capfd):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    printed = capfd.readouterr().out
+    for name in ("FanionOptimizer", "NormAdvisor", "SpectralMonitor"):
+        assert f"lit_fanions.callbacks.{name}" in printed
+    assert "lit_fanions.cli" not in printed
 
 
 def test_model_help_shows_the_optimizer_options(project, capfd):

@@ -1,5 +1,6 @@
 """Mistakes in the command line and in recipes: at most three lines, with exit status 2."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_mistake_in_a_recipe(name, project, capfd):
 def test_invalid_yaml_is_named(project, capfd):
     Path("broken.yaml").write_text("trainer: [1\nmodel: {")
     assert_refused(["fit", "--config", "broken.yaml"], ["broken.yaml", "YAML", "line 1"], capfd)
+
+
+@pytest.mark.parametrize(("option", "base"), [("--model", "Net"), ("--data", "Data")])
+def test_module_of_pytorch_lightning_is_refused_with_a_way_out(option, base, project, capfd):
+    pytest.importorskip("pytorch_lightning")
+    Path("other_name.py").write_text(
+        "from pytorch_lightning import LightningDataModule, LightningModule\n"
+        "class Net(LightningModule):\n    pass\n"
+        "class Data(LightningDataModule):\n    pass\n"
+    )
+    sys.modules.pop("other_name", None)
+    fragments = ["written with pytorch_lightning", "lightning.pytorch", "configure_optimizers"]
+    assert_refused([*FIT, option, f"other_name.{base}"], fragments, capfd)
 
 
 def test_unknown_wording_is_passed_on():

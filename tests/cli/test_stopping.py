@@ -194,6 +194,12 @@ def test_sigterm_ends_an_evaluation_at_once(stopped, project, capfd):
     assert capfd.readouterr().err.splitlines()[-1] == "terminated"
 
 
+def test_error_after_a_signal_is_shown_as_an_error(stopped, project, capfd):
+    stopped("training_step", f"{IN_EPOCH_0} and (signal.raise_signal(NUMBER) or len(3))")
+    assert main([*FIT, *NET]) == 1
+    assert "in training_step: TypeError" in capfd.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_to_the_whole_group_spares_the_step_in_progress(number, project):
