@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -169,7 +170,8 @@ class CLI(LightningCLI):
         args, named = split_callback_options(nest_overrides(given))
         if named:
             before = parser.parse_args([a for a in args if not a.startswith("--print_config")])
-            listed = before[before.subcommand].trainer.callbacks
+            plain = yaml.safe_load(parser.dump(before, skip_none=False, format="yaml"))
+            listed = plain[before.subcommand]["trainer"]["callbacks"]
             try:
                 args += ["--trainer.callbacks", json.dumps(with_callback_options(listed, named))]
             except ValueError as error:

@@ -144,14 +144,13 @@ def with_callback_options(
     """Return the configured callbacks with some options of theirs replaced.
 
     Args:
-        callbacks: One callback or several, as parsed from the recipes.
+        callbacks: One callback or several, in the plain form of recipes.
         options: Class name, dotted option and value, as given on the command line.
 
     Raises:
         ValueError: If no callback of that class is configured.
     """
-    given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    listed = [own.as_dict() for own in given]
+    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
     for name, option, value in options:
         matching = [own for own in listed if own["class_path"].rpartition(".")[2] == name]
         if not matching:

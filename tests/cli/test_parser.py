@@ -79,9 +79,13 @@ def test_one_option_of_an_override(options, project, capfd):
 
 # Callbacks by the name of their class.
 
-CALLBACKS = [
+CALLBACKS = [  # the last one has a value that is neither a number nor text
     {"class_path": "lit_fanions.callbacks.SpectralMonitor", "init_args": {"every_n_steps": 50}},
     {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
+    {
+        "class_path": "lightning.pytorch.callbacks.ThroughputMonitor",
+        "init_args": {"batch_size_fn": "builtins.len"},
+    },
 ]
 
 
@@ -90,7 +94,7 @@ def test_option_of_a_callback_by_name(form, project, capfd):
     edit_recipe("trainer.callbacks", CALLBACKS)
     option, value = "--trainer.callbacks.SpectralMonitor.every_n_steps", "10"
     args = [f"{option}={value}"] if "=" in form else [option, value]
-    monitor, checkpoint = printed_recipe([*FIT, *args], capfd)["trainer"]["callbacks"]
+    monitor, checkpoint, _ = printed_recipe([*FIT, *args], capfd)["trainer"]["callbacks"]
     assert monitor["init_args"]["every_n_steps"] == 10
     assert checkpoint["init_args"]["save_last"] is True
 
@@ -100,8 +104,8 @@ def test_option_of_a_callback_that_an_overlay_adds(project, capfd):
     Path("monitor.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": CALLBACKS[:1]}}))
     args = ["--trainer.callbacks.SpectralMonitor.every_n_steps", "10"]
     recipe = printed_recipe([*FIT, "--config", "monitor.yaml", *args], capfd)
-    assert len(recipe["trainer"]["callbacks"]) == 2
-    assert recipe["trainer"]["callbacks"][1]["init_args"]["every_n_steps"] == 10
+    assert len(recipe["trainer"]["callbacks"]) == 3
+    assert recipe["trainer"]["callbacks"][2]["init_args"]["every_n_steps"] == 10
 
 
 def test_option_of_a_callback_reaches_the_run(project):
