@@ -162,7 +162,8 @@ class StopBetweenSteps(Callback):
             self.number = number
             # The end of a loader's workers, which a signal to the whole group stops as well, must
             # not raise in the middle of this step; its batch has arrived.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if hasattr(signal, "SIGCHLD"):  # not on Windows
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if self._trainer.validating and self._between_steps:
                 raise Interrupted(number)
             again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"

@@ -5,17 +5,17 @@ innermost message, where the option stands, and the likely name. They read the c
 and the names in quotes but no wording, so that another wording costs a hint at most.
 """
 
-import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import yaml
 
 from lit_fanions.checks import did_you_mean
+from lit_fanions.cli.given_options import Given, config_files, given_options, read_yaml
 
 MAX_LINE = 240
 
@@ -30,35 +30,10 @@ _SYNONYMS = {
 }
 
 
-@dataclass(frozen=True)
-class Given:
-    """An option that the user gave.
-
-    Args:
-        name: Dotted name.
-        place: Where it stands, for messages.
-        value: Its value.
-    """
-
-    name: str
-    place: str
-    value: Any
-
-    def is_named(self, word: str) -> bool:
-        """Return True if `word` is the name of this option or the end of it."""
-        return self.name == word or self.name.endswith(f".{word}")
-
-
 def one_line(text: object, limit: int = MAX_LINE) -> str:
     """Return `text` with all white space collapsed, cut to `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def config_files(args: Sequence[str]) -> list[str]:
-    """Return the configuration files named in a command line."""
-    files = [b for a, b in itertools.pairwise(args) if a in ("-c", "--config")]
-    return files + [a.partition("=")[2] for a in args if a.startswith("--config=")]
 
 
 def explain(
@@ -79,7 +54,7 @@ def explain(
         return invalid
     errors = list(_causes(error))
     texts = [_simplify(text) for text in (message, *map(str, errors))]
-    given = list(_given_options(args))
+    given = list(given_options(args))
     option = _find(texts, given)
     for nested in errors:
         names = getattr(nested, "option_names", names)
@@ -116,7 +91,7 @@ def _hint(
     names: list[str],
 ) -> str:
     """Return the likely name for what the innermost message complains about, or ''."""
-    if isinstance(error, AttributeError):  # a class path, looked up in its module
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
         classes = [name for name, value in vars(error.obj).items() if isinstance(value, type)]
         return did_you_mean(error.name, classes)
     if isinstance(error, ModuleNotFoundError):
@@ -130,7 +105,7 @@ def _hint(
     for word in words:
         if option and option.is_named(word) and word not in names:
             return suggest_option(word, names)
-        if Path(word).is_absolute() and not Path(word).exists():
+        if os.path.isabs(word) and not os.path.exists(word):
             return _similar_file(word)
     value = str(option.value) if option else next((arg for arg in args if arg in words), "")
     others = [word for word in words if word != value]
@@ -181,41 +156,9 @@ def _similar_file(path: str) -> str:
     return did_you_mean(Path(path).name, beside)
 
 
-def _given_options(args: Sequence[str]) -> Iterator[Given]:
-    """Yield the options of a command line and of the recipes it names."""
-    for arg, following in itertools.zip_longest(args, args[1:]):
-        name, equals, value = arg.partition("=")
-        if name.startswith("--"):
-            yield Given(name.removeprefix("--"), name, value if equals else following)
-    for file in reversed(config_files(args)):
-        for path, value in _dotted_paths(_read_yaml(file)):
-            yield Given(path, f"{path} in {file}", value)
-
-
 def _invalid_yaml(args: Sequence[str]) -> str:
     """Return the complaint about a recipe that is not YAML, or ''."""
     for file in config_files(args):
-        if isinstance(reason := _read_yaml(file), yaml.YAMLError):
+        if isinstance(reason := read_yaml(file), yaml.YAMLError):
             return one_line(f"{file} is not valid YAML: {reason}")
     return ""
-
-
-def _read_yaml(file: str) -> object:
-    """Return the contents of a YAML file, None if unreadable, the exception if not YAML."""
-    try:
-        return yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError):
-        return None
-    except yaml.YAMLError as error:
-        return error
-
-
-def _dotted_paths(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every key of a nested mapping."""
-    if isinstance(tree, list):
-        for item in tree:
-            yield from _dotted_paths(item, prefix)
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield f"{prefix}{key}", value
-            yield from _dotted_paths(value, f"{prefix}{key}.")

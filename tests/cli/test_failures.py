@@ -129,9 +129,8 @@ def last_error(capfd: pytest.CaptureFixture) -> str:
 
 
 @pytest.mark.parametrize("name", OWN_CODE)
-@pytest.mark.parametrize("error", list(ERRORS)[:2])
-def test_own_code_shows_file_line_and_exception(name, error, fresh_mine, capfd):
-    args, hook = OWN_CODE[name]
+def test_own_code_shows_file_line_and_exception(name, fresh_mine, capfd):
+    (args, hook), error = OWN_CODE[name], "len(3)"
     write_mine(hook, error)
     assert main([*FIT, *args]) == 1
     line = last_error(capfd)
@@ -139,11 +138,13 @@ def test_own_code_shows_file_line_and_exception(name, error, fresh_mine, capfd):
     assert "LIT_FANIONS_TRACEBACK=1" in line
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_every_type_of_error_in_own_code_has_status_1(error, fresh_mine, capfd):
-    write_mine("setup", error)
-    assert main([*FIT, *MODEL]) == 1
-    assert last_error(capfd).startswith(f"mine.py:{ERROR_LINE} in setup: {ERRORS[error]}")
+@pytest.mark.parametrize("name", ["model __init__", "data setup", "callback setup"])
+@pytest.mark.parametrize("error", list(ERRORS)[1:])
+def test_every_type_of_error_in_own_code_has_status_1(name, error, fresh_mine, capfd):
+    args, hook = OWN_CODE[name]
+    write_mine(hook, error)
+    assert main([*FIT, *args]) == 1
+    assert last_error(capfd).startswith(f"mine.py:{ERROR_LINE} in {hook}: {ERRORS[error]}")
 
 
 def test_error_while_importing_own_code_shows_where(fresh_mine, capfd):
