@@ -1,0 +1,210 @@
+"""Ctrl-C and SIGTERM: where a fit stops, what it saves, and what the last line says."""
+
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_fanions.cli.failures import user_place
+from lit_fanions.cli.messages import print_error, program_command, relative_path
+
+
+class Interrupted(BaseException):
+    """A signal stopped the run; no `except Exception` of a user's code may swallow it.
+
+    Args:
+        number: The signal.
+        checkpoint: Path of the newest checkpoint, or ''.
+        lost: Optimizer steps that no checkpoint holds.
+        finished: Whether the fit had ended before, so that only its final test was stopped.
+    """
+
+    def __init__(
+        self, number: int, checkpoint: str = "", lost: int = 0, finished: bool = False
+    ) -> None:
+        super().__init__(number)
+        self.status = 128 + number  # as shells count
+        self.checkpoint = checkpoint
+        self.lost = lost
+        self.finished = finished
+
+    def last_line(self, args: Sequence[str]) -> str:
+        """Say what was saved, what was lost, and how to go on.
+
+        Args:
+            args: The command line that was stopped.
+        """
+        words = ["interrupted" if self.status == 130 else "terminated"]
+        steps = f"{self.lost} optimizer step{'s' * (self.lost != 1)}"
+        exists = bool(self.checkpoint) and Path(self.checkpoint).exists()
+        if not exists and args[:1] == ["fit"]:
+            words += ["no checkpoint was saved"] + [f"{steps} lost"] * bool(self.lost)
+        if exists and self.lost:
+            words.append(f"{steps} since the last checkpoint lost")
+        if exists:
+            command = [*_without_option(args, "--ckpt_path")]
+            if self.finished:
+                command[0] = "test"
+            command += ["--ckpt_path", relative_path(self.checkpoint)]
+            verb = "test" if self.finished else "resume"
+            words.append(f"{verb} with: {program_command()} {shlex.join(command)}")
+        return "; ".join(words)
+
+
+class StopBetweenSteps(Callback):
+    """Lets Ctrl-C and SIGTERM end a fit after the optimizer step in progress, with a checkpoint.
+
+    Inside a step, a checkpoint could hold half-updated weights; between the micro-batches of a
+    step it would lose their gradients. A second signal stops at once. With several processes,
+    Lightning stops all of them at the same batch after SIGTERM; Ctrl-C stops them at once.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None  # the signal that asked for the stop
+        self._process = os.getpid()
+        self._trainer: pl.Trainer | None = None  # while it trains
+        self._previous: Any = None
+        self._step = 0  # global_step before the batch
+        self._saved_step = 0  # global_step of the last checkpoint
+        self._between_steps = True
+        self._checkpoint = ""
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Turn SIGTERM into an exception, so that a run can say how it ended."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def stopped_by(self, error: BaseException, trainer: pl.Trainer) -> int | None:
+        """Return the signal behind an error that ended a run, or None if it was none."""
+        if isinstance(error, Interrupted):
+            return error.status - 128
+        # Such as the end of a loader's worker; an error in the user's code is shown as one.
+        is_own_error = isinstance(error, Exception) and user_place(error) is not None
+        if self.number is not None and not is_own_error:
+            return self.number
+        if isinstance(error, SIGTERMException):
+            return signal.SIGTERM
+        is_exit = isinstance(error, SystemExit) and trainer.interrupted  # Lightning's, on Ctrl-C
+        return signal.SIGINT if is_exit or isinstance(error, KeyboardInterrupt) else None
+
+    def interruption(self, trainer: pl.Trainer, number: int) -> Interrupted:
+        """Return the exception that tells what is left of a stopped run."""
+        finished = trainer.state.fn != TrainerFn.FITTING
+        newest = self._checkpoint or _newest_checkpoint(trainer)
+        lost = 0 if finished or self._checkpoint else trainer.global_step - self._saved_step
+        return Interrupted(number, newest, lost, finished)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over both signals, from Lightning too: it would stop between micro-batches."""
+        self._saved_step = self._step = trainer.global_step
+        self._trainer = trainer
+        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+            return
+        self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)  # Lightning restores it after the run
+        if trainer.received_sigterm:  # during the setup
+            self._on_signal(signal.SIGTERM, None)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Note that a step is in progress."""
+        self._step = trainer.global_step
+        self._between_steps = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save and stop if a signal asked for it and an optimizer step has ended."""
+        self._between_steps = trainer.global_step > self._step
+        if self.number is not None and self._between_steps:
+            self._save(trainer)
+            raise self.interruption(trainer, self.number)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Note which steps are saved."""
+        self._saved_step = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give Ctrl-C back."""
+        self._release()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save between two steps: after a stop in validation, or if a loader's worker died."""
+        stops_all = trainer.world_size > 1 and isinstance(exception, SIGTERMException)
+        stops_here = self.number is not None and not isinstance(exception, KeyboardInterrupt)
+        if self._trainer and (stops_all or (stops_here and self._between_steps)):
+            self._save(trainer)
+        self._release()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            self._on_signal_in_worker(number)
+        elif self._trainer is None or self.number is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise Interrupted(number)
+        elif self._trainer.world_size == 1:
+            self.number = number
+            # The end of a loader's workers, which a signal to the whole group stops as well, must
+            # not raise in the middle of this step; its batch has arrived.
+            if hasattr(signal, "SIGCHLD"):  # not on Windows
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if self._trainer.validating and self._between_steps:
+                raise Interrupted(number)
+            again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
+            print_error(f"finishing this optimizer step; {again} again to stop at once")
+
+    def _on_signal_in_worker(self, number: int) -> None:
+        """Leave Ctrl-C to the process that trains, which still needs its workers' batches."""
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Save the state beside the other checkpoints; every process of the run must call it."""
+        callback = trainer.checkpoint_callback
+        folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
+        folder = folder or Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+        if not trainer.fast_dev_run and not self._checkpoint:  # type: ignore[attr-defined]
+            path = str(Path(folder, "interrupted.ckpt"))
+            trainer.save_checkpoint(path)
+            self._checkpoint = path
+
+    def _release(self) -> None:
+        """Give Ctrl-C back; SIGTERM stays an exception until the run has ended."""
+        self._trainer = None
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+
+def _newest_checkpoint(trainer: pl.Trainer) -> str:
+    """Return the path of the last checkpoint that a fit has left behind, or ''."""
+    callback = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint):
+        return ""
+    return callback.last_model_path or callback.best_model_path
+
+
+def _without_option(args: Sequence[str], option: str) -> list[str]:
+    """Return `args` without `option VALUE` and `option=VALUE`."""
+    rest = [arg for arg in args if not arg.startswith(f"{option}=")]
+    while option in rest:
+        at = rest.index(option)
+        del rest[at : at + 2]
+    return rest

@@ -1,0 +1,82 @@
+"""What the command line prints beside errors: results, logs, and commands to go on with."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+PROGRAM = "python -m lit_fanions"
+
+
+def print_error(line: str) -> None:
+    """Print a line on stderr, below a progress bar that may stand in the last one."""
+    print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr)
+
+
+@rank_zero_only
+def print_warning(line: str) -> None:
+    """Print a warning on stderr, below a progress bar that may stand in the last line."""
+    print(f"\nwarning: {line}", file=sys.stderr)
+
+
+@rank_zero_only
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout."""
+    for line in lines:
+        print(line)
+
+
+def relative_path(path: str | Path) -> str:
+    """Return a path relative to the working directory if it lies below it."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def format_test_results(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for every test metric; accuracies as percentages and first."""
+    for name, value in sorted(metrics.items(), key=lambda item: "/acc" not in item[0]):
+        stage, _, metric = name.partition("/")
+        if stage == "test" and metric:
+            number = float(value)
+            head, _, detail = metric.partition("_")
+            words = {"acc": "accuracy"}.get(head, head) + (f" ({detail})" if detail else "")
+            is_share = head in ("acc", "accuracy")
+            shown = f"{100 * number:.2f} %" if is_share else f"{number:.4g}"
+            yield f"test {words.replace('_', ' ')}: {shown}"
+
+
+def describe_logs(trainer: pl.Trainer) -> Iterator[str]:
+    """Yield where the logs are, and the command that opens them."""
+    for logger in trainer.loggers:
+        folder = getattr(logger, "log_dir", None) or logger.save_dir
+        if not folder:
+            continue
+        yield f"logs: {relative_path(folder)}"
+        if isinstance(logger, TensorBoardLogger):
+            folder = shlex.quote(relative_path(folder))
+            yield f"open them with: {_tensorboard_command()} --logdir {folder}"
+
+
+def program_command() -> str:
+    """Return the command that starts this program again, wherever its Python is."""
+    on_path = shutil.which("python")
+    if on_path and Path(on_path).absolute() == Path(sys.executable).absolute():
+        return PROGRAM
+    return f"{shlex.quote(relative_path(sys.executable))} -m lit_fanions"
+
+
+def _tensorboard_command() -> str:
+    """Return the command that starts the TensorBoard of this environment."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    on_path = shutil.which("tensorboard")
+    if on_path and Path(on_path).absolute() == beside:
+        return "tensorboard"
+    if beside.exists():
+        return shlex.quote(relative_path(beside))
+    return f"{shlex.quote(sys.executable)} -m tensorboard.main"
