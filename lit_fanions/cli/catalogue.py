@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
         The exit status.
     """
     from lit_fanions.lmo import PolarMethod
-    from lit_fanions.optim.fanion import Algorithm
+    from lit_fanions.optim.algorithms import Algorithm
 
     sections: dict[str, tuple[str, Callable[[], Iterator[Line]]]] = {
         "models": ("--model CLASS", lambda: _exported_classes(Path("models"))),

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from lit_fanions.cli.app import main
-from lit_fanions.optim.fanion import Algorithm
+from lit_fanions.optim.algorithms import Algorithm
 from tests.conftest import TESTS, subprocess_environment
 
 KINDS = ["models", "data", "recipes", "algorithms", "presets", "callbacks"]

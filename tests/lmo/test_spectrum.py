@@ -198,7 +198,7 @@ GROUPS: list[tuple[dict[str, Any], Callable[[], norms.Norm]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "norm"), GROUPS, ids=str)
+@pytest.mark.parametrize(("options", "norm"), GROUPS)
 def test_own_dual_is_the_dual_of_the_groups_ball(options, norm):
     group = {**default_options(options["algorithm"]), **options}
     for shape in [(9, 14), (3, 12, 8)]:
