@@ -37,9 +37,19 @@ def largest_entry(m: Tensor) -> Tensor:
     Returns:
         (..., 1, 1), in the dtype of m.
     """
-    # vector_norm(ord=inf) means the same and is ten times slower on CPUs.
     dims = (-2, -1)
+    if has_fast_maximum_norm(m.device):
+        return torch.linalg.vector_norm(m, ord=torch.inf, dim=dims, keepdim=True)
     return torch.maximum(m.amax(dims, keepdim=True), -m.amin(dims, keepdim=True))
+
+
+def has_fast_maximum_norm(device: torch.device) -> bool:
+    """Return whether a norm of order infinity is one launch on a device and keeps NaN.
+
+    It is ten times slower than ``amax`` and ``amin`` on CPUs, and not known to keep NaN on Apple
+    GPUs.
+    """
+    return device.type not in ("cpu", "mps")
 
 
 def unit_frobenius(
@@ -58,20 +68,27 @@ def unit_frobenius(
     given = m if overwrite else None
     overwrite = overwrite or m.dtype not in _EXACT
     m = m if m.dtype in _EXACT else m.float()
-    norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True)
-    if m.device.type != "cpu" or not bool(((norm > _TINY) & (norm < _HUGE)).all()):
-        # Squares may have under- or overflowed: divide by the largest entry first.
-        peak = largest_entry(m)
-        peak = torch.where(peak.isfinite(), peak, torch.nan)
-        m = m / torch.where(peak == 0, 1.0, peak)
+    on_cpu = m.device.type == "cpu"
+    norm = whole = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) if on_cpu else None
+    if norm is None or not bool(((norm > _TINY) & (norm < _HUGE)).all()):
+        # Squares may under- or overflow: divide by the largest entry first. An infinite one makes
+        # a NaN of its own place and so of the norm.
+        tiny = torch.finfo(m.dtype).tiny  # in place of 0, so that a zero matrix stays zero
+        peak = largest_entry(m).clamp_(min=tiny)
+        m = torch.div(m, peak, out=m if overwrite else None)
         norm, overwrite = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True), True
         whole = peak * norm
-    else:
-        whole = norm
-    x = torch.div(m, torch.where(norm == 0, 1.0, norm), out=m if overwrite else None)
-    if dtype is None or dtype == x.dtype:
-        return x, whole
-    return (x.to(dtype) if given is None or given.dtype != dtype else given.copy_(x)), whole
+        norm = norm.clamp_(min=tiny)
+    assert whole is not None
+    reused = given if given is not None and given.dtype == dtype else None
+    if dtype is None or dtype == m.dtype:
+        return torch.div(m, norm, out=m if overwrite else None), whole
+    if on_cpu:
+        x = torch.div(m, norm, out=m if overwrite else None)
+        return (x.to(dtype) if reused is None else reused.copy_(x)), whole
+    # A single launch, which rounds to the dtype as it writes.
+    result = torch.empty_like(m, dtype=dtype) if reused is None else reused
+    return torch.div(m, norm, out=result), whole
 
 
 def frobenius_norm(m: Tensor) -> Tensor:

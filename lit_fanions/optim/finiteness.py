@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lit_fanions.lmo.scaling import has_fast_maximum_norm
 from lit_fanions.optim.matrices import is_distributed, local_grad
 
 
@@ -35,9 +36,18 @@ def finite_flags(
         return {p: ones[p.device] for p in parameters}
     dtypes = {p: _momentum_dtype(states[p]) for p in parameters}
     flags = are_finite(parameters, dtypes)
+    on_cpu = [p for p in parameters if p.device.type == "cpu"]
+    for p in on_cpu:
+        if not flags[p]:
+            states[p]["skipped"] += 1
+    devices: dict[torch.device, list[Tensor]] = {}
     for p in parameters:
-        if p.device.type != "cpu" or not flags[p]:
-            states[p]["skipped"] += ~flags[p]
+        if p.device.type != "cpu":
+            devices.setdefault(p.device, []).append(p)
+    for same in devices.values():
+        counters = [states[p]["skipped"] for p in same]
+        skips = torch.stack([flags[p] for p in same]).logical_not().to(counters[0].dtype)
+        torch._foreach_add_(counters, list(skips.unbind()))
     return flags
 
 
@@ -63,13 +73,20 @@ def are_finite(
     on_cpu = all(p.device.type == "cpu" and not is_distributed(p) for p in parameters)
     if on_cpu and _all_finite(parameters, dtypes):
         return dict.fromkeys(parameters, torch.ones((), dtype=torch.bool))
-    flags = {}
+    flags: dict[Tensor, Tensor] = {}
     meshes: dict[Any, list[Tensor]] = {}
+    alike: dict[Any, dict[Tensor, Tensor]] = {}
     for p in parameters:
         gradient = local_grad(p)
-        flags[p] = _is_finite(gradient, gradient.dtype if dtypes is None else dtypes[p])
+        dtype = gradient.dtype if dtypes is None else dtypes[p]
+        if has_fast_maximum_norm(gradient.device) and gradient.numel():
+            alike.setdefault((gradient.device, gradient.dtype, dtype), {})[p] = gradient
+        else:
+            flags[p] = _is_finite(gradient, dtype)
         if is_distributed(p):
             meshes.setdefault(p.device_mesh, []).append(p)
+    for (*_, dtype), gradients in alike.items():
+        flags.update(zip(gradients, finite_together([*gradients.values()], dtype), strict=True))
     for mesh, sharded in meshes.items():
         stacked = torch.stack([flags[p] for p in sharded]).to(torch.uint8)
         for dim in range(mesh.ndim):
@@ -91,6 +108,17 @@ def _all_finite(parameters: Sequence[Tensor], dtypes: Mapping[Tensor, torch.dtyp
     if dtypes is not None:
         norms = [norm.to(dtypes[p]) for norm, (p, _) in zip(norms, held, strict=True)]
     return bool(torch.stack([norm.double() for norm in norms]).isfinite().all())
+
+
+def finite_together(gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return whether each of the gradients is finite, in launches that do not grow with them.
+
+    Args:
+        gradients: Tensors of one dtype and device with at least one entry each.
+        dtype: Dtype in which to ask.
+    """
+    peaks = torch._foreach_norm(gradients, torch.inf)
+    return list((torch.stack(list(peaks)).to(dtype) < torch.inf).unbind())  # NaN is not less
 
 
 def _is_finite(gradient: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,18 @@ from lit_fanions.optim.matrices import (
     to_matrices,
 )
 from lit_fanions.optim.observing import Observation, Observer
-from lit_fanions.optim.stacking import Slice, slices, stack_entries, stacks, takes_unit
+from lit_fanions.optim.stacking import (
+    Slice,
+    moves_together,
+    slices,
+    stack_entries,
+    stacked_flags,
+    stacked_gradients,
+    stacked_matrices,
+    stacked_tensors,
+    stacks,
+    takes_unit,
+)
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
 Group = Mapping[str, Any]
@@ -118,6 +129,9 @@ def _step_stack(
             _store_bases(states, finite, part, basis, answer.basis)
         solved.append(answer)
         del m
+    if not observers and moves_together(stack, [piece.momentum for piece in pieces]):
+        _apply_together(pieces, solved, group)
+        return
     for i, (p, piece) in enumerate(zip(stack, pieces, strict=True)):
         own = [_share(answer, i, len(stack)) for answer in solved]
         shown = _Shown(p, piece, group, own) if observers else None
@@ -231,6 +245,8 @@ def _momentum_batches(stack: list[Tensor], pieces: list[Piece], group: Group) ->
         A batch (parameters * count, rows, cols) for each part of ``to_matrices``. Those that the
         oracle takes normalised are so, one parameter after the other while it is in the cache.
     """
+    if moves_together(stack, [piece.momentum for piece in pieces]):
+        return _momenta_together(pieces, group)
     batches: list[Tensor] = []
     for i, (p, piece) in enumerate(zip(stack, pieces, strict=True)):
         n = gather(update_momentum(piece, group), p)
@@ -244,6 +260,23 @@ def _momentum_batches(stack: list[Tensor], pieces: list[Piece], group: Group) ->
         for batch, part in zip(batches, parts, strict=True):
             batch[i] = part
     return [batch.flatten(0, 1) for batch in batches]
+
+
+def _momenta_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
+    """``_momentum_batches`` in launches that do not grow with the number of parameters."""
+    momenta = [piece.momentum for piece in pieces]
+    together = Piece(
+        pieces[0].weight,
+        stacked_gradients([piece.gradient for piece in pieces], momenta[0]),
+        torch.stack(momenta),
+        stacked_flags([piece.finite for piece in pieces], momenta[0].ndim),
+    )
+    n = update_momentum(together, group)
+    torch._foreach_copy_(momenta, together.momentum.unbind())
+    return [
+        _normalised(m, group) if takes_unit(group, m.shape) else m
+        for m in stacked_matrices(n, group)
+    ]
 
 
 def _normalised(m: Tensor, group: Group) -> Tensor:
@@ -357,6 +390,33 @@ def _apply_parameter(p: Tensor, piece: Piece, solved: Sequence[Solved], group: G
     captured = [answer.captured for answer in solved if answer.captured is not None]
     step = whole([answer.direction for answer in solved])
     apply(piece, step, whole(captured) if captured else None, group)
+
+
+def _apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
+    """``_apply_parameter`` for a stack, in launches that do not grow with its parameters."""
+    weights, momenta = [p.weight for p in pieces], [p.momentum for p in pieces]
+    count, shape = len(pieces), weights[0].shape
+    captured = [answer.captured for answer in solved if answer.captured is not None]
+    weight = torch.stack(weights)
+    together = Piece(
+        weight,
+        weight,
+        torch.stack(momenta) if captured else weight,
+        stacked_flags([p.finite for p in pieces], len(shape)),
+    )
+    if group["renormalize"] and group["lr"]:
+        matrices = stacked_matrices(weight, group)
+        flags = together.finite.view(count, 1)
+        scaled = [
+            renormalised(m, flags.expand(-1, len(m) // count).reshape(-1, 1, 1)) for m in matrices
+        ]
+        together.weight.copy_(stacked_tensors(scaled, count, shape, group))
+    step = stacked_tensors([answer.direction for answer in solved], count, shape, group)
+    kept = stacked_tensors(captured, count, shape, group) if captured else None
+    apply(together, step, kept, group)
+    torch._foreach_copy_(weights, together.weight.unbind())
+    if captured:
+        torch._foreach_copy_(momenta, together.momentum.unbind())
 
 
 def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:
