@@ -14,6 +14,8 @@ from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.matrices import local, local_grad
 
 _MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
+# Entries of parameters of which an accelerator steps many at once.
+_SMALL = 2**16
 State = dict[str, Tensor]
 
 
@@ -29,8 +31,10 @@ def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State]) -> 
     """Step a group of adamw or sgd.
 
     A CPU looks at the flags of non-finite gradients and leaves skipped parameters out of the one
-    call. Elsewhere looking would wait for the device: torch's fused kernels leave a step out when
-    ``found_inf`` is 1, and a call has one such flag, so every parameter gets a call of its own.
+    call. Elsewhere looking would wait for the device. Small parameters are stepped there by one
+    call, and those to be skipped get their old entries back. torch's fused kernels leave a step out
+    when ``found_inf`` is 1, and a call has one such flag: each large parameter gets a call of its
+    own, which needs no memory for old entries.
 
     Args:
         group: The group.
@@ -48,8 +52,54 @@ def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State]) -> 
     if others and not skips:
         _step(others, group, states, None)
     elif others:
-        for p in others:
-            _step([p], group, states, 1.0 - flags[p].float())
+        _step_accelerators(others, group, states, flags)
+
+
+def _step_accelerators(
+    parameters: Sequence[Tensor],
+    group: Mapping[str, Any],
+    states: Mapping[Tensor, State],
+    flags: Mapping[Tensor, Tensor],
+) -> None:
+    """Step parameters but those whose flag is False, without a look from the host."""
+    small: dict[torch.device, list[Tensor]] = {}
+    for p in parameters:
+        if p.numel() <= _SMALL:
+            small.setdefault(p.device, []).append(p)
+    for same in small.values():
+        if len(same) > 1:
+            _step_or_restore(same, group, states, [flags[p] for p in same])
+    alone = [p for p in parameters if p.numel() > _SMALL or len(small[p.device]) == 1]
+    for p in alone:
+        _step([p], group, states, flags[p].logical_not().float())
+
+
+def _step_or_restore(
+    parameters: Sequence[Tensor],
+    group: Mapping[str, Any],
+    states: Mapping[Tensor, State],
+    flags: Sequence[Tensor],
+) -> None:
+    """Step parameters by one call; where a flag is False, weight and state stay as they are."""
+    names = (*_MOMENTS[group["algorithm"]], "step")
+    changed: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for p, flag in zip(parameters, flags, strict=True):
+        for x in (p, *(states[p][name] for name in names if name in states[p])):
+            changed.setdefault(x.dtype, []).append((local(x.detach()), flag))
+    before = {dtype: _flat([x for x, _ in pairs]) for dtype, pairs in changed.items()}
+    _step(parameters, group, states, None)
+    for dtype, pairs in changed.items():
+        tensors = [x for x, _ in pairs]
+        steps = torch.cat([flag.expand(x.numel()) for x, flag in pairs])
+        after = torch.where(steps, _flat(tensors), before[dtype])
+        parts = after.split([x.numel() for x in tensors])
+        torch._foreach_copy_(
+            tensors, [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
+        )
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.reshape(-1) for x in tensors])
 
 
 def _step(
