@@ -37,12 +37,12 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
     for _ in range(iterations):
         v = v / largest_entry(v).clamp(min=tiny)  # products of small or large ones leave the range
         w = v @ m.mT
-        finite = w.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        u = orthonormal_rows(torch.where(finite, w, 0))
-        v = torch.where(finite, u @ m, 0)
+        broken = largest_entry(w) * 0  # 0, or NaN for a matrix with a NaN or an infinity
+        nothing = broken.isnan()
+        u = orthonormal_rows(w.masked_fill_(nothing, 0))
+        v = (u @ m).masked_fill_(nothing, 0)
     s, p = principal_rows(v)
     rotation = p.to(m).mT
-    broken = torch.where(finite, 0, torch.nan).to(m)
     u, v = rotation @ u + broken, completed(rotation @ v, s.to(m)) + broken
     s = s.to(m) + broken[..., 0]
     return (u.mT[None], s[None], v[None]) if single else (u.mT, s, v)

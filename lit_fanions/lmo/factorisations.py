@@ -45,9 +45,10 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
     Returns:
         (count, length).
     """
-    steps = wide(like.new_ones(count * length, dtype=torch.int64).cumsum(0))
-    chirp = torch.sin(steps * steps * (2 + index) ** 0.5)
-    return (chirp.view(count, length) / (length / 2) ** 0.5).to(like)
+    device = "cpu" if like.device.type == "mps" else like.device  # Apple GPUs have no float64
+    steps = torch.arange(1, count * length + 1, dtype=torch.float64, device=device)
+    chirp = (steps * steps).mul_((2 + index) ** 0.5).sin_().div_((length / 2) ** 0.5)
+    return chirp.view(count, length).to(like)
 
 
 def gram_schmidt(x: Tensor) -> Tensor:
@@ -79,21 +80,34 @@ def cholesky_rows(x: Tensor) -> Tensor:
     The method is that of Fukaya et al. (SIAM J. Sci. Comput. 42, 2020), with fixed vectors added
     in place of what dependent rows lack.
     """
-    count, length = x.shape[-2:]
-    # A rounding error of its own for each row, so that even equal and zero rows are independent.
-    y = _unit_rows(x.double())
-    y = y + torch.finfo(x.dtype).eps * scattered_rows(count, length, y)
-    shift = _SHIFT * count * y.new_ones(count).diag_embed()
-    y = _unit_rows(y)
-    for step in range(_CHOLESKY_PASSES):
-        gram = y @ y.mT if step else y @ y.mT + shift
+    return _cholesky_passes(x.double(), _rounding_rows(x), _CHOLESKY_PASSES).to(x.dtype)
+
+
+def _rounding_rows(x: Tensor) -> Tensor:
+    """Return a rounding error for each row, which makes even equal and zero rows independent."""
+    rows = scattered_rows(*x.shape[-2:], torch.empty_like(x, dtype=torch.float64))
+    return rows.mul_(torch.finfo(x.dtype).eps)
+
+
+def _cholesky_passes(x: Tensor, rounding: Tensor, passes: int) -> Tensor:
+    """Return the rows after Cholesky factorisations of their Gram matrices one after the other.
+
+    Args:
+        x: (..., count, length), float64.
+        rounding: ``_rounding_rows``, added to the rows once they have length 1.
+        passes: Number of factorisations. After the first, rows that are nearly dependent are not
+            orthogonal yet.
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    y = torch.addcdiv(rounding, x, length.clamp_(min=torch.finfo(x.dtype).tiny))
+    y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    for step in range(passes):
+        gram = y @ y.mT
+        if not step:
+            gram.diagonal(dim1=-2, dim2=-1).add_(_SHIFT * x.shape[-2])
         factor = torch.linalg.cholesky_ex(gram).L
         y = torch.linalg.solve_triangular(factor, y, upper=False)
-    return y.to(x.dtype)
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+    return y
 
 
 def orthonormal_rows(x: Tensor) -> Tensor:
@@ -181,12 +195,28 @@ def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def by_sweeps(gram: Tensor) -> tuple[Tensor, Tensor]:
     """``principal`` by orthogonal iteration, in matrix products and ``gram_schmidt`` alone."""
-    q = torch.ones_like(gram[..., 0]).diag_embed()
     squared = gram @ gram
-    for _ in range(_SWEEPS):
-        q = gram_schmidt((squared @ q).mT).mT
+    if by_reflections(gram):
+        q = gram_schmidt(squared.mT).mT  # of the squared matrix times the identity
+        for _ in range(_SWEEPS - 1):
+            q = gram_schmidt((squared @ q).mT).mT
+    else:
+        q = _swept_by_cholesky(squared)
     squares, order = (q * (gram @ q)).sum(-2).sort(-1, descending=True)
     return squares.clamp(min=0).sqrt(), q.gather(-1, order.unsqueeze(-2).expand_as(q))
+
+
+def _swept_by_cholesky(squared: Tensor) -> Tensor:
+    """Return the columns of ``by_sweeps``, orthonormal after the last sweep only.
+
+    One factorisation keeps the columns apart until the next sweep.
+    """
+    rounding = _rounding_rows(squared)
+    rows = _cholesky_passes(squared.mT, rounding, 1)
+    for sweep in range(1, _SWEEPS):
+        passes = 1 if sweep + 1 < _SWEEPS else _CHOLESKY_PASSES
+        rows = _cholesky_passes(rows @ squared, rounding, passes)
+    return rows.mT
 
 
 def principal_rows(x: Tensor) -> tuple[Tensor, Tensor]:
