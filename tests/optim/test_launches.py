@@ -1,0 +1,225 @@
+"""Operations that a step makes on an accelerator, counted on fake CUDA tensors, and their results.
+
+A launch takes a few microseconds of the host, so the number of launches bounds a step where
+matrices are small. Fake tensors have no memory and run no kernels: a step that waited for a number
+on the device would raise. docs/gpu/README.md has the counts.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lit_fanions import Fanion
+from lit_fanions.lmo import newton_schulz
+from lit_fanions.optim import entrywise, update
+from tests.lmo.conftest import DeviceBranches
+
+# Operations that launch nothing: views and allocations.
+FREE = frozenset(
+    "_reshape_alias _unsafe_view alias as_strided chunk detach device diagonal empty empty_like "
+    "empty_strided expand lift_fresh new_empty new_empty_strided permute select slice split "
+    "split_with_sizes squeeze t transpose unbind unsqueeze view".split()
+)
+GPT2_LAYER = [*[(768, 768)] * 4, (768, 3072), (3072, 768)]
+VECTORS = [*[(768,)] * 86, *[(3072,)] * 12, (50304,)]
+AIRBENCH = [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), *[(256, 256, 3, 3)] * 3]
+
+
+class CountOperations(TorchDispatchMode):
+    """Count operations on fake CUDA tensors but views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        # The one operation without an implementation for fake tensors; it returns nothing.
+        out = None if name == "_fused_sgd_" else func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        if name not in FREE and any(x.device.type == "cuda" for x in tensors):
+            self.counts[name] += _loops(args) if name.startswith("_foreach_") else 1
+        return out
+
+
+def _loops(args: Sequence[object]) -> int:
+    """Return how many operations one on lists is: one for each tensor if layouts differ."""
+    lists = [x for x in args if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor)]
+    rows = list(zip(*lists, strict=True))
+    together = all(len({x.stride() for x in row}) == 1 for row in rows) and all(
+        len({x.dtype for x in column}) == 1 for column in lists
+    )
+    return 1 if together else len(rows)
+
+
+def parameters(shapes: Sequence[tuple[int, ...]], **options) -> list[Tensor]:
+    return [torch.nn.Parameter(torch.empty(shape, device="cuda", **options)) for shape in shapes]
+
+
+def count_operations(groups: Sequence[tuple[Sequence[tuple[int, ...]], dict]]) -> int:
+    """Return the operations of the second step of groups of shapes and options."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        optimizer = Fanion(
+            [{"params": parameters(shapes), "lr": 0.01, **options} for shapes, options in groups]
+        )
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.empty_like(p)
+        with CountOperations():
+            optimizer.step()
+        with CountOperations() as second:
+            optimizer.step()
+    return second.counts.total()
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16(monkeypatch):
+    monkeypatch.setattr(newton_schulz, "_has_bf16", lambda device_type: device_type == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"algorithm": "muon"}, 160),
+        ({"algorithm": "muon", "polar": "convergent"}, 220),
+        ({"algorithm": "f_muon"}, 160),
+        ({"algorithm": "s_muon"}, 160),
+        ({"algorithm": "muon", "renormalize": True}, 190),
+        ({"algorithm": "fanion", "rank": 32}, 480),
+        ({"algorithm": "neon"}, 480),
+        ({"algorithm": "f_fanion"}, 500),
+        ({"algorithm": "dion", "rank": 32}, 220),
+        ({"algorithm": "kyfan", "rank": 32}, 610),
+        ({"algorithm": "nsgd"}, 80),
+        ({"algorithm": "signum"}, 90),
+    ],
+    ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else str(x),
+)
+def test_a_step_of_the_matrices_of_gpt2_makes_few_launches(options, most):
+    # The first step of a rank-k group takes its time for each matrix: two layers stand for twelve.
+    layers = 2 if "rank" in options or options["algorithm"].endswith(("neon", "fanion")) else 12
+    matrices = GPT2_LAYER * layers
+    assert count_operations([(matrices, {"weight_decay": 0.05, **options})]) <= most
+
+
+@pytest.mark.parametrize("algorithm", ["muon", "fanion"])
+def test_launches_do_not_grow_with_the_number_of_matrices(algorithm):
+    few, many = (count_operations([([(32, 128)] * n, {"algorithm": algorithm})]) for n in (2, 9))
+    assert few == many
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+def test_a_step_of_99_vectors_makes_few_launches(algorithm):
+    assert count_operations([(VECTORS, {"algorithm": algorithm})]) <= 20
+
+
+def test_a_step_of_a_whole_gpt2_makes_few_launches():
+    groups = [
+        (GPT2_LAYER * 12, {"algorithm": "muon", "polar": "convergent", "weight_decay": 0.05}),
+        (VECTORS, {"algorithm": "adamw"}),
+        ([(50304, 768)], {"algorithm": "adamw", "name": "embedding"}),
+        ([(50304, 768)], {"algorithm": "adamw", "name": "head"}),
+    ]
+    assert count_operations(groups) <= 270
+
+
+def test_a_step_of_airbench_makes_few_launches():
+    muon = {"algorithm": "muon", "polar": "jordan", "polar_steps": 3, "renormalize": True}
+    groups = [
+        (AIRBENCH, muon),
+        ([(64,)] * 2 + [(256,)] * 4, {"algorithm": "sgd"}),
+        ([(24,)], {"algorithm": "sgd", "name": "whitening_bias"}),
+        ([(10, 256)], {"algorithm": "sgd", "name": "head"}),
+    ]
+    assert count_operations(groups) <= 200
+
+
+# What these steps compute, by the kernels of the CPU.
+
+
+def real_parameters(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [torch.nn.Parameter(x) for x in draws]
+
+
+def train(shapes, steps: int = 3, broken: int | None = 1, dtype=torch.float32, **options):
+    """Return parameters and states after steps by the branches for accelerators.
+
+    The gradient of the parameter ``broken`` is infinite in the second step.
+    """
+    generator = torch.Generator().manual_seed(1)
+    params = real_parameters(shapes, dtype)
+    options = {"lr": 0.1, "weight_decay": 0.1, **options}
+    optimizer = Fanion(params, **options)
+    for step in range(steps):
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+            if i == broken and step == 1:
+                p.grad.view(-1)[0] = torch.inf
+        with DeviceBranches():
+            optimizer.step()
+    return [
+        {"weight": p.detach(), **{key: x.clone() for key, x in optimizer.state[p].items()}}
+        for p in params
+    ]
+
+
+def assert_same(found: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]], **close) -> None:
+    """Assert that parameters and states are bit-equal, or close to tolerances."""
+    tolerances = close or {"rtol": 0, "atol": 0}
+    for mine, others in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, others, **tolerances)
+
+
+STACKS = {
+    "muon": {"algorithm": "muon"},
+    "plain momentum": {"algorithm": "muon", "nesterov": False},
+    "signum": {"algorithm": "signum"},
+    "renormalised": {"algorithm": "f_muon", "renormalize": True},
+    "fanion": {"algorithm": "fanion", "rank": 2},
+    "dion": {"algorithm": "dion", "rank": 2},
+    "not skipping": {"algorithm": "nsgd", "nonfinite": "propagate"},
+    "transposed": {"algorithm": "muon", "layout": "transposed"},
+    "batch": {"algorithm": "muon", "layout": "batch"},
+    "equal splits": {"algorithm": "muon", "splits": 2},
+    "unequal splits": {"algorithm": "muon", "splits": [6, 2], "renormalize": True},
+    "float64 momentum": {"algorithm": "muon", "momentum_dtype": "float64"},
+}
+
+
+@pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("shape", [(8, 12), (8, 3, 2, 2)])
+def test_a_stack_steps_as_each_parameter_alone_does(shape, options, monkeypatch):
+    broken = None if "nonfinite" in options else 1
+    found = train([shape] * 3, broken=broken, **options)
+    monkeypatch.setattr(update, "moves_together", lambda stack, momenta: False)
+    # The norm of a transposed matrix sums up in another order.
+    close = {"rtol": 1e-5, "atol": 1e-6} if "layout" in options else {}
+    assert_same(found, train([shape] * 3, broken=broken, **options), **close)
+    assert found[1]["skipped"] == (broken is not None)
+
+
+def test_a_stack_of_bfloat16_parameters_steps_as_each_alone_does(monkeypatch):
+    found = train([(8, 12)] * 3, dtype=torch.bfloat16, momentum_dtype="float32")
+    monkeypatch.setattr(update, "moves_together", lambda stack, momenta: False)
+    wanted = train([(8, 12)] * 3, dtype=torch.bfloat16, momentum_dtype="float32")
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+@pytest.mark.parametrize("broken", [None, 1])
+def test_small_parameters_step_as_each_alone_does(broken, algorithm, dtype, monkeypatch):
+    shapes = [(5,), (7,), (3, 4), ()]
+    options = {"broken": broken, "algorithm": algorithm, "dtype": dtype}
+    found = train(shapes, **options)
+    monkeypatch.setattr(entrywise, "_SMALL", 0)
+    assert_same(found, train(shapes, **options))
+    assert [int(state["skipped"]) for state in found] == [0, broken or 0, 0, 0]
