@@ -21,11 +21,34 @@ from lit_fanions.optim import entrywise, update
 from tests.lmo.conftest import DeviceBranches
 
 # Operations that launch nothing: views and allocations.
-FREE = frozenset(
-    "_reshape_alias _unsafe_view alias as_strided chunk detach device diagonal empty empty_like "
-    "empty_strided expand lift_fresh new_empty new_empty_strided permute select slice split "
-    "split_with_sizes squeeze t transpose unbind unsqueeze view".split()
-)
+FREE = {
+    "_reshape_alias",
+    "_unsafe_view",
+    "alias",
+    "as_strided",
+    "chunk",
+    "detach",
+    "device",
+    "diagonal",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "expand",
+    "lift_fresh",
+    "new_empty",
+    "new_empty_strided",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+}
 GPT2_LAYER = [*[(768, 768)] * 4, (768, 3072), (3072, 768)]
 VECTORS = [*[(768,)] * 86, *[(3072,)] * 12, (50304,)]
 AIRBENCH = [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), *[(256, 256, 3, 3)] * 3]
