@@ -17,13 +17,14 @@ from typing import Any
 from lit_fanions.lmo import BALLS, Ball
 from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
+from lit_fanions.optim.adapting import NAMES as ADAPTS
 from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry
 from lit_fanions.optim.options import FIELDS, GroupOptions
 from lit_fanions.optim.step_sizes import SCALES
 
 PAGE = Path(__file__).parents[1] / "docs/algorithms.md"
 
-# Explanations of names that have no text in their own table.
+# Explanations of names whose tables have no text; a name without one is listed all the same.
 SCALE_TEXTS = {
     "none": ("1", "the step's spectral norm is lr for muon"),
     "original": ("√max(1, out / in)", "the rule of the first Muon; the default"),
@@ -42,13 +43,18 @@ POLAR_TEXTS = {
     "exact": "singular value decomposition",
     "auto": "polar_express",
 }
+ADAPT_TEXTS = {
+    "none": "the direction as it is; the default",
+    "rows": "a second moment for each row, as NorMuon (arXiv 2510.05491)",
+    "entries": "one for each entry, as AdaMuon (arXiv 2507.11005)",
+}
 SOLVER_TEXTS = {
-    "auto": "one block iteration from the previous step's basis; the first step is warmed up",
+    "auto": "subspace from a warm start, lanczos from a cold one, exact for small matrices on CPUs",
     "lanczos": "thick-restart block Lanczos, until the tolerance is met",
-    "subspace": "block iteration, warm-started",
-    "randomized": "randomised SVD from a fresh random block at each step",
-    "power": "power iteration from a random block of k vectors",
-    "exact": "singular value decomposition",
+    "subspace": "block power iterations: 8 from a cold start, 1 from the previous step's basis",
+    "randomized": "8 block power iterations, from a fresh random block at each step",
+    "power": "64 power iterations, from a random block of k vectors without oversampling",
+    "exact": "singular value decomposition in float64",
     "cupy": "CuPy's thick-restart Lanczos, on CUDA",
 }
 
@@ -65,8 +71,9 @@ A matrix group steps each of its matrices W, with the gradient G:
 1. momentum: M ← μ M + (1 − μ) G, and N = (1 − μ) G + μ M with Nesterov's form, else N = M;
 2. direction: D(N) = argmax { ⟨N, D⟩ : ‖D‖ ≤ 1 }, the point of the unit ball that goes furthest
    along N (the linear minimisation oracle). ⟨N, D(N)⟩ is the dual norm of N;
-3. size: the factor s of the rule `scale` for the shape of the matrix;
-4. apply: W ← (1 − lr · weight_decay) W − lr · s · D(N).
+3. adapt, if asked for: D is divided by the root of its second moment;
+4. size: the factor s of the rule `scale` for the shape of the matrix;
+5. apply: W ← (1 − lr · weight_decay) W − lr · s · D(N).
 
 D(0) = 0, and D does not depend on the size of N: only lr and the schedule set the length of a step.
 In the tables M stands for the matrix whose direction is taken. M = U Σ Vᵀ is its singular value
@@ -100,6 +107,13 @@ ERROR_FEEDBACK = """\
 `error_feedback` keeps what a step of low rank leaves behind: M ← M + G, and only the captured part
 decays, M ← M − (1 − μ) U_k Σ_k V_kᵀ. It needs a rank below full, and is on for dion.
 
+## Adapting
+
+`adapt` divides the direction by the root of a running second moment of it (`beta2`, `eps`) and
+scales it to its former length, so that the step-size rules mean the same.
+"""
+
+SIZES = """\
 ## Step-size rules
 
 `scale` multiplies lr for a matrix of out × in. The names are those of `torch.optim.Muon`.
@@ -131,15 +145,16 @@ def render() -> str:
     """Return the page.
 
     Raises:
-        ValueError: If a ball, rule, solver or option has no text.
+        ValueError: If a ball or an option has no text.
     """
     balls = [
         (f"`{name}`", _text(name, ball.summary), _text(name, ball.direction), str(ball.norm(4)))
         for name, ball in BALLS.items()
     ]
-    scales = [(f"`{name}`", *_entry(SCALE_TEXTS, name)) for name in SCALES]
-    polar = [(f"`{name}`", _entry(POLAR_TEXTS, name)) for name in METHODS]
-    solvers = [(f"`{name}`", _entry(SOLVER_TEXTS, name)) for name in SOLVER_NAMES]
+    scales = [(f"`{name}`", *SCALE_TEXTS.get(name, ("", ""))) for name in SCALES]
+    adapting = [(f"`{name}`", ADAPT_TEXTS.get(name, "")) for name in ADAPTS]
+    polar = [(f"`{name}`", POLAR_TEXTS.get(name, "")) for name in METHODS]
+    solvers = [(f"`{name}`", SOLVER_TEXTS.get(name, "")) for name in SOLVER_NAMES]
     parts = [
         INTRODUCTION,
         _table(("ball", "norm", "D(M)", "exact (k = 4)"), balls),
@@ -149,6 +164,8 @@ def render() -> str:
             [(f"`{name}`", *_describe(entry)) for name, entry in ALGORITHMS.items()],
         ),
         ERROR_FEEDBACK,
+        _table(("`adapt`", "second moment"), adapting),
+        SIZES,
         _table(("`scale`", "factor", "what for"), scales),
         SOLVERS,
         _table(("`polar`", "method"), polar),
@@ -221,12 +238,6 @@ def _text(name: str, text: str) -> str:
     if not text:
         raise ValueError(f"{name!r} has no text for the reference page")
     return text
-
-
-def _entry(texts: dict[str, Any], name: str) -> Any:
-    if name not in texts:
-        raise ValueError(f"{name!r} has no text in experiments/reference.py")
-    return texts[name]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
