@@ -85,7 +85,8 @@ def cholesky_rows(x: Tensor) -> Tensor:
 
 def _rounding_rows(x: Tensor) -> Tensor:
     """Return a rounding error for each row, which makes even equal and zero rows independent."""
-    rows = scattered_rows(*x.shape[-2:], torch.empty_like(x, dtype=torch.float64))
+    count, length = x.shape[-2:]
+    rows = scattered_rows(count, length, x.new_empty(0, dtype=torch.float64))
     return rows.mul_(torch.finfo(x.dtype).eps)
 
 

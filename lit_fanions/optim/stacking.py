@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.optim.algorithms import oracle
-from lit_fanions.optim.matrices import from_matrices, is_distributed, matrix_shapes, to_matrices
+from lit_fanions.optim.matrices import is_distributed, matrix_shapes, to_matrices
 
 # Entries of the matrices in a batch.
 _STACK_ENTRIES = 2**26
@@ -61,66 +61,6 @@ def stacks(parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Iterator[l
         batches[-1].append(p)
     for batches in same.values():
         yield from batches
-
-
-def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
-    """Return whether a stack's momenta and weights are updated as one tensor each.
-
-    A launch for each parameter is what bounds a step on an accelerator. On a CPU the tensors of one
-    parameter stay in the cache. Momenta of a loaded checkpoint may have several dtypes.
-
-    Args:
-        stack: Parameters of one shape, dtype and device.
-        momenta: Their momenta.
-    """
-    on_accelerator = stack[0].device.type != "cpu" and not any(map(is_distributed, stack))
-    return on_accelerator and len(stack) > 1 and len({m.dtype for m in momenta}) == 1
-
-
-def stacked_gradients(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return gradients of one shape in one tensor, (count, *shape), of the dtype of ``like``."""
-    together = like.new_empty(len(gradients), *like.shape)
-    torch._foreach_copy_(together.unbind(), list(gradients))
-    return together
-
-
-def stacked_flags(flags: Sequence[Tensor], dims: int) -> Tensor:
-    """Return flags of parameters with ``dims`` dimensions, shaped to go with a stack of them."""
-    return torch.stack(list(flags)).view(-1, *[1] * dims)
-
-
-def stacked_matrices(x: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
-    """Return the matrices of a stack of parameters' tensors, (count, *shape).
-
-    Returns:
-        A batch (parameters * count, rows, cols) for each part of ``to_matrices``; views if all
-        matrices lie in the stack as they are in the batch.
-    """
-    each = [to_matrices(own, group["layout"], group["splits"]) for own in x.unbind()]
-    first = each[0]
-    if len(first) == 1 and first[0].is_contiguous() and _share_memory(first[0], x):
-        return [x.view(-1, *first[0].shape[-2:])]
-    return [torch.cat(parts) for parts in zip(*each, strict=True)]
-
-
-def stacked_tensors(
-    batches: Sequence[Tensor], count: int, shape: torch.Size, group: Mapping[str, Any]
-) -> Tensor:
-    """Invert ``stacked_matrices``: return (count, *shape).
-
-    Args:
-        batches: A batch (count * matrices, rows, cols) for each part of ``to_matrices``.
-        count: Number of parameters.
-        shape: Their shape.
-        group: Options of their group.
-    """
-    each = [
-        from_matrices(parts, shape, group["layout"], group["splits"])
-        for parts in zip(*(batch.chunk(count) for batch in batches), strict=True)
-    ]
-    if len(batches) == 1 and each[0].is_contiguous() and _share_memory(each[0], batches[0]):
-        return batches[0].view(count, *shape)
-    return torch.stack(each)
 
 
 class Slice:
@@ -174,9 +114,6 @@ def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]
 
 
 def _has_views(x: Tensor, group: Mapping[str, Any]) -> bool:
+    storage = x.untyped_storage().data_ptr()
     parts = to_matrices(x, group["layout"], group["splits"])
-    return all(_share_memory(part, x) for part in parts)
-
-
-def _share_memory(x: Tensor, y: Tensor) -> bool:
-    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
+    return all(part.untyped_storage().data_ptr() == storage for part in parts)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_fanions import Fanion
 from lit_fanions.lmo import newton_schulz
-from lit_fanions.optim import entrywise, update
+from lit_fanions.optim import entrywise, matrix_step
 from tests.lmo.conftest import DeviceBranches
 
 # Operations that launch nothing: views and allocations.
@@ -213,6 +213,7 @@ STACKS = {
     "batch": {"algorithm": "muon", "layout": "batch"},
     "equal splits": {"algorithm": "muon", "splits": 2},
     "unequal splits": {"algorithm": "muon", "splits": [6, 2], "renormalize": True},
+    "second moments": {"algorithm": "muon", "adapt": "rows"},
     "float64 momentum": {"algorithm": "muon", "momentum_dtype": "float64"},
 }
 
@@ -222,7 +223,7 @@ STACKS = {
 def test_a_stack_steps_as_each_parameter_alone_does(shape, options, monkeypatch):
     broken = None if "nonfinite" in options else 1
     found = train([shape] * 3, broken=broken, **options)
-    monkeypatch.setattr(update, "moves_together", lambda stack, momenta: False)
+    monkeypatch.setattr(matrix_step, "moves_together", lambda stack, momenta: False)
     # The norm of a transposed matrix sums up in another order.
     close = {"rtol": 1e-5, "atol": 1e-6} if "layout" in options else {}
     assert_same(found, train([shape] * 3, broken=broken, **options), **close)
@@ -231,7 +232,7 @@ def test_a_stack_steps_as_each_parameter_alone_does(shape, options, monkeypatch)
 
 def test_a_stack_of_bfloat16_parameters_steps_as_each_alone_does(monkeypatch):
     found = train([(8, 12)] * 3, dtype=torch.bfloat16, momentum_dtype="float32")
-    monkeypatch.setattr(update, "moves_together", lambda stack, momenta: False)
+    monkeypatch.setattr(matrix_step, "moves_together", lambda stack, momenta: False)
     wanted = train([(8, 12)] * 3, dtype=torch.bfloat16, momentum_dtype="float32")
     assert_same(found, wanted)
 

@@ -1,0 +1,113 @@
+"""Momenta and weights of a stack of parameters as one tensor each, for accelerators.
+
+A launch for each parameter is what bounds a step there. On a CPU the tensors of one parameter after
+the other stay in the cache, so that it does better without. The formula is that of ``update``: the
+tensors of a stack have one dimension more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrices
+from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalised, update_momentum
+
+
+def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
+    """Return whether a stack's momenta and weights are updated as one tensor each.
+
+    Args:
+        stack: Parameters of one shape, dtype and device.
+        momenta: Their momenta, of several dtypes if a checkpoint was loaded.
+    """
+    on_accelerator = stack[0].device.type != "cpu" and not any(map(is_distributed, stack))
+    return on_accelerator and len(stack) > 1 and len({m.dtype for m in momenta}) == 1
+
+
+def update_momenta(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
+    """Update the momenta of parameters of one shape and return the N of all their matrices.
+
+    Args:
+        pieces: The tensors of each parameter.
+        group: Options of their group.
+
+    Returns:
+        A batch (parameters * count, rows, cols) for each part of ``to_matrices``.
+    """
+    momenta = [piece.momentum for piece in pieces]
+    gradients = momenta[0].new_empty(len(pieces), *momenta[0].shape)
+    torch._foreach_copy_(gradients.unbind(), [piece.gradient for piece in pieces])
+    together = Piece(gradients, gradients, torch.stack(momenta), _stacked_flags(pieces))
+    n = update_momentum(together, group)
+    torch._foreach_copy_(momenta, together.momentum.unbind())
+    return _stacked_matrices(n, group)
+
+
+def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
+    """Apply the directions of parameters of one shape.
+
+    Args:
+        pieces: The tensors of each parameter.
+        solved: Directions of each batch of ``update_momenta``.
+        group: Options of their group.
+    """
+    weights, momenta = [p.weight for p in pieces], [p.momentum for p in pieces]
+    count, shape = len(pieces), weights[0].shape
+    captured = [answer.captured for answer in solved if answer.captured is not None]
+    weight = torch.stack(weights)
+    momentum = torch.stack(momenta) if captured else weight  # not read without feedback
+    together = Piece(weight, weight, momentum, _stacked_flags(pieces))
+    if group["renormalize"] and group["lr"]:
+        flags = together.finite.view(count, 1)
+        scaled = [
+            renormalised(m, flags.expand(-1, len(m) // count).reshape(-1, 1, 1))
+            for m in _stacked_matrices(weight, group)
+        ]
+        weight.copy_(_stacked_tensors(scaled, count, shape, group))
+    step = _stacked_tensors([answer.direction for answer in solved], count, shape, group)
+    left = _stacked_tensors(captured, count, shape, group) if captured else None
+    apply(together, step, left, group)
+    torch._foreach_copy_(weights, weight.unbind())
+    if captured:
+        torch._foreach_copy_(momenta, momentum.unbind())
+
+
+def _stacked_flags(pieces: Sequence[Piece]) -> Tensor:
+    """Return the flags of parameters, shaped to go with a stack of their tensors."""
+    flags = torch.stack([piece.finite for piece in pieces])
+    return flags.view(-1, *[1] * pieces[0].weight.ndim)
+
+
+def _stacked_matrices(x: Tensor, group: Group) -> list[Tensor]:
+    """Return the matrices of a stack of tensors, (count, *shape).
+
+    Returns:
+        A batch for each part of ``to_matrices``; a view of x if all matrices lie in it as in the
+        batch.
+    """
+    each = [to_matrices(own, group["layout"], group["splits"]) for own in x.unbind()]
+    first = each[0]
+    if len(first) == 1 and first[0].is_contiguous() and _share_memory(first[0], x):
+        return [x.view(-1, *first[0].shape[-2:])]
+    return [torch.cat(parts) for parts in zip(*each, strict=True)]
+
+
+def _stacked_tensors(
+    batches: Sequence[Tensor], count: int, shape: torch.Size, group: Group
+) -> Tensor:
+    """Invert ``_stacked_matrices``: return (count, *shape)."""
+    each = [
+        from_matrices(parts, shape, group["layout"], group["splits"])
+        for parts in zip(*(batch.chunk(count) for batch in batches), strict=True)
+    ]
+    whole = batches[0]
+    if len(batches) == 1 and each[0].is_contiguous() and _share_memory(each[0], whole):
+        return whole.reshape(count, *shape)
+    return torch.stack(each)
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
