@@ -62,16 +62,18 @@ def _step_accelerators(
     flags: Mapping[Tensor, Tensor],
 ) -> None:
     """Step parameters but those whose flag is False, without a look from the host."""
-    small: dict[torch.device, list[Tensor]] = {}
+    devices: dict[torch.device, list[Tensor]] = {}
     for p in parameters:
-        if p.numel() <= _SMALL:
-            small.setdefault(p.device, []).append(p)
-    for same in small.values():
-        if len(same) > 1:
-            _step_or_restore(same, group, states, [flags[p] for p in same])
-    alone = [p for p in parameters if p.numel() > _SMALL or len(small[p.device]) == 1]
-    for p in alone:
-        _step([p], group, states, flags[p].logical_not().float())
+        devices.setdefault(p.device, []).append(p)
+    for same in devices.values():
+        small = [p for p in same if p.numel() <= _SMALL]
+        if len(small) > 1:
+            _step_or_restore(small, group, states, [flags[p] for p in small])
+        alone = [p for p in same if p.numel() > _SMALL or len(small) == 1]
+        if alone:
+            skips = torch.stack([flags[p] for p in alone]).logical_not().float()
+            for p, skip in zip(alone, skips.unbind(), strict=True):
+                _step([p], group, states, skip)
 
 
 def _step_or_restore(

@@ -16,6 +16,11 @@ from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrice
 from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalised, update_momentum
 
 
+# Entries of a parameter whose kernels take longer than the host needs to launch them: stacking would
+# then cost more than it saves.
+_LARGE = 2**22
+
+
 def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
     """Return whether a stack's momenta and weights are updated as one tensor each.
 
@@ -23,8 +28,10 @@ def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
         stack: Parameters of one shape, dtype and device.
         momenta: Their momenta, of several dtypes if a checkpoint was loaded.
     """
-    on_accelerator = stack[0].device.type != "cpu" and not any(map(is_distributed, stack))
-    return on_accelerator and len(stack) > 1 and len({m.dtype for m in momenta}) == 1
+    first = stack[0]
+    if first.device.type == "cpu" or len(stack) == 1 or first.numel() >= _LARGE:
+        return False
+    return not any(map(is_distributed, stack)) and len({m.dtype for m in momenta}) == 1
 
 
 def update_momenta(pieces: Sequence[Piece], group: Group) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lit_fanions import Fanion
 from lit_fanions.lmo import newton_schulz
 from lit_fanions.optim import entrywise, matrix_step
+from lit_fanions.optim.together import moves_together
 from tests.lmo.conftest import DeviceBranches
 
 # Operations that launch nothing: views and allocations.
@@ -161,6 +162,16 @@ def test_a_step_of_airbench_makes_few_launches():
         ([(10, 256)], {"algorithm": "sgd", "name": "head"}),
     ]
     assert count_operations(groups) <= 200
+
+
+def test_large_parameters_are_not_copied_into_a_stack():
+    def moves(shape):
+        with FakeTensorMode():
+            stack = parameters([shape] * 2)
+            return moves_together(stack, stack)
+
+    assert moves((768, 3072))
+    assert not moves((2048, 2048))
 
 
 # What these steps compute, by the kernels of the CPU.
