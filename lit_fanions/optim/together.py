@@ -15,9 +15,8 @@ from torch import Tensor
 from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrices
 from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalised, update_momentum
 
-
-# Entries of a parameter whose kernels take longer than the host needs to launch them: stacking would
-# then cost more than it saves.
+# Entries of a parameter whose kernels take longer than their launches, so that stacking would cost
+# more than it saves.
 _LARGE = 2**22
 
 
