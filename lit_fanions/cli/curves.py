@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,11 +56,6 @@ def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
     return curves
 
 
-def finite_or_none(curve: Curve) -> list[tuple[int, float | None]]:
-    """Return the curve for JSON, which has no infinity: None stands for it."""
-    return [(step, value if math.isfinite(value) else None) for step, value in curve]
-
-
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and the standard deviation of a sample.
 
@@ -70,18 +65,6 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 1 or not math.isfinite(mean):
         return mean, 0.0
     return mean, statistics.stdev(values)
-
-
-def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float]]:
-    """Return the steps, means and standard deviations of several curves.
-
-    Only steps that all curves have are used: a mean over the others would jump where one ends.
-    """
-    steps = [step for step, _ in curves[0]]
-    columns: list[Mapping[int, float]] = [dict(curve) for curve in curves]
-    shared = [step for step in steps if all(step in column for column in columns)]
-    spreads = [spread([column[step] for column in columns]) for step in shared]
-    return shared, [mean for mean, _ in spreads], [deviation for _, deviation in spreads]
 
 
 def _alternatives(metric: str, reader: EventAccumulator) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
+import hashlib
 import json
 import math
+import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fanions.cli.console import Table, machine
-from lit_fanions.cli.provenance import commit, commits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,8 +50,8 @@ class Outcome:
     def __str__(self) -> str:
         return "\n".join([*map(str, self.tables), *self.notes])
 
-    def findings(self) -> dict[str, Any]:
-        """Return the entries that a subclass adds to the JSON file."""
+    def findings(self, folder: Path) -> dict[str, Any]:
+        """Return the entries that a subclass adds to the JSON file in a folder."""
         return {}
 
     def save(self, folder: Path, name: str) -> None:
@@ -64,11 +67,9 @@ class Outcome:
         contents = {
             "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
-            # Runs may be older than the results; a sweep notes the commit of each run itself.
-            **({"commits of runs": made} if (made := commits(folder / "runs")) else {}),
             "machine": machine(),
             "settings": _plain(self.settings),
-            **self.findings(),
+            **self.findings(folder),
             "notes": self.notes,
             "tables": [_plain(vars(table)) for table in self.tables],
             "columns": self.columns,
@@ -87,6 +88,29 @@ class Outcome:
             figure.savefig(folder / f"{name}.png", dpi=150)
         endings = ".csv, .json" if self.draw is None else ".png, .csv, .json"
         print(f"saved: {folder}/{name}{endings}")
+
+
+def recipe_digests(args: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each recipe that arguments of fit name."""
+    values = (arg.partition("=")[2] if arg.startswith("--") else arg for arg in args)
+    return {
+        value: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for value in values
+        if value.endswith((".yaml", ".yml", ".json")) and os.path.isfile(value)
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """Return this program's git commit, "-dirty" if files were changed; None outside of git."""
+    git = functools.partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # An installed package may lie in the folder of a repository that is not its own.
+        git([*here, "ls-files", "--error-unmatch", Path(__file__).name])
+        return git([*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def plural(count: int, noun: str) -> str:

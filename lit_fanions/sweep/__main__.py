@@ -31,9 +31,8 @@ from typing import Any
 import torch
 
 from lit_fanions.cli import console, runner
-from lit_fanions.cli.console import Refused
+from lit_fanions.cli.console import Refused, refuse_mistyped, refuse_reserved
 from lit_fanions.cli.errors import config_files
-from lit_fanions.cli.fit_options import refuse, refuse_mistyped
 from lit_fanions.cli.results import plural
 from lit_fanions.sweep import space
 from lit_fanions.sweep.plan import Plan, Request, Sampler, grid_requests
@@ -203,8 +202,10 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     if not (files := config_files(recipe)):
         raise Refused("give a recipe: --config FILE")
     given = space.parse(options.set, options.tune)
-    refuse([*recipe, *(f"--{name}" for name in given)], RESERVED)
-    refuse(recipe, {f"--{space.short(name)}": "--set or --tune gives its values" for name in given})
+    refuse_reserved([*recipe, *(f"--{name}" for name in given)], RESERVED)
+    refuse_reserved(
+        recipe, {f"--{space.short(name)}": "--set or --tune gives its values" for name in given}
+    )
     reader = Reader(["fit", *recipe])
     fit = reader.config.fit
     if not given and sampler != "grid":

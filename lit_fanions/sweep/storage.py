@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.provenance import recipe_digests
+from lit_fanions.cli.results import recipe_digests
 from lit_fanions.sweep.plan import Plan
 from lit_fanions.sweep.space import short
 

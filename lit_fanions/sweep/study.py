@@ -18,8 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_fanions.cli.console import Progress
-from lit_fanions.cli.provenance import recipe_digests
-from lit_fanions.cli.results import plural
+from lit_fanions.cli.results import plural, recipe_digests
 from lit_fanions.cli.runner import Stopped
 from lit_fanions.sweep import storage
 from lit_fanions.sweep.plan import Plan, Request, Settings

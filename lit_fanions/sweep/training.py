@@ -12,7 +12,7 @@ from optuna.trial import Trial
 
 from lit_fanions.cli import curves, runner
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.provenance import commit, recipe_digests
+from lit_fanions.cli.results import commit, recipe_digests
 from lit_fanions.cli.runner import Run, Training
 from lit_fanions.sweep.plan import Plan, Settings, run_name
 from lit_fanions.sweep.space import short
