@@ -51,7 +51,6 @@ def run_tests(file: Path, args: Sequence[str]) -> tuple[int, str]:
     Returns:
         pytest's exit status and the table, empty without tests.
     """
-
     from lit_fanions.cli import console
 
     results = Results()

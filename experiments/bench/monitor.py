@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from experiments.bench import race, report
 from lit_fanions.callbacks import SpectralMonitor
+from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import console
 
 GOAL = 0.02
@@ -148,5 +149,5 @@ class Timing(Callback):
         start = report.now(self.device)
         if self.monitor.draw(trainer):
             self.figures = report.now(self.device) - start
-        tags = [tag.split("/") for tag in trainer.callback_metrics]
-        self.matrices = sum(tag[0] == "update_rms" and tag[1] != "group" for tag in tags)
+        tags = filter(None, map(parse_tag, trainer.callback_metrics))
+        self.matrices = sum(tag.quantity == "update_rms" and not tag.is_group for tag in tags)

@@ -56,13 +56,7 @@ class WatchProgress(Callback):
         """Note that the run has begun."""
         self.has_begun |= not trainer.sanity_checking
 
-    def on_test_batch_start(self, *args: Any) -> None:
-        """Note that the run has begun."""
-        self.has_begun = True
-
-    def on_predict_batch_start(self, *args: Any) -> None:
-        """Note that the run has begun."""
-        self.has_begun = True
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
 
 class ReportRestoredOptions(Callback):
