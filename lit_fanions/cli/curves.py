@@ -22,7 +22,9 @@ def open_events(logs: Path) -> EventAccumulator:
     """Return TensorBoard's reader of a folder; each ``Reload`` reads what is new there."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(str(logs), size_guidance={"scalars": 0})
+    # All scalars (0 means no limit), and the last of everything else.
+    limits = {"scalars": 0, "histograms": 1, "images": 1, "tensors": 1}
+    return EventAccumulator(str(logs), limits)
 
 
 def read_curve(reader: EventAccumulator, metric: str) -> Curve:
