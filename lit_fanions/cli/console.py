@@ -33,16 +33,10 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers or text in columns.
-
-    Args:
-        title: Title above the table.
-        columns: Headings of the columns.
-        rows: Cells of each row.
-    """
+    """Numbers or text in columns, below a title."""
 
     title: str
-    columns: Sequence[str]
+    columns: Sequence[str]  # headings
     rows: Sequence[Sequence[object]]
 
     def __str__(self) -> str:

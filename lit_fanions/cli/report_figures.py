@@ -22,13 +22,7 @@ _MAX_BANDS = 6
 
 
 class Drawing(NamedTuple):
-    """A figure of the report.
-
-    Attributes:
-        title: Heading.
-        figure: The figure.
-        quantities: The keys of ``QUANTITIES`` that it shows.
-    """
+    """A figure of the report, with the keys of ``QUANTITIES`` that it shows."""
 
     title: str
     figure: Figure

@@ -31,20 +31,12 @@ _STAGES = {"train", "val", "valid", "validation", "test"}
 
 @dataclass(frozen=True)
 class Run:
-    """The logs of one folder of event files.
+    """The logs of one folder of event files."""
 
-    Attributes:
-        name: Path of the folder below the folder that was asked for.
-        curves: Tag -> values.
-        spectra: Matrix -> the latest singular values of its momentum or gradient.
-        settings: Key, with dots between its levels, -> value, from the run's config.yaml or
-            hparams.yaml.
-    """
-
-    name: str
-    curves: dict[str, Curve]
-    spectra: dict[str, Sample] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    name: str  # path below the folder that was asked for
+    curves: dict[str, Curve]  # by tag
+    spectra: dict[str, Sample] = field(default_factory=dict)  # the latest of each matrix
+    settings: dict[str, Any] = field(default_factory=dict)  # by dotted key, from its YAML file
 
     @property
     def last_step(self) -> int:

@@ -25,27 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of a command.
+    """The results of a command."""
 
-    Args:
-        tables: Tables that are printed and kept in the JSON file.
-        columns: Headings of the CSV file.
-        rows: All numbers, one observation a row.
-        settings: Options, seeds and recipes that the numbers depend on.
-        draw: Function that draws the picture; None for no picture.
-        size: Width and height of the picture in inches.
-        notes: Lines below the tables.
-        program: Name of the module that was run.
-    """
-
-    tables: Sequence[Table]
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    settings: Mapping[str, Any]
-    draw: Callable[[Figure], None] | None = None
-    size: tuple[float, float] = (13, 5)
-    notes: Sequence[str] = ()
-    program: str = "lit_fanions"
+    tables: Sequence[Table]  # printed, and kept in the JSON file
+    columns: Sequence[str]  # headings of the CSV file
+    rows: Sequence[Sequence[object]]  # all numbers, one observation a row
+    settings: Mapping[str, Any]  # options, seeds and recipes that the numbers depend on
+    draw: Callable[[Figure], None] | None = None  # draws the picture
+    size: tuple[float, float] = (13, 5)  # of the picture, in inches
+    notes: Sequence[str] = ()  # lines below the tables
+    program: str = "lit_fanions"  # the module that was run
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.tables), *self.notes])

@@ -28,34 +28,21 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training."""
 
-    Args:
-        name: Name of its folder, unique in the experiment.
-        args: Arguments of fit.
-    """
-
-    name: str
-    args: tuple[str, ...]
+    name: str  # of its folder, unique in the experiment
+    args: tuple[str, ...]  # of fit
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run in progress.
-
-    Args:
-        run: The run.
-        logs: Folder of its logs.
-        process: Child process that trains.
-        recipes: Digests of its recipes when it started, see ``recipe_digests``.
-        start: Time when it started, in seconds since the epoch.
-    """
+    """A run in progress."""
 
     run: Run
     logs: Path
     process: subprocess.Popen[bytes]
-    recipes: dict[str, str]
-    start: float
+    recipes: dict[str, str]  # digests when it started, see `recipe_digests`
+    start: float  # time in seconds since the epoch
 
 
 def start(run: Run, folder: Path, environment: Mapping[str, str]) -> Training:

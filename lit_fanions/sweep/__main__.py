@@ -47,14 +47,10 @@ RESERVED = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, by default that of the process, and return the exit status.
 
-    Args:
-        args: Arguments of the command; by default those of the process.
-
-    Returns:
-        Exit status: 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments
-        exit with status 2.
+    It is 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments exit with
+    status 2.
     """
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
@@ -71,14 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
-    """Train, tabulate and plot.
+    """Train, tabulate and plot; return the exit status: 0, or 1 if a training failed.
 
     Args:
         options: Options of this command.
         recipe: Arguments of fit.
-
-    Returns:
-        Exit status: 0, or 1 if a training failed.
 
     Raises:
         Refused: If an option is not possible.

@@ -29,13 +29,9 @@ class TrainingFailed(Exception):
 
 
 class TrialTraining:
-    """A trial of a sweep that is trained by this process.
+    """A trial of a sweep that is trained by this process, with settings chosen for it.
 
-    Args:
-        plan: Options of the sweep.
-        trial: The trial.
-        settings: Its values of the swept options.
-        recipes: Digests of the recipes when the sweep began.
+    ``recipes`` are the digests of the recipes when the sweep began.
     """
 
     def __init__(
