@@ -13,14 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_fanions.cli.messages import print_warning
 
 # Arguments of one call, which a saved recipe leaves out.
-_CALL_ARGUMENTS = (
-    "config",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-    "return_predictions",
-    "allow_untrained",
-)
+_CALL_ARGUMENTS = {
+    *("config", "ckpt_path", "weights_only", "verbose", "return_predictions", "allow_untrained")
+}
 
 
 class WatchProgress(Callback):
@@ -113,14 +108,14 @@ class SaveRecipe(SaveConfigCallback):
 
 def _group_options(trainer: pl.Trainer) -> list[dict[str, Any]]:
     """Return the options of every parameter group, before any schedule."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return [
         {
             name: group.get(f"initial_{name}", value)
             for name, value in group.items()
             if name not in ("params", "param_names") and not name.startswith("initial_")
         }
-        for group in groups
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
     ]
 
 

@@ -154,12 +154,6 @@ class CLI(LightningCLI):
             own.command_line = given
         self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
 
-    def _fail(self, line: str, subcommand: str) -> NoReturn:
-        """Report a mistake and exit with status 2."""
-        own = self._subcommand_parsers[subcommand]
-        assert isinstance(own, Parser)
-        own.fail(line)
-
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that does not exist, and evaluations without any.
 
@@ -170,18 +164,18 @@ class CLI(LightningCLI):
             return
         config = self.config[subcommand]
         path = config.get("ckpt_path")
+        fail = self._subcommand_parsers[subcommand].fail  # type: ignore[attr-defined]
         if subcommand in EVALUATIONS and not path and not config.allow_untrained:
-            self._fail(
+            fail(
                 f"{subcommand} without --ckpt_path would run on untrained weights; give "
-                "--ckpt_path FILE, or --allow_untrained",
-                subcommand,
+                "--ckpt_path FILE, or --allow_untrained"
             )
         if path in ("best", "last", "hpc") and subcommand != "fit":
-            self._fail(f"--ckpt_path {path} works only with fit; pass the file", subcommand)
+            fail(f"--ckpt_path {path} works only with fit; pass the file")
         if path and not _is_found(path):
-            self._fail(f"--ckpt_path: file does not exist: {path}{similar_file(path)}", subcommand)
+            fail(f"--ckpt_path: file does not exist: {path}{similar_file(path)}")
         if path and Path(path).is_file() and not _is_loadable(path):
-            self._fail(f"--ckpt_path: {path} is no checkpoint", subcommand)
+            fail(f"--ckpt_path: {path} is no checkpoint")
         self._progress.checkpoint = path
 
     def instantiate_classes(self) -> None:
@@ -285,14 +279,10 @@ class Reader(CLI):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, by default that of the process, and return the exit status.
 
-    Args:
-        args: The arguments; by default those of the process.
-
-    Returns:
-        The exit status: 0, 1 for an error while running, 130 after Ctrl-C, 143 after SIGTERM. A
-        mistake in the configuration exits with status 2.
+    It is 0, 1 for an error while running, 130 after Ctrl-C, 143 after SIGTERM. A mistake in the
+    configuration exits with status 2.
     """
     given = list(sys.argv[1:] if args is None else args)
     _find_modules_in_working_directory()

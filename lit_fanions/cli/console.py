@@ -46,9 +46,7 @@ class Table:
 class Progress:
     """Count trainings that have ended, and estimate how long the others will take.
 
-    Args:
-        total: Number of trainings.
-        ended: Number of those that had ended before.
+    Of ``total`` trainings, ``ended`` had ended before.
     """
 
     def __init__(self, total: int, ended: int = 0) -> None:
@@ -56,13 +54,9 @@ class Progress:
         self._start = time.monotonic()
 
     def advance(self, name: str, outcome: str, ended: int | None = None) -> str:
-        """Count a training that has ended, and return the line that reports it.
+        """Count a training that has ended, and return the line that reports its outcome.
 
-        Args:
-            name: Name of the training.
-            outcome: Its outcome.
-            ended: Number of trainings that have ended, where others work on them too; by default
-                one more than before.
+        Where others work on the trainings too, ``ended`` is the number that have ended.
         """
         self._ended = self._ended + 1 if ended is None else ended
         line = f"[{self._ended}/{self._total}] {name}: {outcome}"
@@ -133,12 +127,8 @@ def refuse_reserved(args: Iterable[str], reserved: Mapping[str, str]) -> None:
 def refuse_mistyped(args: Iterable[str], parser: argparse.ArgumentParser) -> None:
     """Refuse mistyped options of a command, which fit could not explain.
 
-    Args:
-        args: Arguments that the command's parser left over.
-        parser: Parser of the command.
-
     Raises:
-        Refused: At the first that resembles an option of the command.
+        Refused: At the first argument that the parser left over and that resembles its options.
     """
     own = [option for action in parser._actions for option in action.option_strings]
     for arg in args:

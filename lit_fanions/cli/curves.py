@@ -30,9 +30,7 @@ def open_events(logs: Path) -> EventAccumulator:
 def read_curve(reader: EventAccumulator, metric: str) -> Curve:
     """Return a scalar as far as it has been logged; non-finite values become infinity.
 
-    Args:
-        reader: Reader from ``open_events``.
-        metric: Name of the scalar. One that is not logged has an empty curve.
+    One that is not logged has an empty curve.
     """
     if metric not in reader.Reload().Tags()["scalars"]:
         return []
@@ -42,10 +40,6 @@ def read_curve(reader: EventAccumulator, metric: str) -> Curve:
 
 def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
     """Return the curves of a training that has ended, see ``read_curve``.
-
-    Args:
-        logs: Folder with the event files.
-        metrics: Names of the scalars.
 
     Raises:
         Refused: If one of them was not logged.

@@ -44,12 +44,7 @@ class Outcome:
         return {}
 
     def save(self, folder: Path, name: str) -> None:
-        """Write NAME.csv, NAME.json and NAME.png, and print where they are.
-
-        Args:
-            folder: Folder for the files; created if it does not exist.
-            name: Name of the files without their endings.
-        """
+        """Write NAME.csv, NAME.json and NAME.png into a folder, and print where they are."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
