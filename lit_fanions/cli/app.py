@@ -51,6 +51,7 @@ from lit_fanions.cli.parser import (
     nest_overrides,
     parser_options,
 )
+from lit_fanions.memory import reuse_freed_memory
 
 RUN_ERROR = 1
 
@@ -287,6 +288,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     _find_modules_in_working_directory()
     _quiet_lightning()
+    reuse_freed_memory()
     try:
         CLI(given)
     except Interrupted as stop:

@@ -10,24 +10,24 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
+from lit_fanions.optim.adapting import first_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
 from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
 from lit_fanions.optim.checkpoints import check_loadable, restore_dtypes
 from lit_fanions.optim.finiteness import are_finite
 from lit_fanions.optim.groups import KEPT, check_combination, check_parameters, named_parameters
+from lit_fanions.optim.matrix_step import step_matrices
 from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
     GroupOptions,
-    argument_docs,
     carry_over,
     check_group,
     check_names,
     default_options,
     default_seed,
     is_foreign,
-    takes_options,
 )
-from lit_fanions.optim.update import step_matrices
+from lit_fanions.optim.signatures import argument_docs, takes_options
 
 
 def _table() -> str:
@@ -90,12 +90,19 @@ class Fanion(torch.optim.Optimizer):
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
 
     @takes_options
-    def __init__(self, params: ParamsT, lr: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | None = None,
+        momentum: float | None = None,
+        **options: Any,
+    ) -> None:
         algorithm = options.pop("algorithm", None) or "muon"
         unknown = set(options) - {name for name in GroupOptions.__dataclass_fields__}
         if unknown:
             _refuse_argument(min(unknown), algorithm)
-        given = {name: value for name, value in {"lr": lr, **options}.items() if value is not None}
+        options |= {"lr": lr, "momentum": momentum}
+        given = {name: value for name, value in options.items() if value is not None}
         check_names(given, algorithm, f"Fanion ({algorithm})", ())
         self._given = given
         # Only what every group has: schedulers and monitors of other projects look in here for
@@ -269,8 +276,11 @@ class Fanion(torch.optim.Optimizer):
         dtype = group.get("momentum_dtype")
         momentum = torch.zeros_like(p, dtype=dtype and getattr(torch, dtype))
         return {
-            "momentum": momentum, **start_bases(p, group, generator), "skipped": skipped
-        }  # fmt: skip
+            "momentum": momentum,
+            **first_moments(p, group),
+            **start_bases(p, group, generator),
+            "skipped": skipped,
+        }
 
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:
