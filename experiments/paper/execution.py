@@ -181,7 +181,7 @@ def _save(training: Training, metrics: Sequence[str]) -> Curves:
     return curves
 
 
-def commits_of_runs(folder: Path) -> list[str]:
+def run_commits(folder: Path) -> list[str]:
     """Return the commits that made the finished trainings of a folder, "" for outside of git."""
     saved = [json.loads(path.read_text()) for path in folder.glob(f"*/{FINISHED}")]
     return sorted({run.get("commit") or "" for run in saved})

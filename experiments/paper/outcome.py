@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.paper.execution import commits_of_runs
+from experiments.paper.execution import run_commits
 from experiments.paper.statements import BY_ID
 from lit_fanions.cli import results
 
@@ -85,7 +85,7 @@ class Outcome(results.Outcome):
     def findings(self, folder: Path) -> dict[str, Any]:
         """Return the entries that this outcome adds to the JSON file in a folder."""
         # Finished runs may be older than the results.
-        commits = commits_of_runs(folder / "runs")
+        commits = run_commits(folder / "runs")
         return {
             "command": shlex.join(["python", "-m", self.program, *self.arguments]),
             **({"commits of runs": commits} if commits else {}),

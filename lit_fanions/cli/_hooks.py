@@ -51,7 +51,8 @@ class WatchProgress(Callback):
         """Note that the run has begun."""
         self.has_begun |= not trainer.sanity_checking
 
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
 
 class ReportRestoredOptions(Callback):

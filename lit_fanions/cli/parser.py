@@ -175,7 +175,7 @@ def nest_overrides(args: Sequence[str]) -> list[str]:
     return nested
 
 
-def list_callback_options(parser: Parser, args: Sequence[str]) -> list[str]:
+def list_callback_options(parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
     """Rewrite `--trainer.callbacks.CLASS.OPTION VALUE` as the whole list of callbacks.
 
     Args:
@@ -198,8 +198,8 @@ def list_callback_options(parser: Parser, args: Sequence[str]) -> list[str]:
     for match, value in named:
         name, option = match["name"], match["keys"]
         if name not in known:
-            own = parser._subcommands_action.choices[config.subcommand]
-            own.fail(
+            subcommands: Any = parser._subcommands_action
+            subcommands.choices[config.subcommand].fail(
                 f"--trainer.callbacks.{name}.{option}: the recipe has no {name}"
                 f"{did_you_mean(name, known)} (it has {', '.join(known) or 'no callbacks'})"
             )
