@@ -83,11 +83,10 @@ def _norms_and_ranks(name: str, s: Spectrum, k: int) -> dict[str, Tensor]:
 def _oracle_quality(observation: Observation, s: Spectrum) -> dict[str, Tensor]:
     """Return how much of the dual norm the direction attains, and what it left out."""
     dual = own_dual(s, observation.momentum, observation.group)
-    direction = observation.direction / observation.factor
-    values = {
-        "momentum_dual": dual,
-        "oracle_quality": spectra.inner(observation.momentum, direction) / dual,
-    }
+    values = {"momentum_dual": dual}
+    if observation.group["adapt"] == "none":  # else the direction has left the ball
+        direction = observation.direction / observation.factor
+        values["oracle_quality"] = spectra.inner(observation.momentum, direction) / dual
     if observation.captured is not None:
         rest = observation.momentum - observation.captured.to(observation.momentum.dtype)
         values["oracle_residual"] = lmo.frobenius_norm(rest)[..., 0, 0] / s.frobenius
