@@ -235,11 +235,11 @@ class GroupSchedule(LRScheduler):
         if i >= len(self.schedules):
             self.schedules.append(self.schedules[like])
         if i >= len(self.base_lrs):
-            self.base_lrs.append(group["lr"])
+            self.base_lrs.append(float(group["lr"]))
             self.base_momentums.append(group.setdefault("initial_momentum", group["momentum"]))
         # Callbacks of fine-tuning raise the lr of their group themselves, epoch by epoch.
         if i >= len(self._last_lr) or group["lr"] != self._last_lr[i]:
-            self.base_lrs[i] = group["lr"] / (self._multipliers[like] or 1.0)
+            self.base_lrs[i] = float(group["lr"]) / (self._multipliers[like] or 1.0)
         group["initial_lr"] = self.base_lrs[i]
 
     def _first_group_like(self, group: dict[str, Any]) -> int:
