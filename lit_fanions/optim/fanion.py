@@ -16,11 +16,11 @@ from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
 from lit_fanions.optim.checkpoints import check_loadable, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import are_finite
 from lit_fanions.optim.groups import (
-    KEPT,
     TORCH_OPTIONS,
     check_combination,
     check_parameters,
     check_torch_options,
+    keys_of_others,
     named_parameters,
 )
 from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
@@ -165,6 +165,9 @@ class Fanion(torch.optim.Optimizer):
         before = len(self.param_groups)
         try:
             for part in parts:
+                if part is not given and "name" in part:
+                    taken = [group["name"] for group in self.param_groups]
+                    part["name"] = _free_name(part["name"], taken)
                 self._add_group(part)
         except (TypeError, ValueError):
             del self.param_groups[before:]
@@ -179,7 +182,7 @@ class Fanion(torch.optim.Optimizer):
             raise ValueError(f"group name {name!r} must be a string that no other group has")
         where = f"group {name!r} ({algorithm})"
         check_torch_options(given, where)
-        check_names(given, algorithm, where, (*KEPT, *TORCH_OPTIONS))
+        check_names(given, algorithm, where, keys_of_others(given))
         default = self.defaults["algorithm"]
         group = {**own, **carry_over(self._given, default, algorithm), **given}
         if group["lr"] is None or ("lr" not in given and is_foreign(default, algorithm)):

@@ -6,8 +6,9 @@ Beside ``options``, where each option is checked alone.
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ KEPT = (
 )  # fmt: skip
 
 
+# Keys that schedulers and wrappers keep in groups and that look like misspelt options.
+_KEYS_OF_OTHERS = re.compile(
+    r"(max|min|base|initial|start|end|final|peak|swa)_(lr|momentum|weight_decay)"
+    r"|lr_(scale|mult|multiplier|factor|ratio|decay)"
+)
+
 # Options of torch's optimizers that change a step and that Fanion does not have, with what to do.
 TORCH_OPTIONS = {
     "maximize": "negate the loss",
@@ -35,6 +42,12 @@ TORCH_OPTIONS = {
     "fused": "adamw and sgd always use torch's fused kernels",
     "capturable": "steps do not wait for the device as it is",
 }
+
+
+def keys_of_others(group: Iterable[str]) -> list[str]:
+    """Return the keys of a group that are no options but known: torch's, schedulers', wrappers'."""
+    known = (*KEPT, *TORCH_OPTIONS)
+    return [key for key in group if key in known or _KEYS_OF_OTHERS.fullmatch(key)]
 
 
 def check_torch_options(group: Mapping[str, Any], where: str) -> None:

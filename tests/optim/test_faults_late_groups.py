@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 from lit_fanions import Fanion, configure_optimizers
+from lit_fanions.optim.algorithms import ALGORITHMS
 
 
 class Backbone(nn.Module):
@@ -157,3 +160,26 @@ def test_state_of_split_groups_is_loaded(is_copied):
     names = [group["name"] for group in saving.param_groups]
     assert [group["name"] for group in loading.param_groups] == names
     run(loading)
+
+
+OTHERS = {
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=9),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1),
+    "averaging": lambda o: SWALR(o, 0.01),
+}
+
+
+@pytest.mark.parametrize("scheduler", OTHERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_groups_are_taken_over_with_the_keys_of_schedulers(algorithm, scheduler):
+    optimizer = Fanion([matrix()], algorithm=algorithm, lr=0.1)
+    OTHERS[scheduler](optimizer)
+    groups = [{**group, "lr_scale": 0.5, "rho": 0.05} for group in optimizer.param_groups]
+    taken = Fanion(groups, algorithm=algorithm, lr=0.1)
+    assert taken.param_groups == groups
+
+
+@pytest.mark.parametrize("key", ["momentums", "max_momentm", "lr_", "momentum_dtyp", "polar_step"])
+def test_misspelt_option_is_still_refused(key):
+    with pytest.raises(ValueError, match="did you mean"):
+        Fanion([{"params": [matrix()], key: 1}])
