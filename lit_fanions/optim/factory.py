@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
@@ -41,9 +42,15 @@ def split_parameters(
         A list of assignments with .name, .parameter, .group, .reason; str() is a table.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: If a selector matches nothing or a group is not known.
     """
     config = FanionConfig.from_dict(config)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a module, whose structure decides the groups, got {type(module).__name__}: "
+            "give parameters alone to Fanion"
+        )
     _refuse_flat_shards(module)
     selectors = {
         name: (override.parameters, override.modules)
@@ -108,7 +115,9 @@ def configure_optimizers(
     optimizer = Fanion(groups)
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     inform("Parameters by group:\n%s", split)
-    total: int | Callable[[], int] = total_steps or 0
+    total: int | Callable[[], int] = (
+        0 if total_steps is None else whole_number("total_steps", total_steps)
+    )
     if total_steps is None and any(schedule.needs_total for schedule in schedules):
         total = _trainer_steps(module)
     scheduler = GroupSchedule(optimizer, schedules, total)
