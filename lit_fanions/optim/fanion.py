@@ -160,8 +160,8 @@ class Fanion(torch.optim.Optimizer):
         if self._is_built and self.param_groups and is_bare(given):
             given["params"] = _listed(given["params"])
             if _are_parameters(given["params"]):
-                default = self.defaults["algorithm"]
-                parts = split_bare_group(given, self.param_groups, default, self.planner)
+                others, defaults = self.param_groups, self.defaults
+                parts = split_bare_group(given, others, defaults, self.planner)
         before = len(self.param_groups)
         try:
             for part in parts:

@@ -31,7 +31,7 @@ def is_bare(group: Mapping[str, Any]) -> bool:
 def split_bare_group(
     group: Mapping[str, Any],
     others: Sequence[Mapping[str, Any]],
-    default: str,
+    defaults: Mapping[str, Any],
     planner: Planner | None,
 ) -> list[dict[str, Any]]:
     """Return the groups that a bare group is made into.
@@ -46,15 +46,15 @@ def split_bare_group(
     Args:
         group: ``params``, a list of parameters or of (name, parameter), and maybe ``lr``.
         others: Groups of the optimizer so far.
-        default: Algorithm of groups that name none.
+        defaults: Algorithm and lr of groups that name none.
         planner: What knows the parameters; None outside the factory.
     """
     params = [p if isinstance(p, Tensor) else p[1] for p in group["params"]]
     parts = planner(params) if planner else []
     if not parts:
-        if default in ANY_SHAPE or all(p.ndim > 1 for p in params):
+        if defaults["algorithm"] in ANY_SHAPE or all(p.ndim > 1 for p in params):
             return [dict(group)]
-        parts = _apart(group["params"], others, default)
+        parts = _apart(group["params"], others, defaults)
     first, lr = others[0], group.get("lr")
     parts.sort(key=lambda part: not is_foreign(first["algorithm"], part["algorithm"]))
     for part in parts:
@@ -84,7 +84,7 @@ def _speed(first: Mapping[str, Any], lr: Any) -> float:
 
 
 def _apart(
-    params: Sequence[Any], others: Sequence[Mapping[str, Any]], default: str
+    params: Sequence[Any], others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return a group of the matrices and a group of the vectors."""
 
@@ -95,9 +95,10 @@ def _apart(
     matrices: dict[str, Any] = {"params": [p for p in params if not is_vector(p)]}
     if not matrices["params"]:
         return [vectors]
-    alike = [group for group in others if group["algorithm"] == default]
-    lr = alike[0].get("initial_lr", alike[0]["lr"]) if alike else default_options(default)["lr"]
-    return [{**matrices, "algorithm": default, "lr": lr}, vectors]
+    alike = [group for group in others if group["algorithm"] == defaults["algorithm"]]
+    like = alike[0] if alike else defaults
+    lr = like.get("initial_lr", like["lr"])
+    return [{**matrices, "algorithm": defaults["algorithm"], "lr": lr}, vectors]
 
 
 def _vector_options(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

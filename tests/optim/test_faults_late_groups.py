@@ -119,6 +119,14 @@ def test_vectors_get_adamw_with_a_warning_where_there_are_none(is_named):
     run(optimizer)
 
 
+def test_matrices_get_the_constructors_lr_where_there_are_none():
+    vectors = {"params": [matrix(3)], "algorithm": "adamw", "lr": 1e-3}
+    optimizer = Fanion([vectors], lr=0.5)
+    optimizer.add_param_group({"params": [matrix(), matrix(4)], "lr": 1e-4})
+    lrs = {group["algorithm"]: group["lr"] for group in optimizer.param_groups[1:]}
+    assert lrs == {"muon": pytest.approx(0.05), "adamw": 1e-4}
+
+
 def test_group_that_names_its_algorithm_is_not_split():
     optimizer = Fanion([matrix()])
     with pytest.raises(ValueError, match="no matrix for muon; give it to a group of"):
