@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
+from lit_fanions.optim.adapting import first_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
 from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
 from lit_fanions.optim.checkpoints import check_loadable, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import are_finite
 from lit_fanions.optim.groups import (
     TORCH_OPTIONS,
+    are_parameters,
+    as_list,
     check_combination,
     check_parameters,
     check_torch_options,
@@ -24,19 +27,18 @@ from lit_fanions.optim.groups import (
     named_parameters,
 )
 from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
+from lit_fanions.optim.matrix_step import step_matrices
 from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
     GroupOptions,
-    argument_docs,
     carry_over,
     check_group,
     check_names,
     default_options,
     default_seed,
     is_foreign,
-    takes_options,
 )
-from lit_fanions.optim.update import step_matrices
+from lit_fanions.optim.signatures import argument_docs, takes_options
 
 
 def _table() -> str:
@@ -101,12 +103,19 @@ class Fanion(torch.optim.Optimizer):
     _is_built = False  # whether groups that are added come after the constructor's
 
     @takes_options
-    def __init__(self, params: ParamsT, lr: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | None = None,
+        momentum: float | None = None,
+        **options: Any,
+    ) -> None:
         algorithm = options.pop("algorithm", None) or "muon"
         unknown = set(options) - set(GroupOptions.__dataclass_fields__)
         if unknown:
             _refuse_argument(min(unknown), algorithm)
-        given = {name: value for name, value in {"lr": lr, **options}.items() if value is not None}
+        options |= {"lr": lr, "momentum": momentum}
+        given = {name: value for name, value in options.items() if value is not None}
         check_names(given, algorithm, f"Fanion ({algorithm})", ())
         self._given = given
         # Only what every group has: schedulers and monitors of other projects look in here for
@@ -158,8 +167,8 @@ class Fanion(torch.optim.Optimizer):
         given = {key: value for key, value in param_group.items() if value is not None}
         parts = [given]
         if self._is_built and self.param_groups and is_bare(given):
-            given["params"] = _listed(given["params"])
-            if _are_parameters(given["params"]):
+            given["params"] = as_list(given["params"])
+            if are_parameters(given["params"]):
                 others, defaults = self.param_groups, self.defaults
                 parts = split_bare_group(given, others, defaults, self.planner)
         before = len(self.param_groups)
@@ -209,8 +218,8 @@ class Fanion(torch.optim.Optimizer):
         Callbacks that unfreeze layers add parameters without names.
         """
         named = bool(self.param_groups) and "param_names" in self.param_groups[0]
-        params = _listed(group["params"])
-        if named and _are_parameters(params) and all(isinstance(p, Tensor) for p in params):
+        params = as_list(group["params"])
+        if named and are_parameters(params) and all(isinstance(p, Tensor) for p in params):
             params = [(f"{group['name']}.{i}", p) for i, p in enumerate(params)]
         return {**group, "params": params}
 
@@ -302,8 +311,11 @@ class Fanion(torch.optim.Optimizer):
         dtype = group.get("momentum_dtype")
         momentum = torch.zeros_like(p, dtype=dtype and getattr(torch, dtype))
         return {
-            "momentum": momentum, **start_bases(p, group, generator), "skipped": skipped
-        }  # fmt: skip
+            "momentum": momentum,
+            **first_moments(p, group),
+            **start_bases(p, group, generator),
+            "skipped": skipped,
+        }
 
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:
@@ -343,21 +355,6 @@ def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextMan
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
     return nullcontext()
-
-
-def _listed(params: Any) -> Any:
-    """Return parameters as a list, and what torch will refuse as it is."""
-    if isinstance(params, Tensor):
-        return [params]
-    return params if isinstance(params, (list, set)) else list(params)
-
-
-def _are_parameters(params: Any) -> bool:
-    """Return whether a list holds tensors, or (name, tensor) pairs."""
-    if not isinstance(params, list):
-        return False
-    pairs = [p if isinstance(p, tuple) and len(p) == 2 else ("", p) for p in params]
-    return all(isinstance(p, Tensor) for _, p in pairs)
 
 
 def _checked(group: dict[str, Any], where: str) -> dict[str, Any]:

@@ -61,6 +61,21 @@ def check_torch_options(group: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where} has no option {name!r}: {TORCH_OPTIONS[name]}")
 
 
+def as_list(params: Any) -> Any:
+    """Return parameters as a list, and what torch will refuse as it is."""
+    if isinstance(params, Tensor):
+        return [params]
+    return params if isinstance(params, (list, set)) else list(params)
+
+
+def are_parameters(params: Any) -> bool:
+    """Return whether a list holds tensors, or (name, tensor) pairs."""
+    if not isinstance(params, list):
+        return False
+    pairs = [p if isinstance(p, tuple) and len(p) == 2 else ("", p) for p in params]
+    return all(isinstance(p, Tensor) for _, p in pairs)
+
+
 def named_parameters(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     """Return the parameters of a group with their names, or numbers in place of names."""
     unnamed = [f"{group['name']}[{i}]" for i in range(len(group["params"]))]

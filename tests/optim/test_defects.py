@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.bench.step import peak_bytes
 from lit_fanions import Fanion, configure_optimizers, split_parameters
-from lit_fanions.optim import update
+from lit_fanions.optim import matrix_step
 
 # The package's attribute of that name is the function.
 polar_module = importlib.import_module("lit_fanions.lmo.newton_schulz")
@@ -72,7 +72,7 @@ def test_parameters_of_one_shape_stay_separate_matrices(options, monkeypatch):
         together = [[p for p in parameters if p.shape == shape] for shape in shapes]
         return together if stacked else [[p] for p in parameters]
 
-    monkeypatch.setattr(update, "stacks", stacks)
+    monkeypatch.setattr(matrix_step, "stacks", stacks)
 
     def train() -> list[Tensor]:
         ps = [parameter(12, 8, seed=i) for i in range(3)]
