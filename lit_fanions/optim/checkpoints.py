@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_fanions.optim.fanion import Fanion
 
 _Groups = Sequence[Mapping[str, Any]]
+_MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")  # of the parameter's shape
 
 
 def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,11 +29,16 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
     Raises:
         ValueError: If groups, their algorithms, their parameters' names or shapes differ.
     """
+    missing = [key for key in ("state", "param_groups") if key not in state_dict]
+    if missing:
+        raise ValueError(f"no state_dict of an optimizer: {missing[0]!r} is missing in it")
     saved = state_dict["param_groups"]
     _check_same_groups(own, saved)
     for group, saved_group in zip(own, saved, strict=True):
         for (name, p), index in zip(named_parameters(group), saved_group["params"], strict=True):
-            _check_same_shape(name, p, state_dict["state"].get(index, {}))
+            state = state_dict["state"].get(index, {})
+            _check_same_shape(name, p, state)
+            _check_complete(name, group["algorithm"], state)
     # torch keeps names where the optimizer has some; those of the dict belong to another model.
     completed = [
         {**group, **{key: value for key, value in saved_group.items() if key != "param_names"}}
@@ -66,12 +72,46 @@ def _check_same_groups(own: _Groups, saved: _Groups) -> None:
 
 
 def _check_same_shape(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
-    for key in ("momentum", "exp_avg"):
+    for key in _MOMENTS:
         if key in state and state[key].shape != p.shape:
             raise ValueError(
                 f"the checkpoint's {key} of {name} has shape {tuple(state[key].shape)}, the "
                 f"parameter {tuple(p.shape)}: it is another model's"
             )
+
+
+def _check_complete(name: str, algorithm: str, state: Mapping[str, Any]) -> None:
+    adamw = ("exp_avg", "exp_avg_sq", "step")
+    for key in adamw if algorithm == "adamw" else ("momentum",):
+        if state and key not in state:
+            raise ValueError(f"the checkpoint's state of {name} ({algorithm}) has no {key!r}")
+
+
+def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
+    """Make the state of a parameter usable with the parameter as it is now.
+
+    State saved before skipped steps were counted gets a count. Moments of adamw and sgd follow a
+    parameter that was cast, as ``module.double()`` does.
+
+    Raises:
+        RuntimeError: If the parameter has another shape than its state. torch's fused kernels
+            would write outside the state's memory.
+    """
+    if "skipped" not in state:
+        state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
+    entrywise = is_entrywise(group["algorithm"])
+    for key in _MOMENTS:
+        value = state.get(key)
+        if value is None:
+            continue
+        if value.shape != p.shape:
+            raise RuntimeError(
+                f"a parameter of group {group['name']!r} has shape {tuple(p.shape)}, but its "
+                f"{key} {tuple(value.shape)}: its data was replaced; make a new optimizer, or "
+                "clear optimizer.state[parameter]"
+            )
+        if entrywise and value.dtype != p.dtype:
+            state[key] = value.to(p.dtype)
 
 
 def restore_dtypes(optimizer: Fanion, state_dict: Mapping[str, Any]) -> None:
@@ -89,7 +129,8 @@ def restore_dtypes(optimizer: Fanion, state_dict: Mapping[str, Any]) -> None:
         entrywise = is_entrywise(group["algorithm"])
         for p, index in zip(group["params"], saved_group["params"], strict=True):
             for key, saved in state_dict["state"].get(index, {}).items():
-                value = saved if isinstance(saved, Tensor) else torch.tensor(float(saved))
+                number = torch.int64 if key == "skipped" else torch.float32
+                value = saved if isinstance(saved, Tensor) else torch.tensor(saved, dtype=number)
                 cast = entrywise and key != "step" and value.is_floating_point()
                 dtype = p.dtype if cast else value.dtype
                 optimizer.state[p][key] = value.to(p.device, dtype, copy=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
 from lit_fanions.optim.options import carry_over
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
-from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, steps_left
+from lit_fanions.optim.schedules import GroupSchedule, steps_left
 
 # Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
 _ALGORITHMS = {"matrix": "muon", "other": "adamw"}
@@ -40,9 +42,15 @@ def split_parameters(
         A list of assignments with .name, .parameter, .group, .reason; str() is a table.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: If a selector matches nothing or a group is not known.
     """
     config = FanionConfig.from_dict(config)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a module, whose structure decides the groups, got {type(module).__name__}: "
+            "give parameters alone to Fanion"
+        )
     _refuse_flat_shards(module)
     selectors = {
         name: (override.parameters, override.modules)
@@ -99,20 +107,17 @@ def configure_optimizers(
     split = split_parameters(module, config)
     if not split:
         raise ValueError(f"{type(module).__name__} has no trainable parameter")
-    groups: dict[str, dict[str, Any]] = {}
-    schedules: list[ScheduleConfig] = []
-    for assignment in split:
-        options = split.group_options(assignment)
-        label = split.group_name(assignment)
-        if label not in groups:
-            group = {"name": label, "config_group": assignment.group, "params": []}
-            groups[label] = {**group, **options}
-            own = config.overrides.get(assignment.group)
-            schedules.append((own and own.schedule) or config.schedule)
-        groups[label]["params"].append((assignment.name, assignment.parameter))
-    optimizer = Fanion(list(groups.values()))
+    groups = _parameter_groups(split)
+    schedules = []
+    for group in groups:
+        own = config.overrides.get(group["config_group"])
+        schedules.append((own and own.schedule) or config.schedule)
+    optimizer = Fanion(groups)
+    optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     inform("Parameters by group:\n%s", split)
-    total: int | Callable[[], int] = total_steps or 0
+    total: int | Callable[[], int] = (
+        0 if total_steps is None else whole_number("total_steps", total_steps)
+    )
     if total_steps is None and any(schedule.needs_total for schedule in schedules):
         total = _trainer_steps(module)
     scheduler = GroupSchedule(optimizer, schedules, total)
@@ -121,6 +126,46 @@ def configure_optimizers(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name},
     }
+
+
+def _parameter_groups(split: Split) -> list[dict[str, Any]]:
+    """Return the groups of an optimizer: those of the split, apart where forms or marks differ."""
+    groups: dict[str, dict[str, Any]] = {}
+    for assignment in split:
+        label = split.group_name(assignment)
+        if label not in groups:
+            group = {"name": label, "config_group": assignment.group, "params": []}
+            groups[label] = {**group, **split.group_options(assignment)}
+        groups[label]["params"].append((assignment.name, assignment.parameter))
+    return list(groups.values())
+
+
+def _late_parameter_groups(
+    module: nn.Module, config: FanionConfig, parameters: Sequence[Tensor]
+) -> list[dict[str, Any]]:
+    """Return groups for parameters that were frozen when the optimizer was made.
+
+    Args:
+        module: The network.
+        config: The configuration.
+        parameters: The parameters.
+
+    Returns:
+        The groups; empty where not all parameters are trainable ones of the module.
+    """
+    wanted = set(parameters)
+    with warnings.catch_warnings():  # the optimizer's own parameters would be warned of again
+        warnings.simplefilter("ignore")
+        split = split_parameters(module, config)
+    late = Split([a for a in split if a.parameter in wanted], split.options)
+    if len(late) < len(wanted):
+        return []
+    inform("Parameters added:\n%s", late)
+    groups = _parameter_groups(late)
+    for group in groups:
+        stem, *rest = group["name"].split(".")
+        group["name"] = ".".join([stem, "late", *rest])
+    return groups
 
 
 def _base(part: str, config: FanionConfig) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +14,19 @@ from lit_fanions.optim import entrywise
 from lit_fanions.optim.adapting import initial_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
 from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
-from lit_fanions.optim.checkpoints import check_loadable, restore_dtypes
+from lit_fanions.optim.checkpoints import check_loadable, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import are_finite
-from lit_fanions.optim.groups import KEPT, check_combination, check_parameters, named_parameters
+from lit_fanions.optim.groups import (
+    TORCH_OPTIONS,
+    are_parameters,
+    as_list,
+    check_combination,
+    check_parameters,
+    check_torch_options,
+    keys_of_others,
+    named_parameters,
+)
+from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
 from lit_fanions.optim.matrix_step import step_matrices
 from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
@@ -87,7 +98,9 @@ class Fanion(torch.optim.Optimizer):
     """
 
     observers: tuple[Observer, ...] = ()
+    planner: Planner | None = None  # set by the factory; no part of copies, pickles and checkpoints
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
+    _is_built = False  # whether groups that are added come after the constructor's
 
     @takes_options
     def __init__(
@@ -98,7 +111,7 @@ class Fanion(torch.optim.Optimizer):
         **options: Any,
     ) -> None:
         algorithm = options.pop("algorithm", None) or "muon"
-        unknown = set(options) - {name for name in GroupOptions.__dataclass_fields__}
+        unknown = set(options) - set(GroupOptions.__dataclass_fields__)
         if unknown:
             _refuse_argument(min(unknown), algorithm)
         options |= {"lr": lr, "momentum": momentum}
@@ -112,6 +125,7 @@ class Fanion(torch.optim.Optimizer):
         super().__init__(
             params, {**{name: defaults[name] for name in shared}, "algorithm": algorithm}
         )
+        self._is_built = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: torch's part and the options for later groups."""
@@ -121,6 +135,7 @@ class Fanion(torch.optim.Optimizer):
         """Restore a pickled state; options younger than it get their algorithm's defaults."""
         super().__setstate__(state)
         self.__dict__.setdefault("_given", {})
+        self._is_built = True
         self._warm.clear()
         for group in self.param_groups:
             for name, value in default_options(group["algorithm"]).items():
@@ -132,6 +147,10 @@ class Fanion(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, completed by what its algorithm says and checked.
+
+        A group that is added during training with nothing but parameters and lr, as callbacks of
+        fine-tuning do, becomes several where its parameters are stepped by different algorithms
+        (``late_groups.split_bare_group``).
 
         Args:
             param_group: ``params`` and any options. What is missing is the constructor's where
@@ -146,6 +165,24 @@ class Fanion(torch.optim.Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group must be a dict, got {type(param_group).__name__}")
         given = {key: value for key, value in param_group.items() if value is not None}
+        parts = [given]
+        if self._is_built and self.param_groups and is_bare(given):
+            given["params"] = as_list(given["params"])
+            if are_parameters(given["params"]):
+                others, defaults = self.param_groups, self.defaults
+                parts = split_bare_group(given, others, defaults, self.planner)
+        before = len(self.param_groups)
+        try:
+            for part in parts:
+                if part is not given and "name" in part:
+                    taken = [group["name"] for group in self.param_groups]
+                    part["name"] = _free_name(part["name"], taken)
+                self._add_group(part)
+        except (TypeError, ValueError):
+            del self.param_groups[before:]
+            raise
+
+    def _add_group(self, given: dict[str, Any]) -> None:
         taken = [group["name"] for group in self.param_groups]
         algorithm = given.setdefault("algorithm", self.defaults["algorithm"])
         own = default_options(algorithm)
@@ -153,7 +190,8 @@ class Fanion(torch.optim.Optimizer):
         if not isinstance(name, str) or name in taken:
             raise ValueError(f"group name {name!r} must be a string that no other group has")
         where = f"group {name!r} ({algorithm})"
-        check_names(given, algorithm, where, KEPT)
+        check_torch_options(given, where)
+        check_names(given, algorithm, where, keys_of_others(given))
         default = self.defaults["algorithm"]
         group = {**own, **carry_over(self._given, default, algorithm), **given}
         if group["lr"] is None or ("lr" not in given and is_foreign(default, algorithm)):
@@ -169,14 +207,10 @@ class Fanion(torch.optim.Optimizer):
             group["nesterov"] = False
         if "seed" in own and group["seed"] is None:
             group["seed"] = default_seed()
-        group = check_group(group, where)
+        group = _checked(group, where)
         check_combination(group, where)
         super().add_param_group(self._with_names(group))
-        try:
-            check_parameters(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        check_parameters(self.param_groups[-1])
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Name the parameters of a later group where all others have names, as torch asks for.
@@ -184,10 +218,8 @@ class Fanion(torch.optim.Optimizer):
         Callbacks that unfreeze layers add parameters without names.
         """
         named = bool(self.param_groups) and "param_names" in self.param_groups[0]
-        params = group["params"]
-        params = [params] if isinstance(params, Tensor) else params
-        params = params if isinstance(params, (list, tuple, set)) else list(params)
-        if named and not isinstance(params, set) and all(isinstance(p, Tensor) for p in params):
+        params = as_list(group["params"])
+        if named and are_parameters(params) and all(isinstance(p, Tensor) for p in params):
             params = [(f"{group['name']}.{i}", p) for i, p in enumerate(params)]
         return {**group, "params": params}
 
@@ -238,13 +270,14 @@ class Fanion(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse()
-        self._initialise_state()
-        self._raise_nonfinite()
-        for group in self.param_groups:
-            if is_entrywise(group["algorithm"]):
-                entrywise.step_entrywise(group, self.state)
-            else:
-                step_matrices(group, self.state, self.observers)
+        with _without_autocast(self.param_groups):
+            self._initialise_state()
+            self._raise_nonfinite()
+            for group in self.param_groups:
+                if is_entrywise(group["algorithm"]):
+                    entrywise.step_entrywise(group, self.state)
+                else:
+                    step_matrices(group, self.state, self.observers)
         return loss
 
     def _initialise_state(self) -> None:
@@ -256,9 +289,11 @@ class Fanion(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     self.state[p] = self._first_state(p, group, generator)
-                elif p not in self._warm and p.grad is not None and is_cold(state):
-                    bases = {key: x for key, x in state.items() if key.startswith("basis")}
-                    state.update(warm_bases(p, bases, group))
+                elif p.grad is not None:
+                    fit_state(p, state, group)
+                    if p not in self._warm and is_cold(state):
+                        bases = {key: x for key, x in state.items() if key.startswith("basis")}
+                        state.update(warm_bases(p, bases, group))
                 if p.grad is not None:
                     self._warm.add(p)
 
@@ -314,7 +349,31 @@ _DOC = Fanion.__doc__ or ""
 Fanion.__doc__ = _DOC.replace("{table}", _table()).replace("{arguments}", argument_docs().lstrip())
 
 
+def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:
+    """Return a context without autocast, which would round the products of rank-k solvers."""
+    for kind in {p.device.type for group in groups for p in group["params"]}:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def _checked(group: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the options of a group, checked; an lr that is a tensor stays one.
+
+    torch's schedulers change such an lr in place: each group gets a copy of its own.
+    """
+    lr = group["lr"]
+    if not isinstance(lr, Tensor):
+        return check_group(group, where)
+    if lr.numel() != 1:
+        raise ValueError(f"{where}: a tensor lr must have one element, got {tuple(lr.shape)}")
+    checked = check_group({**group, "lr": lr.item()}, where)
+    return {**checked, "lr": lr.detach().clone().reshape(())}
+
+
 def _refuse_argument(name: str, algorithm: str) -> None:
+    if name in TORCH_OPTIONS:
+        raise TypeError(f"Fanion has no argument {name!r}: {TORCH_OPTIONS[name]}")
     try:
         check_names([name], algorithm, f"Fanion ({algorithm})", ())
     except ValueError as error:

@@ -5,10 +5,13 @@ Beside ``options``, where each option is checked alone.
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_fanions.lmo import BALLS
@@ -21,6 +24,56 @@ from lit_fanions.optim.matrices import matrix_shapes
 KEPT = (
     "params", "param_names", "name", "algorithm", "config_group", "initial_lr", "initial_momentum",
 )  # fmt: skip
+
+
+# Keys that schedulers and wrappers keep in groups and that look like misspelt options.
+_KEYS_OF_OTHERS = re.compile(
+    r"(max|min|base|initial|start|end|final|peak|swa)_(lr|momentum|weight_decay)"
+    r"|lr_(scale|mult|multiplier|factor|ratio|decay)"
+)
+
+# Options of torch's optimizers that change a step and that Fanion does not have, with what to do.
+TORCH_OPTIONS = {
+    "maximize": "negate the loss",
+    "amsgrad": "use torch.optim.AdamW for these parameters",
+    "dampening": "the momentum of matrices is always an average; that of sgd has none",
+    "differentiable": "use an optimizer of torch for these parameters",
+    "foreach": "parameters are always stepped together where that is faster",
+    "fused": "adamw and sgd always use torch's fused kernels",
+    "capturable": "steps do not wait for the device as it is",
+}
+
+
+def keys_of_others(group: Iterable[str]) -> list[str]:
+    """Return the keys of a group that are no options but known: torch's, schedulers', wrappers'."""
+    known = (*KEPT, *TORCH_OPTIONS)
+    return [key for key in group if key in known or _KEYS_OF_OTHERS.fullmatch(key)]
+
+
+def check_torch_options(group: Mapping[str, Any], where: str) -> None:
+    """Refuse options of torch's optimizers that are switched on and would be ignored.
+
+    Raises:
+        ValueError: With what to do instead.
+    """
+    for name in TORCH_OPTIONS:
+        if group.get(name):
+            raise ValueError(f"{where} has no option {name!r}: {TORCH_OPTIONS[name]}")
+
+
+def as_list(params: Any) -> Any:
+    """Return parameters as a list, and what torch will refuse as it is."""
+    if isinstance(params, Tensor):
+        return [params]
+    return params if isinstance(params, (list, set)) else list(params)
+
+
+def are_parameters(params: Any) -> bool:
+    """Return whether a list holds tensors, or (name, tensor) pairs."""
+    if not isinstance(params, list):
+        return False
+    pairs = [p if isinstance(p, tuple) and len(p) == 2 else ("", p) for p in params]
+    return all(isinstance(p, Tensor) for _, p in pairs)
 
 
 def named_parameters(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
@@ -76,7 +129,7 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         warnings.warn(
             f"{where}: alpha = {group['alpha']} is outside [0, 1]: the step is the oracle of no "
             "norm",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -91,6 +144,8 @@ def check_parameters(group: Mapping[str, Any]) -> None:
     for name, p in named_parameters(group):
         if not p.is_floating_point():
             raise TypeError(f"{name} is {p.dtype}; Fanion steps real floating-point parameters")
+        if p.layout != torch.strided:
+            raise TypeError(f"{name} is sparse ({p.layout}); Fanion steps dense parameters")
         if is_entrywise(group["algorithm"]):
             continue
         if p.ndim < 2 and group["algorithm"] not in ANY_SHAPE:
@@ -101,10 +156,11 @@ def check_parameters(group: Mapping[str, Any]) -> None:
         if group["layout"].startswith("batch") and p.ndim < 2:
             raise ValueError(f"{name} has shape {tuple(p.shape)}, which is no batch of matrices")
         for _, rows, cols in matrix_shapes(p.shape, group["layout"], group["splits"]):
-            clamped |= isinstance(group["rank"], int) and group["rank"] > min(rows, cols)
+            least = min(rows, cols) if p.numel() else math.inf
+            clamped |= isinstance(group["rank"], int) and group["rank"] > least
     if clamped:
         warnings.warn(
             f"group {group['name']!r}: rank {group['rank']} is more than some of its matrices have "
             "and is clamped to their smaller dimension",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,12 +54,15 @@ class ScheduleConfig:
             span = getattr(self, name)
             if span is None:
                 continue
-            number = isinstance(span, (int, float)) and not isinstance(span, bool)
-            if not number or not 0 <= span <= (1 if isinstance(span, float) else math.inf):
+            whole = isinstance(span, numbers.Integral)
+            number = isinstance(span, numbers.Real) and not isinstance(span, bool)
+            if not number or not 0 <= span <= (math.inf if whole else 1):
                 raise ValueError(
                     f"{name} must be a number of steps (an int) or a fraction of the run (a float "
                     f"in [0, 1]), got {span!r}"
                 )
+            # A number of NumPy is no int and often no float, and these tell steps from fractions.
+            object.__setattr__(self, name, int(span) if whole else float(span))
         for name in ("warmup_start", "floor", "momentum_start"):
             if not 0 <= real_number(name, getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
@@ -235,11 +239,11 @@ class GroupSchedule(LRScheduler):
         if i >= len(self.schedules):
             self.schedules.append(self.schedules[like])
         if i >= len(self.base_lrs):
-            self.base_lrs.append(group["lr"])
+            self.base_lrs.append(float(group["lr"]))
             self.base_momentums.append(group.setdefault("initial_momentum", group["momentum"]))
         # Callbacks of fine-tuning raise the lr of their group themselves, epoch by epoch.
         if i >= len(self._last_lr) or group["lr"] != self._last_lr[i]:
-            self.base_lrs[i] = group["lr"] / (self._multipliers[like] or 1.0)
+            self.base_lrs[i] = float(group["lr"]) / (self._multipliers[like] or 1.0)
         group["initial_lr"] = self.base_lrs[i]
 
     def _first_group_like(self, group: dict[str, Any]) -> int:

@@ -272,7 +272,6 @@ def test_a_late_group_follows_the_schedule_from_its_own_lr(tmp_path):
     assert not net.backbone[0].weight.requires_grad and torch.equal(net.backbone[0].weight, before)
 
 
-@pytest.mark.xfail(reason="Fanion refuses a later group without names", strict=False)
 def test_backbone_finetuning_unfreezes_under_a_kept_schedule(tmp_path):
     net = Finetuned("epochs")
     before = net.backbone[0].weight.clone()

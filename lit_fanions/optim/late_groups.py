@@ -1,0 +1,125 @@
+"""Groups that callbacks add during training without an algorithm: which groups they are made into.
+
+Lightning's BaseFinetuning, and whatever unfreezes layers as it does, adds ``{"params": ..., "lr":
+...}`` with matrices and vectors in one. The optimizer's own first group is where such callbacks
+take their lr from, and its last group is the one whose lr they change later.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lit_fanions.optim.algorithms import ANY_SHAPE
+from lit_fanions.optim.groups import configured_group
+from lit_fanions.optim.options import default_options, is_foreign
+from lit_fanions.optim.reporting import inform
+
+# Groups for parameters, as the factory would have made them; empty where it does not know some.
+Planner = Callable[[Sequence[Tensor]], list[dict[str, Any]]]
+_VECTOR_LR = 1e-3
+
+
+def is_bare(group: Mapping[str, Any]) -> bool:
+    """Return whether a group says nothing about how it is stepped but an lr."""
+    return group.keys() <= {"params", "lr"}
+
+
+def split_bare_group(
+    group: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    planner: Planner | None,
+) -> list[dict[str, Any]]:
+    """Return the groups that a bare group is made into.
+
+    With a planner, the groups of the factory. Without one, vectors leave a group whose algorithm
+    steps matrices alone: they get the options of the optimizer's group of vectors, or AdamW.
+
+    The last one is of the kind of the optimizer's first group where there is such a part, and has
+    the lr given. The others are as fast, compared with their own kind, as the first group is at
+    this point of its schedule, and slowed down as much as the lr given is below that of the first.
+
+    Args:
+        group: ``params``, a list of parameters or of (name, parameter), and maybe ``lr``.
+        others: Groups of the optimizer so far.
+        defaults: Algorithm and lr of groups that name none.
+        planner: What knows the parameters; None outside the factory.
+    """
+    params = [p if isinstance(p, Tensor) else p[1] for p in group["params"]]
+    parts = planner(params) if planner else []
+    if not parts:
+        if defaults["algorithm"] in ANY_SHAPE or all(p.ndim > 1 for p in params):
+            return [dict(group)]
+        parts = _apart(group["params"], others, defaults)
+    first, lr = others[0], group.get("lr")
+    parts.sort(key=lambda part: not is_foreign(first["algorithm"], part["algorithm"]))
+    for part in parts:
+        part["lr"] = float(part["lr"]) * _speed(first, lr)
+    if lr is not None:
+        parts[-1]["lr"] = lr
+    if len(parts) > 1:
+        inform(
+            "A group of %d parameters without an algorithm was added as %d groups: %s",
+            len(params),
+            len(parts),
+            ", ".join(
+                f"{len(part['params'])} in {part.get('name', part['algorithm'])!r} "
+                f"({part['algorithm']}, lr {part['lr']:g})"
+                for part in parts
+            ),
+        )
+    return parts
+
+
+def _speed(first: Mapping[str, Any], lr: Any) -> float:
+    """Return the lr of the first group, or the one given if that is lower, over its initial lr."""
+    now = float(first["lr"]) if lr is None else min(float(lr), float(first["lr"]))
+    initial = float(first.get("initial_lr", first["lr"]))
+    # A group that was added at lr 0, in the first step of a warmup, would keep it for ever.
+    return now / initial if now and initial else 1.0
+
+
+def _apart(
+    params: Sequence[Any], others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return a group of the matrices and a group of the vectors."""
+
+    def is_vector(p: Any) -> bool:
+        return (p if isinstance(p, Tensor) else p[1]).ndim < 2
+
+    vectors = {**_vector_options(others), "params": [p for p in params if is_vector(p)]}
+    matrices: dict[str, Any] = {"params": [p for p in params if not is_vector(p)]}
+    if not matrices["params"]:
+        return [vectors]
+    alike = [group for group in others if group["algorithm"] == defaults["algorithm"]]
+    like = alike[0] if alike else defaults
+    lr = like.get("initial_lr", like["lr"])
+    return [{**matrices, "algorithm": defaults["algorithm"], "lr": lr}, vectors]
+
+
+def _vector_options(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the options of the group of vectors, or those of AdamW with a warning."""
+    able = [group for group in others if group["algorithm"] in ANY_SHAPE]
+    if not able:
+        warnings.warn(
+            "vectors were added without an algorithm to an optimizer that has no group for them: "
+            f"AdamW steps them with an lr of at most {_VECTOR_LR:g}. To choose, add them as a "
+            'group of their own: {"params": ..., "algorithm": "adamw", "lr": ...}',
+            stacklevel=5,
+        )
+        return {"algorithm": "adamw", "lr": _VECTOR_LR}
+    ranks = {"vector": 0, "other": 1}
+    like = min(able, key=lambda group: ranks.get(configured_group(group), 2))
+    options = {name: like[name] for name in default_options(like["algorithm"]) if name in like}
+    return {
+        **options,
+        "algorithm": like["algorithm"],
+        "lr": like.get("initial_lr", like["lr"]),
+        "momentum": like.get("initial_momentum", like["momentum"]),
+        "name": f"{like['name'].partition('.')[0]}.late",
+        "config_group": configured_group(like),
+    }
