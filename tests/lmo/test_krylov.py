@@ -6,15 +6,8 @@ import torch
 from lit_fanions.lmo.factorisations import noise
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
 from tests.lmo.conftest import DeviceBranches
-from tests.lmo.matrices import (
-    CLUSTER,
-    broken,
-    distances,
-    gaussian,
-    orthonormal_vectors,
-    power_law,
-    with_spectrum,
-)
+from tests.lmo.matrices import CLUSTER, broken, distances, orthonormal_vectors
+from tests.matrices import gaussian, power_law, with_spectrum
 
 DTYPES = [torch.float32, torch.float64]
 TALL_AND_WIDE = [(120, 90), (90, 120)]

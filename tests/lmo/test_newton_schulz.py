@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lit_fanions import lmo, norms
 from lit_fanions.lmo.newton_schulz import check_polar, coefficients, unit_polar
 from tests.lmo.conftest import DeviceBranches, polar_module
-from tests.lmo.matrices import MATRICES, broken, gaussian, orthonormal, quality, with_spectrum
+from tests.lmo.matrices import MATRICES, broken, quality
+from tests.matrices import gaussian, orthonormal, with_spectrum
 
 METHODS = get_args(lmo.PolarMethod)
 NEWTON_SCHULZ = [method for method in METHODS if method not in ("exact", "auto")]

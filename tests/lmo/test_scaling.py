@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lit_fanions import lmo
-from tests.lmo.matrices import broken, gaussian
+from tests.lmo.matrices import broken
+from tests.matrices import gaussian
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -86,3 +86,17 @@ def body() -> nn.Module:
             "head": nn.Linear(8, 3),
         }
     )
+
+
+def small_network() -> nn.Module:
+    """A layer of each kind, for every standard group."""
+    return nn.ModuleDict(
+        {
+            "embed": nn.Embedding(9, 8),
+            "conv": nn.Conv2d(4, 8, 3),
+            "body": nn.Linear(8, 8),
+            "attention": nn.MultiheadAttention(8, 2),
+            "norm": nn.LayerNorm(8),
+            "head": nn.Linear(8, 3),
+        }
+    )

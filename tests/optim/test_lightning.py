@@ -188,13 +188,7 @@ def checkpoints(path: Path, every: int = 1) -> ModelCheckpoint:
     return ModelCheckpoint(path, "{step}", every_n_train_steps=every, save_top_k=-1)
 
 
-ALGORITHMS = [
-    "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",
-    "f_fanion", "s_muon", "s_neon", "s_fanion", "dion", "adamw", "sgd",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["muon", "f_neon", "kyfan", "dion", "signum", "adamw", "sgd"])
 def test_a_run_resumed_inside_an_epoch_is_bit_equal(tmp_path, algorithm):
     matrix = {"algorithm": algorithm, "lr": 0.05, "weight_decay": 0.1}
     schedule = {"shape": "linear", "steps": 10, "warmup": 2, "momentum_warmup": 4}

@@ -12,13 +12,10 @@ from lit_fanions import Fanion, lmo
 from lit_fanions.optim import update
 from lit_fanions.optim.matrices import to_matrices
 from lit_fanions.optim.observing import Observation
+from tests.optim.steps import MATRIX
 
-ALGORITHMS = [
-    "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",
-    "f_fanion", "s_muon", "s_neon", "s_fanion", "dion",
-]  # fmt: skip
 FORMS: list[dict[str, Any]] = [
-    *({"algorithm": name} for name in ALGORITHMS),
+    *({"algorithm": name} for name in MATRIX),
     {"algorithm": "muon", "nesterov": False, "weight_decay": 0.1},
     {"algorithm": "f_muon", "scale": "match_rms_adamw", "renormalize": True},
     {"algorithm": "muon", "splits": 2},

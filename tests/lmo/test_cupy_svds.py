@@ -11,14 +11,8 @@ import torch
 from lit_fanions import lmo, norms
 from lit_fanions.lmo.cupy_svds import svds
 from tests.lmo.conftest import DeviceBranches
-from tests.lmo.matrices import (
-    distances,
-    gaussian,
-    orthonormal_vectors,
-    power_law,
-    quality,
-    with_spectrum,
-)
+from tests.lmo.matrices import distances, orthonormal_vectors, quality
+from tests.matrices import gaussian, power_law, with_spectrum
 
 STREAM = 77
 
