@@ -38,9 +38,10 @@ test: $(READY) ## run the tests
 test-slow: $(READY) ## run the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY) ## check style and format
+lint: $(READY) ## check style, format and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
 
 types: $(READY) ## check types
 	$(BIN)/mypy

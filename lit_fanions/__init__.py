@@ -1,6 +1,7 @@
 """Optimizers that step in a norm of your choice: Muon, Neon, k-Fanions and their blends."""
 
 from lit_fanions import bounds, lmo, norms
+from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.factory import configure_optimizers, split_parameters
 from lit_fanions.optim.fanion import Fanion
@@ -19,5 +20,6 @@ __all__ = [
     "configure_optimizers",
     "lmo",
     "norms",
+    "oracle",
     "split_parameters",
 ]

@@ -9,18 +9,16 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_fanions import FanionConfig, configure_optimizers, norms
-from lit_fanions.callbacks import quantities
+from lit_fanions import FanionConfig, configure_optimizers, norms, oracle
 from lit_fanions.checks import whole_number
 from lit_fanions.lmo import spectrum as spectra
-from lit_fanions.optim.algorithms import oracle
 
 NORMS = ("spectral", "frobenius", "nuclear", "dual")
 _BUFFERED = 64  # gradients that are decomposed in one call, which takes less time than one by one
 
 
 def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """The norms of ``NORMS``: the dual norms of neon, of nsgd, of muon, and of the group's own.
+    """Return the norms of ``NORMS``: dual norms of neon, nsgd and muon, and of the group's ball.
 
     Args:
         gradient: (..., rows, cols).
@@ -34,18 +32,18 @@ def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
         spectra.spectral(spectrum),
         spectrum.frobenius,
         spectra.nuclear(spectrum),
-        quantities.own_dual(spectrum, gradient, group),
+        oracle(group, *gradient.shape[-2:]).dual(spectrum, gradient),
     )
     return torch.stack(found)
 
 
 def own_norm(group: Mapping[str, Any], rows: int, cols: int) -> norms.Norm:
-    """The norm in whose ball a parameter group of ``Fanion`` steps.
+    """Return the norm in whose ball a parameter group of ``Fanion`` steps.
 
     Args:
         group: Its options; not of dion, adamw and sgd.
-        rows: Of the matrices.
-        cols: Of the matrices.
+        rows: Number of rows of the matrices.
+        cols: Number of columns.
     """
     return oracle(group, rows, cols).norm()
 

@@ -11,7 +11,7 @@ from lit_fanions import lmo, norms
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.options import default_options
-from tests.lmo.matrices import gaussian
+from tests.matrices import gaussian
 
 DOCS = Path(__file__).parents[1] / "docs/extending.md"
 

@@ -10,24 +10,24 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
+from lit_fanions.optim.adapting import first_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
 from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
 from lit_fanions.optim.checkpoints import check_loadable, restore_dtypes
 from lit_fanions.optim.finiteness import are_finite
 from lit_fanions.optim.groups import KEPT, check_combination, check_parameters, named_parameters
+from lit_fanions.optim.matrix_step import step_matrices
 from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
     GroupOptions,
-    argument_docs,
     carry_over,
     check_group,
     check_names,
     default_options,
     default_seed,
     is_foreign,
-    takes_options,
 )
-from lit_fanions.optim.update import step_matrices
+from lit_fanions.optim.signatures import argument_docs, takes_options
 
 
 def _table() -> str:
@@ -269,8 +269,11 @@ class Fanion(torch.optim.Optimizer):
         dtype = group.get("momentum_dtype")
         momentum = torch.zeros_like(p, dtype=dtype and getattr(torch, dtype))
         return {
-            "momentum": momentum, **start_bases(p, group, generator), "skipped": skipped
-        }  # fmt: skip
+            "momentum": momentum,
+            **first_moments(p, group),
+            **start_bases(p, group, generator),
+            "skipped": skipped,
+        }
 
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:

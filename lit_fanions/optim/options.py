@@ -8,9 +8,7 @@ new option is a field here and its use.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
-import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +19,8 @@ from lit_fanions.checks import check_choice, check_flag, did_you_mean, real_numb
 from lit_fanions.lmo import BALLS, OVERSAMPLING, PolarMethod, Solver
 from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
+from lit_fanions.optim.adapting import NAMES as ADAPTS
+from lit_fanions.optim.adapting import Adapt
 from lit_fanions.optim.algorithms import ALGORITHMS, Algorithm, BlendName, find_algorithm
 from lit_fanions.optim.matrices import LAYOUTS, Layout
 from lit_fanions.optim.step_sizes import SCALES, Scale
@@ -169,12 +169,16 @@ class GroupOptions:
         sgd=0.0,
     )
     beta2: float | None = _option(
-        "Decay of the second moment of adamw, in [0, 1). Default: .999.",
+        "Decay of the second moment of adamw (default: .999) and of adapt (.95), in [0, 1).",
         _number(0.0, 1.0),
+        matrix=0.95,
         adamw=0.999,
     )
     eps: float | None = _option(
-        "Added to the denominator of adamw. Default: 1e-8.", _number(0.0), adamw=1e-8
+        "Added to the denominator of adamw and of adapt. Default: 1e-8.",
+        _number(0.0),
+        matrix=1e-8,
+        adamw=1e-8,
     )
     rank: int | float | Literal["full"] | None = _option(
         "Rank of the direction: a whole number, a fraction of min(rows, cols), or full; clamped "
@@ -237,6 +241,12 @@ class GroupOptions:
         _choice(SCALES),
         matrix="original",
     )
+    adapt: Adapt | None = _option(
+        "Divide the direction by the root of its second moment, for each row (rows, as NorMuon) or "
+        "entry (entries, as AdaMuon), and scale it to its former length. Default: none.",
+        _choice(ADAPTS),
+        matrix="none",
+    )
     renormalize: bool | None = _option(
         "Scale the weight to Frobenius norm sqrt(out) before each step. Default: off.",
         _flag,
@@ -288,47 +298,6 @@ class GroupOptions:
 
 FIELDS = dataclasses.fields(GroupOptions)
 NAMES = tuple(f.name for f in FIELDS)
-
-
-def argument_docs(indent: str = "    ") -> str:
-    """Return the options as the Args section of a docstring."""
-    lines = []
-    for f in FIELDS:
-        text = f"{f.name}: {f.metadata['help']}"
-        wrapped = textwrap.wrap(text, 100 - len(indent) - 4)
-        lines += [f"{indent}    {wrapped[0]}", *(f"{indent}        {line}" for line in wrapped[1:])]
-    return "\n".join(lines)
-
-
-GroupOptions.__doc__ = f"{GroupOptions.__doc__}\n\n    Args:\n{argument_docs()}\n    "
-
-
-def takes_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Give a constructor with ``**options`` the signature that the declared options make."""
-    own = [
-        parameter
-        for parameter in inspect.signature(init).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    taken = {parameter.name for parameter in own}
-    more = [
-        inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_TYPES[f.name]
-        )
-        for f in FIELDS
-        if f.name not in taken
-    ]
-    init.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
-    return init
-
-
-def _resolved_types() -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(GroupOptions)
-
-
-_TYPES = _resolved_types()
 
 
 def default_options(algorithm: str) -> dict[str, Any]:

@@ -153,3 +153,29 @@ def test_every_option_of_a_group_is_declared(algorithm):
     _, optimizer = trained(algorithm, 1)
     (group,) = optimizer.param_groups
     assert set(default_options(algorithm)) <= set(group)
+
+
+@pytest.mark.parametrize("adapt", ["rows", "entries"])
+@pytest.mark.parametrize("algorithm", BALLS)
+def test_adapted_steps_keep_their_length_and_resume(algorithm, adapt):
+    lengths: list[float] = []
+    parameters = [nn.Parameter(gaussian(8, 6)), nn.Parameter(gaussian(5, 9))]
+    optimizer = Fanion(parameters, lr=0.05, algorithm=algorithm, adapt=adapt)
+    plain = Fanion(copy.deepcopy(parameters), lr=0.05, algorithm=algorithm)
+    step(parameters, optimizer, range(2))
+    step(plain.param_groups[0]["params"], plain, range(2))
+    for each in (optimizer, plain):
+        each.observers = (lambda seen: lengths.append(float(seen.direction.norm())),)
+    weights = copy.deepcopy(parameters)
+    resumed = Fanion(weights, lr=0.9, algorithm=algorithm, adapt=adapt)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(parameters, optimizer, range(2, 3))
+    step(plain.param_groups[0]["params"], plain, range(2, 3))
+    step(weights, resumed, range(2, 3))
+    assert lengths[:2] == pytest.approx(lengths[2:], rel=1e-5)
+    assert all(torch.equal(p, q) for p, q in zip(parameters, weights, strict=True))
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    step(parameters, optimizer, range(3, 4), bad=math.nan)
+    after = optimizer.state_dict()["state"]
+    keys = [key for key in before[0] if key.startswith("second")]
+    assert keys and all(torch.equal(after[i][key], before[i][key]) for i in before for key in keys)

@@ -33,7 +33,7 @@ def groups(config: Any = None, **overrides: Any) -> dict[str, dict[str, Any]]:
 def test_one_line_is_enough():
     made = configure_optimizers(small_network(), algorithm="f_muon", lr=0.03)
     assert made.keys() == {"optimizer", "lr_scheduler"}
-    assert made["lr_scheduler"]["interval"] == "step"
+    assert made["lr_scheduler"]["interval"] == "step" and made["lr_scheduler"]["name"] is None
     by_name = {group["name"]: group for group in made["optimizer"].param_groups}
     assert by_name.keys() == {"matrix", "matrix.splits3", "embedding", "head", "vector"}
     for name, group in by_name.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fanions import Fanion, lmo
-from lit_fanions.optim import update
+from lit_fanions.optim import matrix_step
 from lit_fanions.optim.matrices import to_matrices
 from lit_fanions.optim.observing import Observation
 from tests.optim.steps import MATRIX
@@ -77,7 +77,7 @@ def stacks(request, monkeypatch):
         return [[p for p in parameters if (p.shape, p.dtype) == kind] for kind in kinds]
 
     if request.param == "stacked":
-        monkeypatch.setattr(update, "stacks", by_shape)
+        monkeypatch.setattr(matrix_step, "stacks", by_shape)
 
 
 @pytest.mark.usefixtures("stacks")

@@ -14,7 +14,7 @@ from experiments.bench.step import peak_bytes
 from lit_fanions import (
     Fanion,
 )
-from lit_fanions.optim import update as update_module
+from lit_fanions.optim import matrix_step
 from tests.lmo.conftest import polar_module
 from tests.matrices import (
     gaussian,
@@ -42,7 +42,7 @@ def test_parameters_of_one_shape_stay_separate_matrices(options, monkeypatch):
         together = [[p for p in parameters if p.shape == shape] for shape in shapes]
         return together if stacked else [[p] for p in parameters]
 
-    monkeypatch.setattr(update_module, "stacks", stacks)
+    monkeypatch.setattr(matrix_step, "stacks", stacks)
 
     def train() -> list[Tensor]:
         ps = [parameter(12, 8, seed=i) for i in range(3)]
