@@ -18,7 +18,7 @@ SPECTRAL = [
     norms.KyFanDual(3),
     norms.KyFanDual(9),
 ]
-F_BLENDS = [norms.Blend(norm, alpha) for norm in SPECTRAL for alpha in (0.3, 0.9)]
+F_BLENDS = [norms.Blend(norm, (0.3, 0.9)[i % 2]) for i, norm in enumerate(SPECTRAL)]
 EXACT = [*SPECTRAL, *F_BLENDS, norms.SumEntry()]
 BOUNDED = [
     norms.MaxEntry(),
@@ -81,7 +81,7 @@ def test_bounded_smoothness_is_never_exceeded(norm, shape):
 # Lemmas 7 and 8.
 
 
-@pytest.mark.parametrize("norm", [*SPECTRAL, F_BLENDS[3], *BOUNDED[:2], BOUNDED[3]], ids=repr)
+@pytest.mark.parametrize("norm", [*SPECTRAL, F_BLENDS[1], *BOUNDED[:2], BOUNDED[3]], ids=repr)
 def test_plan_without_noise_reaches_the_precision(norm):
     a, b = problem(5, 4)
     minimum, x = gaussian64(5, 4), torch.zeros(5, 4, dtype=torch.float64)

@@ -21,7 +21,8 @@ PLAIN = [
     norms.MaxRow(),
     norms.MaxColumn(),
 ]
-BLENDS = [norms.Blend(norm, alpha) for norm in PLAIN for alpha in (0.3, 0.8)]
+# Both sides of a half, in turn: no branch depends on alpha between 0 and 1.
+BLENDS = [norms.Blend(norm, (0.3, 0.8)[i % 2]) for i, norm in enumerate(PLAIN)]
 SIGN_BLENDS = [
     norms.Blend(norm, 0.4, "sign", 0.5) for norm in PLAIN if not isinstance(norm, norms.KyFan)
 ]
@@ -212,7 +213,7 @@ def test_zero(norm):
     torch.testing.assert_close(norm.value(half_zero)[1], norm.value(half_zero[1]))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
 def test_the_oracle_is_scale_invariant(norm, scale):
     m = gaussian64(5, 4)

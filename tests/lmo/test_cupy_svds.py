@@ -127,10 +127,11 @@ SPECTRA = {
 }
 
 
-@pytest.mark.parametrize("scale", [1e-10, 1, 1e10])
 @pytest.mark.parametrize("tol", [1e-2, 1e-4])
 @pytest.mark.parametrize("k", [1, 10])
-@pytest.mark.parametrize("shape", [(300, 120), (120, 300)])
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((300, 120), 1), ((120, 300), 1e-10), ((300, 120), 1e10)]
+)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_tolerance_is_that_of_the_residuals(name, shape, k, tol, scale, cupy):
     s = SPECTRA[name]

@@ -29,8 +29,20 @@ def reach(method: str, *dtypes: torch.dtype) -> tuple[float, float]:
     return low - rounding, high + rounding
 
 
-@pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("method", METHODS)
+# Where the dtype of products has no part: small matrices, float64, and methods of their own dtype.
+FLOAT32 = {"small", "one row", "one column", "one entry", "float64", "rank 3, float64"}
+# auto is polar_express, as test_auto_is_six_steps_of_polar_express says.
+FACTORS = [
+    (name, method, dtype)
+    for method in METHODS
+    if method != "auto"
+    for name in MATRICES
+    for dtype in (torch.float32, torch.bfloat16)
+    if dtype == torch.float32 or not (method in ("exact", "cans") or name in FLOAT32)
+]
+
+
+@pytest.mark.parametrize(("name", "method", "products"), FACTORS, indirect=["products"], ids=str)
 def test_polar_factors_are_oracles(name, method, products):
     m = MATRICES[name]
     d = lmo.polar(m, method=method)
@@ -231,8 +243,7 @@ class TestGramForm:
 
 
 class TestBlend:
-    @pytest.mark.parametrize("alpha", [-0.1, 0.25, 0.5, 1.1])
-    @pytest.mark.parametrize("partner", [lambda x: x, lambda x: x.sign_().mul_(0.3)])
+    @pytest.mark.parametrize("alpha", [-0.1, 0.5])
     @pytest.mark.parametrize(
         "shape, dtype",
         [
@@ -244,7 +255,10 @@ class TestBlend:
         ],
     )
     @pytest.mark.parametrize("method", ["polar_express", "exact"])
-    def test_is_the_weighted_sum(self, method, shape, dtype, partner, alpha):
+    def test_is_the_weighted_sum(self, method, shape, dtype, alpha):
+        def partner(x):
+            return x if alpha == 0.5 else x.sign_().mul_(0.3)
+
         x, _ = lmo.unit_frobenius(gaussian(*shape).double())
         x = x.to(dtype)
         part = partner(x.clone())

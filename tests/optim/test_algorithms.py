@@ -47,7 +47,6 @@ SAME = [
     ({"algorithm": "muon", "alpha": 0.3}, {"algorithm": "f_muon", "alpha": 0.3}),
     ({"algorithm": "muon", "alpha": 0.3, "blend": "sign"}, {"algorithm": "s_muon", "alpha": 0.3}),
     ({"algorithm": "f_neon", "blend": "sign"}, {"algorithm": "s_neon"}),
-    ({"algorithm": "s_muon", "alpha": 0.0}, {"algorithm": "signum"}),
     ({"algorithm": "nsgd", "alpha": 0.0}, {"algorithm": "nsgd"}),
     ({"algorithm": "kyfan", "rank": 1}, {"algorithm": "muon"}),
     ({"algorithm": "kyfan", "rank": "full"}, {"algorithm": "neon"}),

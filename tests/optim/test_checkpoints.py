@@ -27,8 +27,11 @@ from tests.optim.steps import (
 )
 
 
-@pytest.mark.parametrize("algorithm", EVERY)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# In float32 and without a file: test_contract.py.
+@pytest.mark.parametrize(
+    ("algorithm", "dtype"),
+    [*((name, torch.bfloat16) for name in EVERY), ("neon", torch.float32), ("dion", torch.float32)],
+)
 def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(algorithm, dtype):
     straight, optimizer = trained(algorithm, 3, dtype)
     state = through_a_file(optimizer.state_dict())
@@ -175,7 +178,7 @@ def test_a_checkpoint_from_before_an_option_existed_can_be_stepped():
 YOUNGER = ["solver_steps", "oversampling", "stack_entries"]
 
 
-@pytest.mark.parametrize("algorithm", EVERY)
+@pytest.mark.parametrize("algorithm", ["muon", "neon", "f_fanion", "dion", "adamw", "sgd"])
 def test_a_pickle_from_before_options_existed_can_be_stepped(algorithm):
     optimizer = Fanion([parameter(6, 4)], algorithm=algorithm, lr=0.02)
     take_steps(optimizer, 1)

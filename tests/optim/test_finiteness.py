@@ -21,8 +21,14 @@ from tests.optim.steps import (
 )
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("algorithm", EVERY)
+# That no state of any algorithm changes: test_contract.py.
+@pytest.mark.parametrize(
+    ("algorithm", "bad"),
+    [
+        *((name, bad) for name in ("muon", "adamw") for bad in (math.nan, math.inf, -math.inf)),
+        *((name, math.nan) for name in ("neon", "kyfan", "signum", "s_fanion", "dion", "sgd")),
+    ],
+)
 def test_a_nonfinite_gradient_skips_its_parameter_alone(algorithm, bad):
     a, b = parameter(8, 6, dtype=torch.float32), parameter(8, 6, seed=1, dtype=torch.float32)
     lonely = parameter(8, 6, seed=1, dtype=torch.float32)

@@ -19,9 +19,16 @@ from tests.optim.steps import (
     update,
 )
 
+KINDS = ["muon", "neon", "dion", "adamw", "sgd"]
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("algorithm", EVERY)
+
+@pytest.mark.parametrize(
+    ("algorithm", "dtype"),
+    [
+        *((name, torch.float32) for name in EVERY),
+        *((name, dtype) for name in KINDS for dtype in (torch.bfloat16, torch.float64)),
+    ],
+)
 def test_a_zero_gradient_moves_nothing(algorithm, dtype):
     p = parameter(8, 6, dtype=dtype)
     before = p.detach().clone()
@@ -32,8 +39,9 @@ def test_a_zero_gradient_moves_nothing(algorithm, dtype):
     assert torch.equal(p, before)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
-@pytest.mark.parametrize("algorithm", MATRIX)
+# The oracles themselves: test_contract.py.
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("algorithm", ["muon", "fanion", "kyfan", "nsgd", "s_neon", "row", "dion"])
 def test_directions_do_not_depend_on_the_size_of_gradients(algorithm, size):
     grad = decaying(24, 40, condition=10).float()
     want = first_update((24, 40), grad, algorithm=algorithm)
@@ -41,8 +49,13 @@ def test_directions_do_not_depend_on_the_size_of_gradients(algorithm, size):
     torch.testing.assert_close(got, want, rtol=0, atol=2e-2 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("algorithm", EVERY)
+@pytest.mark.parametrize(
+    ("algorithm", "dtype"),
+    [
+        *((name, torch.bfloat16) for name in EVERY),
+        *((name, dtype) for name in KINDS for dtype in (torch.float16, torch.float64)),
+    ],
+)
 def test_every_dtype_steps_like_float32(algorithm, dtype):
     a, b = parameter(8, 6, dtype=torch.float32), parameter(8, 6, dtype=dtype)
     options = {"algorithm": algorithm, "lr": 0.05, "weight_decay": 0.1}
@@ -57,9 +70,14 @@ def test_every_dtype_steps_like_float32(algorithm, dtype):
     torch.testing.assert_close(b.detach().float(), a.detach(), rtol=0.02, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("algorithm", ["muon", "neon", "f_muon", "s_fanion", "dion", "kyfan"])
-def test_momentum_dtype(algorithm, name):
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        *(("muon", name) for name in ("float16", "bfloat16", "float32", "float64")),
+        *((name, "float32") for name in ("neon", "f_muon", "s_fanion", "dion", "kyfan")),
+    ],
+)
+def test_momentum_has_the_dtype_of_its_option(algorithm, name):
     p = parameter(8, 6, dtype=torch.bfloat16)
     optimizer = Fanion([p], algorithm=algorithm, momentum_dtype=name, lr=0.02)
     for i in range(2):
