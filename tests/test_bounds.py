@@ -263,7 +263,7 @@ def test_the_papers_estimate_of_smoothness():
 # Input.
 
 
-def test_batches():
+def test_smoothness_of_a_batch_is_that_of_its_problems():
     pairs = [problem(4, 6, seed) for seed in range(3)]
     a, b = (torch.stack(matrices) for matrices in zip(*pairs, strict=True))
     for norm in [*EXACT, *BOUNDED]:
@@ -284,7 +284,7 @@ def test_limits_of_alpha(norm):
             torch.testing.assert_close(near, blended, rtol=1e-6, atol=0)
 
 
-def test_bad_input():
+def test_impossible_input_is_refused():
     good, norm = torch.eye(3), norms.Spectral()
     for bad, message in (
         (torch.ones(3, 2), "A must be a square matrix"),

@@ -205,7 +205,7 @@ def test_limits_of_alpha_and_k(inside):
 
 
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
-def test_zero(norm):
+def test_zero_has_no_direction_and_no_norm(norm):
     zero = torch.zeros(2, 3, 4)
     for compute in (norm.lmo, norm.dual, norm.value):
         assert not compute(zero).any()
@@ -226,7 +226,7 @@ def test_rank_deficient_matrices_have_no_direction_in_their_kernel():
     assert norms.Spectral().lmo(m).square().sum().item() == pytest.approx(2)
 
 
-def test_bad_arguments():
+def test_impossible_arguments_are_refused():
     for k in (0, -1, 1.5, True, "2"):
         with pytest.raises(ValueError, match="k must be a whole number"):
             norms.KyFan(k)

@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-from lit_fanions import (
-    lmo,
-    norms,
-)
+from lit_fanions import lmo, norms
 from tests.lmo.conftest import DeviceBranches
 from tests.lmo.matrices import (
     MATRICES,
@@ -16,10 +13,7 @@ from tests.lmo.matrices import (
     orthonormal_vectors,
     quality,
 )
-from tests.matrices import (
-    gaussian,
-    with_spectrum,
-)
+from tests.matrices import gaussian, with_spectrum
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -55,7 +49,7 @@ def test_rank_k_directions_on_the_branches_for_gpus_are_near_oracles(name, solve
         assert d.any() != name.startswith("zero")
 
 
-# The dtype of products decides about the polar factor, the solver about the leading vectors.
+# The dtype of products changes the polar factor only, the solver the leading vectors only.
 KYFAN = [(name, solver, torch.float32) for name in MATRICES for solver in SOLVERS]
 KYFAN += [(name, "auto", torch.bfloat16) for name in MATRICES]
 
@@ -90,7 +84,7 @@ def test_blends_are_the_weighted_sums_of_the_oracles(alpha, rank, blend):
     torch.testing.assert_close(d.double(), exact, rtol=0, atol=1e-5)
 
 
-# At an alpha of 1 no partner has a part.
+# With alpha 1 the partner has weight 0.
 @pytest.mark.parametrize(("alpha", "blend"), [*((0.3, blend) for blend in BLENDS), (1.0, "sign")])
 @pytest.mark.parametrize(
     "ball, rank, norm",
@@ -102,7 +96,7 @@ def test_blends_are_the_weighted_sums_of_the_oracles(alpha, rank, blend):
         ("column", None, norms.MaxColumn()),
     ],
 )
-def test_other_balls_blend_too(ball, rank, norm, blend, alpha):
+def test_blends_of_other_balls_are_the_weighted_sums(ball, rank, norm, blend, alpha):
     m = gaussian(2, 40, 50)
     options = {"polar": "exact", "solver": "exact"}
     d = lmo.direction(m, ball=ball, rank=rank, alpha=alpha, blend=blend, **options)

@@ -201,7 +201,7 @@ def test_values_that_are_cut_off_stay_with_their_vectors(cupy):
     "dtype, scale",
     [(torch.float16, 1), (torch.bfloat16, 1e20), (torch.float32, 1e-20), (torch.float64, 1e-20)],
 )
-def test_directions(dtype, scale, cupy):
+def test_directions_keep_dtype_and_scale(dtype, scale, cupy):
     m = (gaussian(2, 3, 30, 40) * scale).to(dtype)
     d = lmo.direction(m, rank=3, solver="cupy", tol=1e-4)
     assert (d.shape, d.dtype) == (m.shape, m.dtype)

@@ -8,17 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_fanions import (
-    lmo,
-    norms,
-)
+from lit_fanions import lmo, norms
 from tests.lmo.matrices import SOLVERS, attained, broken, largest_value, quality
-from tests.matrices import (
-    gaussian,
-    orthonormal,
-    power_law,
-    with_spectrum,
-)
+from tests.matrices import gaussian, orthonormal, power_law, with_spectrum
 
 OPTIONS = [
     {},
@@ -209,7 +201,7 @@ def test_a_batch_attains_what_a_loop_does(problem, k, solver):
     ],
     ids=str,
 )
-def test_impossible_options(options, message):
+def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         lmo.direction(gaussian(4, 5), **options)
 
@@ -217,7 +209,7 @@ def test_impossible_options(options, message):
 @pytest.mark.parametrize(
     "m", [torch.ones(3), torch.ones(3, 3, dtype=torch.int64)], ids=["1d", "int"]
 )
-def test_what_is_no_matrix(m):
+def test_vectors_and_integers_are_refused(m):
     with pytest.raises(ValueError, match=re.escape(f"got {m.dtype} {tuple(m.shape)}")):
         lmo.direction(m)
 

@@ -241,7 +241,7 @@ def test_the_start_may_have_any_width(shape, width):
 @pytest.mark.parametrize("rank", [0, 1, 2, 7])
 @pytest.mark.parametrize("k", [1, 5, 30])
 @pytest.mark.parametrize(("shape", "dtype"), TALL_OR_WIDE)
-def test_a_rank_deficient_matrix_has_orthonormal_vectors_all_the_same(k, rank, shape, dtype):
+def test_vectors_of_rank_deficient_matrices_are_orthonormal(k, rank, shape, dtype):
     m = (with_spectrum(power_law(7, 1)[:rank], *shape) if rank else torch.zeros(shape))[None]
     m = m.to(dtype)
     found = find(m, k)
@@ -337,7 +337,7 @@ def test_a_broken_matrix_spoils_no_other(shape):
 
 @pytest.mark.parametrize("shape", TALL_AND_WIDE)
 @pytest.mark.parametrize("k, basis", [(4, None), (3, 32), (30, None), (90, None)])
-def test_on_a_gpu_a_batch_goes_in_step(k, basis, shape):
+def test_on_the_branches_for_gpus_a_batch_is_searched_together(k, basis, shape):
     m = torch.stack(
         [
             gaussian(*shape),
@@ -370,7 +370,7 @@ def test_a_good_start_saves_products():
     assert_right(m + 0.01 * gaussian(1, 300, 260, seed=1), 6, warm, 1e-3)
 
 
-def test_the_start_is_left_alone():
+def test_the_start_is_not_changed():
     m, start = gaussian(2, 50, 40), gaussian(2, 40, 8)
     before = m.clone(), start.clone()
     lanczos(m, 3, start, tol=1e-3, cycles=9)

@@ -29,9 +29,9 @@ def reach(method: str, *dtypes: torch.dtype) -> tuple[float, float]:
     return low - rounding, high + rounding
 
 
-# Where the dtype of products has no part: small matrices, float64, and methods of their own dtype.
+# Small matrices and those in float64 are never multiplied in bfloat16.
 FLOAT32 = {"small", "one row", "one column", "one entry", "float64", "rank 3, float64"}
-# auto is polar_express, as test_auto_is_six_steps_of_polar_express says.
+# exact and cans never use bfloat16. auto is polar_express: test_auto_is_six_steps_of_polar_express.
 FACTORS = [
     (name, method, dtype)
     for method in METHODS
@@ -56,7 +56,7 @@ def test_polar_factors_are_oracles(name, method, products):
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_a_gpu_has_the_same(name, products):
+def test_branches_for_gpus_give_the_same_factor(name, products):
     m = MATRICES[name]
     with DeviceBranches():
         d = lmo.polar(m)
@@ -79,7 +79,7 @@ def test_auto_is_six_steps_of_polar_express():
 
 
 @pytest.mark.parametrize("method", NEWTON_SCHULZ)
-def test_no_small_matrix_is_special(method, products):
+def test_factors_of_small_matrices_are_oracles(method, products):
     low, high = reach(method, products)
     for seed in range(300):
         rows, cols = 1 + seed % 5, 2 + seed % 7
@@ -108,7 +108,7 @@ def test_more_steps_of_polar_express_come_closer():
 
 
 @pytest.mark.parametrize("method", NEWTON_SCHULZ)
-def test_past_its_table_a_preset_repeats_its_last_row(method):
+def test_presets_repeat_their_last_row(method):
     own = coefficients(method)
     assert coefficients(method, len(own)) == own
     if method == "quintic":
@@ -357,7 +357,7 @@ def test_a_batch_is_a_loop(products, count, rows, cols, method, dtype):
         ("jordan", True, "at least 1, got True"),
     ],
 )
-def test_impossible_methods_and_steps(method, steps, message):
+def test_impossible_methods_and_steps_are_refused(method, steps, message):
     for check in (
         lambda: lmo.polar(gaussian(3, 4), method=method, steps=steps),
         lambda: check_polar(method, steps),

@@ -5,10 +5,7 @@ import re
 import pytest
 import torch
 
-from lit_fanions import (
-    lmo,
-    norms,
-)
+from lit_fanions import lmo, norms
 from lit_fanions.lmo import singular_triplets
 from lit_fanions.lmo.krylov import Lanczos
 from tests.lmo.matrices import (
@@ -19,15 +16,9 @@ from tests.lmo.matrices import (
     orthonormal_vectors,
     quality,
 )
-from tests.matrices import (
-    gaussian,
-    power_law,
-    with_spectrum,
-)
+from tests.matrices import gaussian, power_law, with_spectrum
 
 CPU = torch.device("cpu")
-
-
 ITERATIVE = [solver for solver in SOLVERS if solver not in ("exact", "auto")]
 
 
@@ -209,11 +200,11 @@ class TestRules:
             "solver subspace, 1 iteration",
             "solver lanczos",
             "searched in bfloat16, improved in float32",
-            "polar polar_express, 6 steps",  # test_polar.py
-            "its Gram form",  # test_polar.py
+            "polar polar_express, 6 steps",  # test_newton_schulz.py
+            "its Gram form",  # test_newton_schulz.py
         ]
 
-    def test_solvers(self, numbers, chosen):
+    def test_auto_takes_the_solver_of_the_rules(self, numbers, chosen):
         (warm_size,), (cold_size, part) = ([int(x) for x in rule] for rule in numbers[:2])
         for shape in (lambda n: (n, 2 * n), lambda n: (2 * n, n)):
             assert chosen(shape(warm_size), warm=True) == ("exact",)
@@ -229,7 +220,7 @@ class TestRules:
         assert chosen((4, 5), device="meta")[0] == "lanczos"
         assert chosen((4, 5), device="meta", warm=True) == ("subspace", 1)
 
-    def test_the_choice_is_what_it_is_called(self, numbers):
+    def test_auto_equals_the_solver_that_it_names(self, numbers):
         size = int(numbers[1][0])
         for rows, solver in ((size + 1, "lanczos"), (size, "exact")):
             m, k = gaussian(rows, size + 60), 2
@@ -249,6 +240,6 @@ class TestRules:
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True])
-def test_impossible_numbers_of_triplets(k):
+def test_impossible_numbers_of_triplets_are_refused(k):
     with pytest.raises(ValueError, match=f"at least 1, got {k}"):
         lmo.top_singular(gaussian(4, 5), k)

@@ -15,25 +15,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_fanions import (
-    Fanion,
-    configure_optimizers,
-)
-from tests.optim.reference import (
-    EXACT,
-)
+from lit_fanions import Fanion, configure_optimizers
+from tests.optim.reference import EXACT
 
 RANKS = 2
-
-
 STEPS = 4
-
-
 PATIENCE = 40  # seconds
 
 
 def on_ranks(folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `work(rank, *args)` returns on each of two processes; their tracebacks if it fails."""
+    """Return the results of ``work(rank, *args)`` in two processes; fail with their tracebacks."""
     context = multiprocessing.get_context("fork")
     ranks = [
         context.Process(target=_rank, args=(rank, folder, work, args)) for rank in range(RANKS)
@@ -102,7 +93,7 @@ def optimizer_of(net: nn.Module, algorithm: str = "muon", **options: Any) -> Fan
 def train(
     net: nn.Module, optimizer: Fanion, start: int = 0, steps: int = STEPS, rank: int | None = None
 ) -> None:
-    """Steps on the whole batch, or on this rank's half of it."""
+    """Step on the whole batch, or on this rank's half of it."""
     for step in range(start, start + steps):
         x, y = batch(step)
         if rank is not None:
@@ -112,17 +103,17 @@ def train(
         optimizer.step()
 
 
-def whole(x: Tensor) -> Tensor:
+def full_copy(x: Tensor) -> Tensor:
     return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
 
 
 def weights(net: nn.Module) -> dict[str, Tensor]:
-    return {n.removeprefix("module."): whole(p) for n, p in net.named_parameters()}
+    return {n.removeprefix("module."): full_copy(p) for n, p in net.named_parameters()}
 
 
 def states(net: nn.Module, optimizer: Fanion) -> dict[str, Tensor]:
     return {
-        f"{name}: {key}": whole(value)
+        f"{name}: {key}": full_copy(value)
         for name, p in net.named_parameters()
         for key, value in optimizer.state[p].items()
     }
@@ -142,7 +133,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], atol: float = 
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    """Ranks agree to the bit."""
+    """Assert that both ranks have the same bits."""
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 

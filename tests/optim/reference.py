@@ -6,18 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian64,
-    parameter64,
-)
-from tests.optim.steps import (
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian64, parameter64
+from tests.optim.steps import update
 
-# The names, written down a second time: rank, alpha, blend.
+# Rank, alpha and blend of each name: a second source, against which the table is tested.
 NAMES: dict[str, tuple[int | float | str, float, str]] = {
     "muon": ("full", 1.0, "frobenius"),
     "neon": (1, 1.0, "frobenius"),
@@ -41,7 +34,7 @@ EXACT = {"polar": "exact", "solver": "exact"}
 
 
 class Case(NamedTuple):
-    """What the reference knows of an optimizer."""
+    """Options of an optimizer that the reference implements."""
 
     algorithm: str = "muon"
     rank: int | float | str | None = None
@@ -61,7 +54,7 @@ class Case(NamedTuple):
 
 
 def reference_direction(m: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """D(M) by SVD, and the part of M that it captures."""
+    """Return D(M) by SVD, and the part of M that error feedback removes."""
     rank, alpha, blend = (
         own if own is not None else named
         for own, named in zip(case[1:4], NAMES[case.algorithm], strict=True)
@@ -82,7 +75,7 @@ def reference_direction(m: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def reference_step(w: Tensor, m: Tensor, g: Tensor, case: Case) -> None:
-    """One step of one matrix, in place: the paper's algorithm, literally."""
+    """Step one matrix in place, as the paper writes the algorithm."""
     rows, cols = w.shape
     mu, lr = case.momentum, case.lr
     m.copy_(m + g if case.error_feedback else mu * m + (1 - mu) * g)
@@ -104,6 +97,7 @@ def reference_step(w: Tensor, m: Tensor, g: Tensor, case: Case) -> None:
 def assert_follows_reference(
     case: Case, shape: tuple[int, int], steps: int = 4, atol: float = 2e-6
 ) -> None:
+    """Assert that weights and momenta equal those of the reference after each step."""
     p = parameter64(*shape, seed=1)
     w, m = p.detach().clone(), torch.zeros(shape, dtype=torch.float64)
     optimizer = Fanion([p], **case.options(), **EXACT)
@@ -116,7 +110,7 @@ def assert_follows_reference(
 
 
 def index_matrices(shape: tuple[int, ...], layout: str, parts: int) -> list[Tensor]:
-    """Which entries of a parameter make up each of its matrices, in torch's own layouts."""
+    """Return, for each matrix of a parameter, the flat indices of its entries."""
     index = torch.arange(math.prod(shape)).reshape(shape)
     if layout == "batch":
         stacks = index.reshape(-1, *shape[-2:])

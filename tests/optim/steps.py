@@ -7,15 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_fanions import (
-    Fanion,
-)
+from lit_fanions import Fanion
 from lit_fanions.optim.algorithms import ALGORITHMS
-from tests.matrices import (
-    gaussian64,
-    parameter,
-    parameter64,
-)
+from tests.matrices import gaussian64, parameter, parameter64
 
 EVERY = list(ALGORITHMS)
 MATRIX = [name for name, entry in ALGORITHMS.items() if entry.kind == "matrix"]
@@ -36,7 +30,7 @@ def copy_of_state(optimizer: Fanion, p: Tensor) -> dict[str, Tensor]:
 
 
 def update(optimizer: Fanion, p: Tensor, grad: Tensor | None) -> Tensor:
-    """Steps and returns what was taken from a parameter."""
+    """Step, and return what was subtracted from a parameter."""
     before = p.detach().clone()
     p.grad = None if grad is None else grad.to(p.dtype)
     optimizer.step()
@@ -44,22 +38,24 @@ def update(optimizer: Fanion, p: Tensor, grad: Tensor | None) -> Tensor:
 
 
 def first_update(shape: tuple[int, ...], grad: Tensor, **options: Any) -> Tensor:
-    """What one step from zero with lr 1 takes."""
+    """Return what the first step with lr 1 subtracts from a parameter of zeros."""
     p = nn.Parameter(torch.zeros(shape, dtype=options.pop("dtype", grad.dtype)))
     return update(Fanion([p], **{"lr": 1.0, **options}), p, grad)
 
 
-def two(**options: Any) -> Fanion:
+def one_matrix(**options: Any) -> Fanion:
+    """Return an optimizer of one 6x4 matrix."""
     return Fanion([("w", parameter64(6, 4))], **options)
 
 
 def snapshot(optimizer: Fanion) -> Any:
+    """Return the groups, with parameters by id, and the size of the state."""
     groups = [{**group, "params": [*map(id, group["params"])]} for group in optimizer.param_groups]
     return copy.deepcopy(groups), len(optimizer.state)
 
 
 def trained(algorithm: str, steps: int, dtype=torch.float32, **options: Any):
-    """A parameter, its optimizer after some steps, and nothing random but the seeds."""
+    """Return two parameters and their optimizer after some steps."""
     named = [("a", parameter(40, 48, dtype=dtype)), ("b", parameter(48, 40, seed=1, dtype=dtype))]
     optimizer = Fanion(named, algorithm=algorithm, lr=0.01, **options)
     take_steps(optimizer, steps)
@@ -67,6 +63,7 @@ def trained(algorithm: str, steps: int, dtype=torch.float32, **options: Any):
 
 
 def through_a_file(state: Any) -> Any:
+    """Return what torch.load reads after torch.save."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -85,6 +82,7 @@ def assert_same_state(first: Fanion, second: Fanion) -> None:
 
 
 def build(groups: list[tuple[str, str, list[tuple[str, tuple[int, ...]]]]]) -> Fanion:
+    """Return an optimizer of groups: name, algorithm, and names and shapes of parameters."""
     return Fanion(
         [
             {"name": name, "algorithm": algorithm, "lr": 0.1,

@@ -6,24 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_fanions import (
-    Fanion,
-)
-from lit_fanions.optim.algorithms import oracle, resolve_rank
+from lit_fanions import Fanion
+from lit_fanions.optim.algorithms import ALGORITHMS, oracle, resolve_rank
 from lit_fanions.optim.options import default_options
-from tests.matrices import (
-    gaussian64,
-    parameter64,
-)
-from tests.optim.reference import (
-    EXACT,
-    SHAPES,
-)
-from tests.optim.steps import (
-    EVERY,
-    first_update,
-    update,
-)
+from tests.matrices import gaussian64, parameter64
+from tests.optim.reference import EXACT, NAMES, SHAPES
+from tests.optim.steps import EVERY, MATRIX, first_update, update
+
+
+def test_names_stand_for_the_options_of_the_paper():
+    assert [*NAMES, "dion"] == MATRIX
+    for name, options in NAMES.items():
+        entry = ALGORITHMS[name].options
+        if ALGORITHMS[name].ball in ("fanion", "kyfan"):
+            assert (entry["rank"], entry["alpha"], entry["blend"]) == options
+
 
 SAME = [
     ({"algorithm": "f_muon", "alpha": 1.0}, {"algorithm": "muon"}),
@@ -55,7 +52,7 @@ SAME = [
 
 @pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize(("left", "right"), SAME)
-def test_endpoints_coincide_with_the_named_algorithms(left, right, scale):
+def test_names_at_their_endpoints_equal_other_names(left, right, scale):
     a, b = parameter64(10, 6), parameter64(10, 6)
     # The norms of approximate directions differ a little from what Muon's factor assumes.
     solvers = EXACT if scale == "match_rms_adamw" else {}
@@ -137,7 +134,7 @@ def test_every_algorithm_minimises(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ["nsgd", "signum", "coordinate", "adamw", "sgd"])
-def test_entrywise_algorithms_take_any_shape(algorithm):
+def test_algorithms_of_any_shape_step_scalars_and_vectors(algorithm):
     ps = [parameter64(*shape) for shape in [(), (5,), (3, 4), (2, 3, 4), (2, 2, 2, 2)]]
     optimizer = Fanion(ps, algorithm=algorithm, lr=0.1)
     before = [p.detach().clone() for p in ps]
@@ -151,7 +148,7 @@ def test_entrywise_algorithms_take_any_shape(algorithm):
     ("rank", "want"),
     [("full", 6), (1, 1), (5, 5), (6, 6), (99, 6), (1.0, 6), (0.5, 3), (0.01, 1), (0.9, 5)],
 )
-def test_rank(rank, want):
+def test_ranks_resolve_to_whole_numbers(rank, want):
     assert resolve_rank(rank, 6, 40) == resolve_rank(rank, 40, 6) == want
 
 

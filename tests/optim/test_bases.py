@@ -4,22 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    decaying,
-    gaussian64,
-    parameter,
-    parameter64,
-)
-from tests.optim.steps import (
-    assert_same_state,
-    take_steps,
-    through_a_file,
-    trained,
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import decaying, gaussian64, parameter, parameter64
+from tests.optim.steps import assert_same_state, take_steps, through_a_file, trained, update
 
 
 @pytest.mark.parametrize("algorithm", ["neon", "fanion", "f_neon", "kyfan", "dion"])

@@ -6,24 +6,18 @@ import pickle
 import pytest
 import torch
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian64,
-    parameter,
-    parameter64,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian64, parameter, parameter64
 from tests.optim.steps import (
     EVERY,
     SAVED,
     assert_same_state,
     build,
+    one_matrix,
     snapshot,
     take_steps,
     through_a_file,
     trained,
-    two,
 )
 
 
@@ -107,25 +101,25 @@ def test_a_checkpoint_of_another_optimizer_is_refused():
 
 
 def test_loading_takes_the_options_that_may_change():
-    saved = two(lr=0.3, algorithm="f_muon", alpha=0.7)
+    saved = one_matrix(lr=0.3, algorithm="f_muon", alpha=0.7)
     take_steps(saved, 1)
-    optimizer = two(lr=0.1, algorithm="f_muon")
+    optimizer = one_matrix(lr=0.1, algorithm="f_muon")
     optimizer.load_state_dict(saved.state_dict())
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["alpha"]) == (0.3, 0.7)
 
 
 def test_loading_leaves_the_given_dict_alone():
-    saved = two()
+    saved = one_matrix()
     take_steps(saved, 1)
     state = copy.deepcopy(saved.state_dict())
-    optimizer = two()
+    optimizer = one_matrix()
     optimizer.load_state_dict(state_dict=state)
     assert str(state) == str(saved.state_dict())
 
 
 @pytest.mark.parametrize("algorithm", ["neon", "dion", "f_muon", "adamw"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_copies_go_on_by_themselves(algorithm, how):
+def test_copies_train_on_independently(algorithm, how):
     _, optimizer = trained(algorithm, 2)
     twin = copy.deepcopy(optimizer) if how == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
     assert twin.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
@@ -153,7 +147,7 @@ def test_a_momentum_of_another_dtype_can_be_loaded_and_stepped(algorithm, loaded
 
 
 @pytest.mark.parametrize("algorithm", EVERY)
-def test_every_state_is_there_after_a_step_that_steps_nothing(algorithm):
+def test_a_step_without_gradients_makes_the_whole_state(algorithm):
     p = parameter(8, 6)
     before = p.detach().clone()
     optimizer = Fanion([p], algorithm=algorithm, lr=0.02)

@@ -9,13 +9,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_fanions import (
-    FanionConfig,
-    GroupOptions,
-    Override,
-    ScheduleConfig,
-    configure_optimizers,
-)
+from lit_fanions import FanionConfig, GroupOptions, Override, ScheduleConfig, configure_optimizers
 from tests.optim.networks import small_network
 
 FULL = {
@@ -30,7 +24,7 @@ FULL = {
 }  # fmt: skip
 
 
-def test_there_and_back():
+def test_dictionaries_restore_the_configuration():
     config = FanionConfig.from_dict(FULL)
     assert FanionConfig.from_dict(config.to_dict()) == config
     assert config.overrides["mine"] == Override(
@@ -49,7 +43,7 @@ def test_the_dict_is_plain_for_checkpoints_and_yaml(tmp_path):
     assert torch.load(tmp_path / "plain.pt", weights_only=True) == plain
 
 
-def test_numbers_keep_their_type_on_the_way():
+def test_yaml_keeps_the_type_of_numbers():
     """1 is one step or rank 1, 1.0 the whole run or full rank."""
     for value in (1, 1.0):
         config = FanionConfig.from_dict({"matrix": {"rank": value}, "schedule": {"warmup": value}})
@@ -65,8 +59,8 @@ def test_a_configuration_is_frozen_and_can_be_pickled():
 
 
 @pytest.mark.parametrize("empty", [{"overrides": None}, {"matrix": None}, {"schedule": None}])
-def test_an_empty_section_is_no_section(empty):
-    """What YAML makes of a key whose lines are all commented out."""
+def test_empty_sections_take_the_defaults(empty):
+    """YAML reads a key whose lines are all commented out as None."""
     made = configure_optimizers(small_network(), FanionConfig.from_dict(empty))
     assert made["optimizer"].param_groups[0]["lr"] > 0
 
@@ -163,7 +157,7 @@ def test_one_override_is_parsed_by_its_dotted_name():
     assert config.overrides == {"head": Override(lr=0.5)}
 
 
-def test_options_come_after_the_file(tmp_path):
+def test_options_win_over_the_file(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"model": {"optimizer": FULL}}))
     config = parse("--config", str(path), "--model.optimizer.matrix.lr", "0.7")
@@ -171,7 +165,7 @@ def test_options_come_after_the_file(tmp_path):
     assert config.overrides.keys() == {"mine", "head"}
 
 
-def test_a_file_of_its_own(tmp_path):
+def test_the_optimizer_can_have_a_file_of_its_own(tmp_path):
     path = tmp_path / "neon.yaml"
     path.write_text("matrix: {algorithm: neon, lr: 0.3}")
     config = parse("--model.optimizer", str(path))
@@ -189,7 +183,7 @@ def test_ranks_and_lengths_keep_their_type(text, want):
         assert warmup == want and type(warmup) is type(want)
 
 
-def test_what_is_printed_is_what_was_parsed(tmp_path):
+def test_dumped_options_parse_to_the_same_configuration(tmp_path):
     made = parser()
     config = made.parse_args(
         ["--model.optimizer.matrix.rank=1.0", "--model.optimizer.schedule.warmup=1",
@@ -245,13 +239,13 @@ def test_the_help_shows_every_option_with_its_text(capsys):
         assert word in text
 
 
-def test_every_option_has_a_text():
+def test_every_option_is_documented():
     for cls in (GroupOptions, ScheduleConfig, FanionConfig):
         own = [f.name for f in dataclasses.fields(cls)]
         assert [name for name in own if not re.search(rf"\n +{name}: \S", cls.__doc__)] == []
 
 
-def test_the_options_of_an_override_have_their_texts_too(capsys):
+def test_help_describes_the_options_of_an_override(capsys):
     """They are inherited; jsonargparse reads a class's own docstring and its bases'."""
     made = ArgumentParser(exit_on_error=False)
     made.add_class_arguments(Override, "override")

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from lit_fanions import (
-    Fanion,
-    configure_optimizers,
-)
+from lit_fanions import Fanion, configure_optimizers
 from tests.optim.ranks import (
     RANKS,
     Net,
@@ -21,6 +18,7 @@ from tests.optim.ranks import (
     assert_close,
     assert_equal,
     batch,
+    full_copy,
     on_ranks,
     optimizer_of,
     shard,
@@ -28,11 +26,8 @@ from tests.optim.ranks import (
     states,
     train,
     weights,
-    whole,
 )
-from tests.optim.reference import (
-    EXACT,
-)
+from tests.optim.reference import EXACT
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -102,7 +97,7 @@ def _placed(rank: int) -> dict[str, Tensor]:
             p.grad = distribute_tensor(g, mesh, [placement])
             optimizer.step()
             assert p.placements == (placement,)
-            updates[f"{placement} {shape}"] = whole(p)
+            updates[f"{placement} {shape}"] = full_copy(p)
     return updates
 
 
@@ -127,7 +122,7 @@ def _partial(rank: int, algorithm: str) -> Tensor:
         # Each rank holds a part of the sum, as tensor parallelism leaves it.
         p.grad = DTensor.from_local(_share(step, rank), mesh, [Partial()], run_check=False)
         optimizer.step()
-    return whole(p)
+    return full_copy(p)
 
 
 def _share(step: int, rank: int) -> Tensor:

@@ -13,13 +13,13 @@ from tests.optim.ranks import (
     STEPS,
     Net,
     assert_close,
+    full_copy,
     on_ranks,
     optimizer_of,
     shard,
     states,
     train,
     weights,
-    whole,
 )
 
 pytestmark = pytest.mark.timeout(90)
@@ -41,7 +41,7 @@ FORMS = [{}, {"full_state_dict": True}, {"flatten_optimizer_state_dict": True}]
 
 def resumed(net: nn.Module, make: Callable[[], nn.Module], options: dict[str, Any],
             form: dict[str, bool], rank: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """Trains, saves, restores into a fresh model and trains on, beside the uninterrupted run."""
+    """Train, save, restore into a fresh model and train on, beside the uninterrupted run."""
     how = dcp.StateDictOptions(**form)
     optimizer = optimizer_of(net, **options)
     fresh = weights(net)
@@ -58,7 +58,7 @@ def resumed(net: nn.Module, make: Callable[[], nn.Module], options: dict[str, An
         other, other_optimizer, model_state_dict=saved[0], optim_state_dict=saved[1], options=how
     )
     loaded = weights(other)
-    same = all(torch.equal(whole(saved[0][name]), value) for name, value in loaded.items())
+    same = all(torch.equal(full_copy(saved[0][name]), value) for name, value in loaded.items())
     train(other, other_optimizer, start=STEPS, rank=rank)
     return {
         "straight": {**weights(net), **states(net, optimizer)},

@@ -6,19 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian,
-    gaussian64,
-    parameter,
-    parameter64,
-)
-from tests.optim.steps import (
-    take_steps,
-    through_a_file,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian, gaussian64, parameter, parameter64
+from tests.optim.steps import take_steps, through_a_file
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

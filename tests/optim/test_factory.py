@@ -17,9 +17,7 @@ from lit_fanions import (
 )
 from lit_fanions.optim.options import default_options
 from tests.optim.networks import small_network
-from tests.optim.steps import (
-    EVERY,
-)
+from tests.optim.steps import EVERY
 
 
 def groups(config: Any = None, **overrides: Any) -> dict[str, dict[str, Any]]:
@@ -30,7 +28,7 @@ def groups(config: Any = None, **overrides: Any) -> dict[str, dict[str, Any]]:
     return {group["name"]: group for group in optimizer.param_groups}
 
 
-def test_one_line_is_enough():
+def test_one_line_makes_optimizer_and_schedule():
     made = configure_optimizers(small_network(), algorithm="f_muon", lr=0.03)
     assert made.keys() == {"optimizer", "lr_scheduler"}
     assert made["lr_scheduler"]["interval"] == "step" and made["lr_scheduler"]["name"] is None
@@ -94,7 +92,7 @@ def test_every_option_of_an_algorithm_can_be_configured():
         assert set(default_options(algorithm)) <= fields
 
 
-def test_the_defaults_are_those_that_the_help_tells():
+def test_the_defaults_equal_those_in_the_help():
     made = groups()
     assert (made["matrix"]["lr"], made["head"]["lr"]) == (0.02, 1e-3)
     assert "Default: .02 for" in GroupOptions.__doc__ and "1e-3" in GroupOptions.__doc__
@@ -172,7 +170,7 @@ def test_a_tag_without_an_override_is_a_group_too():
     assert "mine" in names
 
 
-def test_nothing_warns_by_itself(recwarn):
+def test_plain_configurations_do_not_warn(recwarn):
     groups()
     groups(algorithm="neon", lr=0.1)
     groups({"overrides": {"embedding": {"lr": 0.1}, "mine": {"parameters": ["conv.weight"]}}})
@@ -234,7 +232,7 @@ def test_a_schedule_that_ends_needs_to_know_when():
     configure_optimizers(small_network())  # constant: no question
 
 
-def test_a_groups_own_schedule_is_asked_too():
+def test_a_groups_own_schedule_needs_total_steps():
     config = {"overrides": {"head": {"schedule": {"shape": "cosine"}}}}
     with pytest.raises(ValueError, match="total_steps"):
         configure_optimizers(small_network(), config)

@@ -1,62 +1,17 @@
-"""Networks that other Muon-like optimizers have split wrongly."""
-
-from typing import Any
+"""Parameters that other Muon-like optimizers put into wrong groups."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_fanions import (
-    Fanion,
-    configure_optimizers,
-    split_parameters,
-)
-from tests.matrices import (
-    gaussian,
-    parameter,
-)
-from tests.optim.steps import (
-    take_steps,
-)
+from lit_fanions import Fanion, configure_optimizers, split_parameters
+from tests.matrices import gaussian, parameter
+from tests.optim.networks import GPT
 
 
 def polar(m: Tensor) -> Tensor:
     u, _, vh = torch.linalg.svd(m.double(), full_matrices=False)
     return u @ vh
-
-
-def groups_of(module: nn.Module, **options: Any) -> dict[str, str]:
-    return {a.name: a.group for a in split_parameters(module, options or None)}
-
-
-class Language(nn.Module):
-    """Embedding, attention, head; tied in either order."""
-
-    def __init__(self, tied: str = "") -> None:
-        super().__init__()
-        if tied == "head first":
-            self.lm_head = nn.Linear(8, 20, bias=False)
-        self.wte = nn.Embedding(20, 8)
-        self.attention = nn.MultiheadAttention(8, 2)
-        if tied != "head first":
-            self.lm_head = nn.Linear(8, 20, bias=False)
-        if tied:
-            self.wte.weight = self.lm_head.weight
-
-
-def test_embedding_head_and_attention_go_where_they_belong():
-    groups = groups_of(Language())
-    assert groups["wte.weight"] == "embedding" and groups["lm_head.weight"] == "head"
-    assert groups["attention.in_proj_weight"] == groups["attention.out_proj.weight"] == "matrix"
-
-
-@pytest.mark.parametrize("tied", ["head first", "head last"])
-def test_a_tied_weight_is_an_embedding_once(tied):
-    module = Language(tied)
-    (shared,) = (a for a in split_parameters(module) if a.parameter is module.wte.weight)
-    assert shared.group == "embedding" and "tied" in shared.reason
-    optimizer = configure_optimizers(module)["optimizer"]
-    take_steps(optimizer, 2)
 
 
 def test_q_k_and_v_are_three_matrices():
@@ -83,7 +38,7 @@ def test_a_matrix_left_out_needs_an_lr_or_inherits_one_loudly(recwarn):
 
 
 def test_groups_have_names_that_monitors_show():
-    optimizer = configure_optimizers(Language(), total_steps=10)["optimizer"]
+    optimizer = configure_optimizers(GPT(), total_steps=10)["optimizer"]
     names = [group["name"] for group in optimizer.param_groups]
     assert len(set(names)) == len(names) and {"embedding", "head", "vector"} <= set(names)
     with pytest.raises(ValueError, match="name"):
@@ -91,7 +46,7 @@ def test_groups_have_names_that_monitors_show():
 
 
 class Adapters(nn.Module):
-    """What is far from square."""
+    """Matrices that are far from square."""
 
     def __init__(self) -> None:
         super().__init__()

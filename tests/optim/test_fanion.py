@@ -6,23 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian,
-    gaussian64,
-    parameter,
-    parameter64,
-)
-from tests.optim.steps import (
-    SAVED,
-    build,
-    take_steps,
-    through_a_file,
-    two,
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian, gaussian64, parameter, parameter64
+from tests.optim.steps import SAVED, build, one_matrix, take_steps, through_a_file, update
 
 
 @pytest.mark.parametrize("algorithm", ["muon", "dion", "adamw"])
@@ -119,7 +105,7 @@ def test_clipping_sees_the_same_parameters():
 
 
 def test_zero_grad_and_hooks():
-    optimizer = two()
+    optimizer = one_matrix()
     (p,) = optimizer.param_groups[0]["params"]
     calls: list[str] = []
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))

@@ -5,20 +5,9 @@ import math
 import pytest
 import torch
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian,
-    gaussian64,
-    parameter,
-    parameter64,
-)
-from tests.optim.steps import (
-    EVERY,
-    copy_of_state,
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian, gaussian64, parameter, parameter64
+from tests.optim.steps import EVERY, copy_of_state, update
 
 
 # That no state of any algorithm changes: test_contract.py.
@@ -55,7 +44,7 @@ def test_a_nonfinite_gradient_skips_its_parameter_alone(algorithm, bad):
 
 
 @pytest.mark.parametrize("algorithm", ["muon", "neon", "dion", "f_fanion", "adamw", "sgd"])
-def test_a_skipped_step_is_a_step_that_never_happened(algorithm):
+def test_training_goes_on_as_if_a_skipped_step_had_not_happened(algorithm):
     a, b = parameter64(8, 6), parameter64(8, 6)
     options = {"algorithm": algorithm, "lr": 0.01, "renormalize": True}
     if algorithm in ("adamw", "sgd"):
@@ -101,7 +90,7 @@ def test_nonfinite_error_names_unnamed_parameters_by_group_and_position():
 
 
 @pytest.mark.parametrize("algorithm", EVERY)
-def test_propagate_looks_away(algorithm):
+def test_propagate_lets_nan_into_the_weights(algorithm):
     p = parameter(8, 6, dtype=torch.float32)
     optimizer = Fanion([p], algorithm=algorithm, nonfinite="propagate", lr=0.02)
     update(optimizer, p, torch.full((8, 6), math.nan))
@@ -109,7 +98,7 @@ def test_propagate_looks_away(algorithm):
     assert optimizer.state[p]["skipped"] == 0
 
 
-def test_a_finite_gradient_too_large_for_the_momentum_is_no_poison():
+def test_training_survives_a_gradient_too_large_for_the_momentum_dtype():
     p = parameter(6, 4, dtype=torch.float32)
     optimizer = Fanion([p], momentum_dtype="float16")
     update(optimizer, p, torch.full((6, 4), 1e6))

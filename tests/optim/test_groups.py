@@ -7,19 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian,
-    parameter,
-    parameter64,
-)
-from tests.optim.steps import (
-    snapshot,
-    take_steps,
-    trained,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian, parameter, parameter64
+from tests.optim.steps import snapshot, take_steps, trained
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_a_weight_is_itself():
+def test_a_weight_is_one_matrix():
     x = counted(4, 3)
     assert_same(all_matrices(convert(x)), [x])
 
@@ -44,7 +44,7 @@ def test_a_transposed_convolution_is_out_by_the_rest_too(shape):
     assert_same(all_matrices(convert(x, "transposed")), want)
 
 
-def test_a_transposed_convolution_is_the_matrix_that_its_plain_twin_is():
+def test_a_transposed_convolution_applies_its_matrix():
     """The same linear map, so the same rows: one for each output channel."""
     up, x = nn.ConvTranspose1d(3, 5, 1, bias=False), torch.randn(2, 3, 7)
     (matrix,) = all_matrices(convert(up.weight.detach(), "transposed"))
@@ -119,7 +119,7 @@ def cases(draw):
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(cases())
-def test_there_and_back_is_the_identity(case):
+def test_from_matrices_inverts_to_matrices(case):
     shape, layout, splits = case
     x = counted(*shape)
     parts = convert(x, layout, splits)

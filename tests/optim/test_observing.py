@@ -70,7 +70,7 @@ def kept(seen: Observation) -> dict[str, Any]:
 
 @pytest.fixture(params=["as on a CPU", "stacked"])
 def stacks(request, monkeypatch):
-    """With all parameters of one shape in one stack too, as accelerators have them."""
+    """Run on stacks of one parameter, and of all parameters of a shape as on accelerators."""
 
     def by_shape(parameters: list[Tensor], group: object) -> list[list[Tensor]]:
         kinds = dict.fromkeys((p.shape, p.dtype) for p in parameters)
@@ -82,7 +82,7 @@ def stacks(request, monkeypatch):
 
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
-def test_looking_changes_no_bit(options):
+def test_observers_change_no_bit(options):
     plain, watched = run(options, False)[0], run(options, True)[0]
     for p, q in zip(plain.param_groups[0]["params"], watched.param_groups[0]["params"],
                     strict=True):  # fmt: skip
@@ -94,7 +94,7 @@ def test_looking_changes_no_bit(options):
 
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
-def test_what_is_shown_is_what_was_done(options):
+def test_observations_equal_the_step(options):
     optimizer = optimizer_of(parameters(), options)
     group = optimizer.param_groups[0]
     for step in range(3):
@@ -151,7 +151,7 @@ def looked_at(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
 
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("scale", ["none", "original", "match_rms_adamw", "spectral_unclamped"])
-def test_without_the_factor_it_is_the_direction(scale):
+def test_observed_direction_over_its_factor_is_the_oracle(scale):
     options = {"algorithm": "f_fanion", "rank": 2, "solver": "exact", "scale": scale}
     for o in run(options, True, steps=1)[1]:
         if o["before"].dtype == torch.float32:
@@ -170,7 +170,7 @@ def test_captured_is_what_error_feedback_takes():
         )
 
 
-def test_groups_of_adamw_and_sgd_are_not_shown():
+def test_groups_of_adamw_and_sgd_are_not_observed():
     p = nn.Parameter(torch.randn(3, 4))
     optimizer = Fanion([p], algorithm="adamw", lr=1e-3)
     seen: list[Observation] = []
@@ -180,7 +180,7 @@ def test_groups_of_adamw_and_sgd_are_not_shown():
     assert seen == []
 
 
-def test_observers_are_no_part_of_copies():
+def test_copies_have_no_observers():
     optimizer = optimizer_of(parameters(), {"algorithm": "muon"})
     optimizer.observers = (lambda o: None,)
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):

@@ -9,26 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian64,
-    parameter,
-    parameter64,
-)
-from tests.optim.reference import (
-    Case,
-    assert_follows_reference,
-)
-from tests.optim.steps import (
-    EVERY,
-    MATRIX,
-    snapshot,
-    take_steps,
-    two,
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian64, parameter, parameter64
+from tests.optim.reference import Case, assert_follows_reference
+from tests.optim.steps import EVERY, MATRIX, one_matrix, snapshot, take_steps, update
 
 REFUSED = [
     ({"lr": -1.0}, "lr must be a number of at least 0"),
@@ -104,7 +88,7 @@ def test_impossible_options_are_refused_by_name_wherever_they_are_given(options,
         Fanion([{"params": [("a", parameter64(6, 4))], "name": "matrix"}, group])
     if (options, message) in REFUSED:
         with pytest.raises(ValueError, match=message) as error:
-            two(**options)
+            one_matrix(**options)
         assert "\n" not in str(error.value)
 
 

@@ -11,19 +11,11 @@ import torch
 from torch import Tensor
 
 from experiments.bench.step import peak_bytes
-from lit_fanions import (
-    Fanion,
-)
+from lit_fanions import Fanion
 from lit_fanions.optim import matrix_step
 from tests.lmo.conftest import polar_module
-from tests.matrices import (
-    gaussian,
-    parameter,
-)
-from tests.optim.steps import (
-    MATRIX,
-    take_steps,
-)
+from tests.matrices import gaussian, parameter
+from tests.optim.steps import MATRIX, take_steps
 
 STACKED = [
     *({"algorithm": name} for name in MATRIX),
@@ -64,7 +56,7 @@ def test_parameters_of_one_shape_stay_separate_matrices(options, monkeypatch):
 
 
 def peak(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **options: Any) -> float:
-    """The most memory that a second step takes, in tensors of the parameter's shape."""
+    """Return the peak memory of a second step, in tensors of the parameter's shape."""
     p = parameter(*shape, dtype=dtype)
     optimizer = Fanion([p], **options)
     take_steps(optimizer, 1)
@@ -84,7 +76,7 @@ def peak(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **options: 
         ({"algorithm": "nsgd"}, (256, 256), 2.1),
     ],
 )
-def test_the_memory_of_a_step(options, shape, most, has_bf16, monkeypatch):
+def test_memory_of_a_step_is_bounded(options, shape, most, has_bf16, monkeypatch):
     # This machine may have bfloat16 or not; with it products are smaller, but need workspaces.
     monkeypatch.setattr(polar_module, "_has_bf16", lambda device_type: has_bf16)
     assert peak(shape, **options) < most
@@ -95,10 +87,10 @@ def test_the_memory_of_a_step(options, shape, most, has_bf16, monkeypatch):
     ("shape", "options"),
     [((32, 96, 96), {"layout": "batch"}), ((32 * 96, 96), {"splits": 32})],
 )
-def test_matrices_of_a_parameter_are_stepped_chunk_by_chunk(shape, options, algorithm):
+def test_slices_of_a_stack_bound_the_memory_of_a_step(shape, options, algorithm):
     together = 2 * 96 * 96
-    chunks = peak(shape, algorithm=algorithm, stack_entries=together, **options)
-    assert 16 * chunks < 6  # of 16 chunks, the parameter's own size would be 16
+    slices = peak(shape, algorithm=algorithm, stack_entries=together, **options)
+    assert 16 * slices < 6  # of 16 slices; the parameter's own size would be 16
 
 
 IN_SLICES = [
@@ -109,7 +101,7 @@ IN_SLICES = [
     ((36, 10), {"splits": [12, 24]}),
     ((36, 10, 3), {"layout": "transposed", "splits": 3}),
 ]
-# What the momentum is has no part in how a shape is cut: one of these four for each shape.
+# Slicing does not depend on the kind of momentum, so each shape takes one of these four.
 MOMENTA = [("float32", True), ("float16", False), ("float32", False), ("float16", True)]
 SLICED = [
     # Every algorithm once; those that keep more than a momentum in every shape.
@@ -140,9 +132,9 @@ def test_slices_of_a_stack_step_as_the_whole(algorithm, shape, options, momentum
         take_steps(optimizer, 1, start=2)
         return p.detach(), optimizer
 
-    (whole, one), (chunked, other) = train(10**6), train(1)
+    (whole, one), (sliced, other) = train(10**6), train(1)
     tolerance = 1e-3 if momentum_dtype == "float32" else 2e-2
-    torch.testing.assert_close(chunked, whole, rtol=0, atol=tolerance)
+    torch.testing.assert_close(sliced, whole, rtol=0, atol=tolerance)
     a, b = (o.state[o.param_groups[0]["params"][0]] for o in (one, other))
     assert a.keys() == b.keys()
     assert a["skipped"] == b["skipped"] == 1
@@ -168,7 +160,7 @@ print(faults)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators differ")
-def test_steps_use_the_same_memory_again():
+def test_steps_reuse_freed_memory():
     def faults(change=""):
         command = [sys.executable, "-c", MEMORY.format(change)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -6,25 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from lit_fanions import (
-    configure_optimizers,
-    split_parameters,
-)
+from lit_fanions import configure_optimizers, split_parameters
 from lit_fanions.optim.step_sizes import step_size_factor
-from tests.matrices import (
-    gaussian,
-    gaussian64,
-)
-from tests.optim.reference import (
-    EXACT,
-)
-from tests.optim.steps import (
-    MATRIX,
-    first_update,
-    take_steps,
-)
+from tests.matrices import gaussian, gaussian64
+from tests.optim.reference import EXACT
+from tests.optim.steps import MATRIX, first_update, take_steps
 
-# At an alpha of 0 the partner alone is left, at 1 the ball of the algorithm alone.
+# With alpha 0 only the partner counts, with alpha 1 only the algorithm's own ball.
 BLENDED = [
     *((name, alpha, "sign") for name in MATRIX for alpha in (None, 0.3)),
     *((name, 0.3, "frobenius") for name in ("muon", "neon", "kyfan", "dion")),
@@ -53,7 +41,7 @@ def test_match_rms_adamw_is_torchs_factor_for_muon():
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(8, 2), (2, 8), (5, 5)])
-def test_factors_are_torchs(rows, cols):
+def test_factors_equal_those_of_torch(rows, cols):
     adjust = torch.optim._muon._adjust_lr
     norm = math.sqrt(min(rows, cols))
     for scale in ("original", "match_rms_adamw", "spectral_unclamped"):

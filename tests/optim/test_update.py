@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    gaussian,
-    gaussian64,
-    parameter,
-    parameter64,
-)
+from lit_fanions import Fanion
+from tests.matrices import gaussian, gaussian64, parameter, parameter64
 from tests.optim.reference import (
     EXACT,
     NAMES,
@@ -27,16 +20,10 @@ from tests.optim.reference import (
     index_matrices,
     reference_step,
 )
-from tests.optim.steps import (
-    EVERY,
-    MATRIX,
-    take_steps,
-    two,
-    update,
-)
+from tests.optim.steps import EVERY, MATRIX, one_matrix, take_steps, update
 
 
-# Nesterov's momentum comes before the direction and knows no scale.
+# Nesterov's momentum and the scale act before and after the direction: no need for all pairs.
 @pytest.mark.parametrize(
     ("scale", "nesterov"), zip(SCALES, [True, False, True, False], strict=True)
 )
@@ -153,7 +140,7 @@ def test_error_feedback_decays_only_what_was_captured(algorithm):
 
 
 def test_lr_zero_freezes_the_weights_but_not_the_momentum():
-    optimizer = two(lr=0.0, weight_decay=0.1, renormalize=True)
+    optimizer = one_matrix(lr=0.0, weight_decay=0.1, renormalize=True)
     (p,) = optimizer.param_groups[0]["params"]
     before = p.detach().clone()
     update(optimizer, p, gaussian64(6, 4, seed=3))
@@ -193,7 +180,7 @@ def test_the_first_step_starts_from_the_weights_it_was_given(algorithm):
     ("options", "nonfinite"), [({}, "propagate"), ({"nesterov": False}, "skip")], ids=str
 )
 @pytest.mark.parametrize("algorithm", EVERY)
-def test_gradients_are_left_as_they_are(algorithm, options, nonfinite):
+def test_steps_leave_gradients_unchanged(algorithm, options, nonfinite):
     if algorithm == "adamw":
         options = {}
     p, bad = parameter(6, 4), parameter(6, 4)

@@ -3,21 +3,9 @@
 import pytest
 import torch
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    decaying,
-    gaussian64,
-    parameter,
-    parameter64,
-)
-from tests.optim.steps import (
-    EVERY,
-    MATRIX,
-    first_update,
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import decaying, gaussian64, parameter, parameter64
+from tests.optim.steps import EVERY, MATRIX, first_update, update
 
 KINDS = ["muon", "neon", "dion", "adamw", "sgd"]
 

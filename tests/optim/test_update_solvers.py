@@ -4,24 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_fanions import (
-    Fanion,
-)
-from tests.matrices import (
-    decaying,
-    gaussian,
-    gaussian64,
-    parameter,
-)
-from tests.optim.reference import (
-    NAMES,
-    Case,
-    reference_step,
-)
-from tests.optim.steps import (
-    first_update,
-    update,
-)
+from lit_fanions import Fanion
+from tests.matrices import decaying, gaussian, gaussian64, parameter
+from tests.optim.reference import NAMES, Case, reference_step
+from tests.optim.steps import first_update, update
 
 
 def polar(m: Tensor) -> Tensor:
