@@ -33,15 +33,15 @@ quickstart: $(READY) ## train the airbench CNN with F-Muon on the embedded digit
 	$(BIN)/python -m lit_fanions fit --config configs/quickstart.yaml
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY) ## run the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY) ## check style, format and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports
 
 types: $(READY) ## check types
 	$(BIN)/mypy

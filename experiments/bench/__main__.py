@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from experiments.bench import monitor, overhead, polar, step, topk
 from lit_fanions.cli import console
+from lit_fanions.memory import reuse_freed_memory
 
 COMMANDS = {
     "monitor": monitor,
@@ -31,6 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "--json", type=console.output_file, metavar="FILE", help="save the numbers as JSON"
         )
     options, recipe = parser.parse_known_args(args)
+    reuse_freed_memory()  # as the command line does in trainings
     command, plot = commands.choices[options.command], vars(options).get("plot")
     given = [recipe] if options.command in WITH_RECIPE else []
     if recipe and not given:

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from experiments.bench import race
 from lit_fanions.callbacks import SpectralMonitor
+from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import console
 
 GOAL = 0.02
@@ -148,5 +149,7 @@ class Timing(Callback):
         start = console.now(self.device)
         if self.monitor.draw(trainer):
             self.figures = console.now(self.device) - start
-        tags = [tag.split("/") for tag in trainer.callback_metrics]
-        self.matrices = sum(tag[0] == "update_rms" and tag[1] != "group" for tag in tags)
+        tags = [parse_tag(tag) for tag in trainer.callback_metrics]
+        self.matrices = sum(
+            tag is not None and tag.quantity == "update_rms" and not tag.is_group for tag in tags
+        )

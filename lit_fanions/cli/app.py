@@ -54,6 +54,7 @@ from lit_fanions.cli.parser import (
     split_callback_options,
     with_callback_options,
 )
+from lit_fanions.memory import reuse_freed_memory
 
 RUN_ERROR = 1
 
@@ -323,6 +324,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return status
     _find_modules_in_working_directory()
     _quiet_lightning()
+    reuse_freed_memory()
     try:
         CLI(given)
     except Interrupted as stop:

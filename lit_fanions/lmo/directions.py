@@ -184,26 +184,26 @@ def direction(
         ValueError: If an option is not possible.
     """
     check_matrices(m)
-    check_choice("ball", ball, BALLS)
-    check_choice("blend", blend, BALLS)
-    check_polar(polar, polar_steps)
-    check_solver(solver, solver_steps, oversampling)
     if "dion" in (ball, blend) and warm_start is None:
         raise ValueError("dion iterates on a basis: give warm_start, (..., cols, rank)")
-    limit = min(m.shape[-2:])
-    k = limit if rank is None else min(whole_number("rank", rank), limit)
-    settings = Settings(
-        polar=polar,
-        polar_steps=polar_steps,
-        solver=solver,
-        solver_steps=solver_steps,
-        oversampling=oversampling,
-        tol=real_number("tol", tol, 0.0),
-        sign_scale=real_number("sign_scale", sign_scale, above=0.0),
-    )
-    oracle = Oracle(BALLS[ball], k, real_number("alpha", alpha), BALLS[blend], settings)
+    settings = Settings(polar, polar_steps, solver, solver_steps, oversampling, tol, sign_scale)
+    oracle = _checked_oracle(ball, rank, alpha, blend, settings, min(m.shape[-2:]))
     answer = oracle.solve(m.detach(), warm_start=warm_start, generator=generator)
     return answer.direction.to(m.dtype)
+
+
+def _checked_oracle(
+    ball: str, rank: int | None, alpha: float, blend: str, settings: Settings, limit: int
+) -> Oracle:
+    """Return the oracle of checked options for matrices of a smaller side ``limit``."""
+    check_choice("ball", ball, BALLS)
+    check_choice("blend", blend, BALLS)
+    check_polar(settings.polar, settings.polar_steps)
+    check_solver(settings.solver, settings.solver_steps, settings.oversampling)
+    real_number("tol", settings.tol, 0.0)
+    real_number("sign_scale", settings.sign_scale, above=0.0)
+    k = limit if rank is None else min(whole_number("rank", rank), limit)
+    return Oracle(BALLS[ball], k, real_number("alpha", alpha), BALLS[blend], settings)
 
 
 def rules() -> list[tuple[str, str]]:

@@ -90,12 +90,19 @@ class Fanion(torch.optim.Optimizer):
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
 
     @takes_options
-    def __init__(self, params: ParamsT, lr: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | None = None,
+        momentum: float | None = None,
+        **options: Any,
+    ) -> None:
         algorithm = options.pop("algorithm", None) or "muon"
         unknown = set(options) - {name for name in GroupOptions.__dataclass_fields__}
         if unknown:
             _refuse_argument(min(unknown), algorithm)
-        given = {name: value for name, value in {"lr": lr, **options}.items() if value is not None}
+        options |= {"lr": lr, "momentum": momentum}
+        given = {name: value for name, value in options.items() if value is not None}
         check_names(given, algorithm, f"Fanion ({algorithm})", ())
         self._given = given
         # Only what every group has: schedulers and monitors of other projects look in here for

@@ -15,7 +15,15 @@ from lit_fanions.optim.heads import find_heads, is_adapter
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.split_table import Row, format_table
 from lit_fanions.optim.step_sizes import step_size_factor
-from lit_fanions.optim.usage import DOUBTFUL, Place, matrix_form, places, shape_text, shapes, usage
+from lit_fanions.optim.usage import (
+    DOUBTFUL,
+    Place,
+    classify,
+    matrix_form,
+    places,
+    shape_text,
+    shapes,
+)
 
 # The attribute by which a user tags a parameter: parameter.fanion_group = "embedding".
 TAG = "fanion_group"
@@ -78,7 +86,7 @@ def assign(
             )
         if not parameter.requires_grad:
             continue
-        rule = usage(parameter, used[parameter], heads)
+        rule = classify(parameter, used[parameter], heads)
         group, reason, options = rule.group, rule.reason, rule.options
         chosen = _selected(parameter, used[parameter], selectors)
         if chosen is not None:

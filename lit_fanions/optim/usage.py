@@ -75,7 +75,7 @@ def _old_parametrization(attribute: str, own: dict[str, nn.Parameter]) -> tuple[
     return (stem, False) if ending == "orig" else (attribute, False)
 
 
-def usage(
+def classify(
     parameter: nn.Parameter, used: list[Place], heads: dict[nn.Module, tuple[str, str]]
 ) -> Rule:
     """Return what a parameter is used as.

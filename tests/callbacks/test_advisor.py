@@ -239,6 +239,7 @@ def test_ranks_and_polar_methods_of_large_matrices_are_exact(decay, tmp_path):
         def __init__(self) -> None:
             super().__init__({"matrix": {"algorithm": "muon", "momentum": 0.0}})
             self.big = nn.Linear(150, 200, bias=False)
+            self.big.weight.fanion_group = "matrix"  # the last layer would be a head
 
         def training_step(self, batch: list[Tensor], index: int) -> Tensor:
             return super().training_step(batch, index) + (self.big.weight * g).sum()

@@ -48,7 +48,7 @@ def test_overhead_refuses_an_unknown_option(project, capfd):
     with pytest.raises(SystemExit) as stop:
         main(["overhead", *RECIPE, "--trainer.max_epoch", "3"])
     assert stop.value.code == 2
-    assert "did you mean --trainer.max_epochs?" in capfd.readouterr().err
+    assert "did you mean 'trainer.max_epochs'?" in capfd.readouterr().err
 
 
 def test_typical_epoch_ignores_a_burst():

@@ -1,0 +1,249 @@
+"""Write docs/algorithms.md: the mathematics, with every ball, algorithm and option.
+
+  python -m experiments.reference
+
+Tables come from ``lmo.BALLS``, ``ALGORITHMS``, ``SCALES`` and ``GroupOptions``; the text between
+them stands here. A test compares the page with what this command would write.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_fanions.lmo import BALLS, Ball
+from lit_fanions.lmo.newton_schulz import METHODS
+from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
+from lit_fanions.optim.adapting import NAMES as ADAPTS
+from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry
+from lit_fanions.optim.options import FIELDS, GroupOptions
+from lit_fanions.optim.step_sizes import SCALES
+
+PAGE = Path(__file__).parents[1] / "docs/algorithms.md"
+
+# Explanations of names whose tables have no text; a name without one is listed all the same.
+SCALE_TEXTS = {
+    "none": ("1", "the step's spectral norm is lr for muon"),
+    "original": ("√max(1, out / in)", "the rule of the first Muon; the default"),
+    "match_rms_adamw": (
+        ".2 √(out · in) / ‖D‖_F",
+        "updates of RMS .2 lr for every ball, rank and alpha: an lr of AdamW fits",
+    ),
+    "spectral_unclamped": ("√(out / in)", "the RMS → RMS operator norm; dion's default"),
+}
+POLAR_TEXTS = {
+    "jordan": "K. Jordan's quintic, 5 steps: fast at first, singular values end between .7 and 1.2",
+    "quintic": "five fitted steps, exactly 5",
+    "polar_express": "minimax polynomials (arXiv 2505.16932), 6 steps",
+    "cans": "Chebyshev-type polynomials (arXiv 2506.10935), 5 steps",
+    "convergent": "converges from everywhere, slowly, 12 steps",
+    "exact": "singular value decomposition",
+    "auto": "polar_express",
+}
+ADAPT_TEXTS = {
+    "none": "the direction as it is; the default",
+    "rows": "a second moment for each row, as NorMuon (arXiv 2510.05491)",
+    "entries": "one for each entry, as AdaMuon (arXiv 2507.11005)",
+}
+SOLVER_TEXTS = {
+    "auto": "subspace from a warm start, lanczos from a cold one, exact for small matrices on CPUs",
+    "lanczos": "thick-restart block Lanczos, until the tolerance is met",
+    "subspace": "block power iterations: 8 from a cold start, 1 from the previous step's basis",
+    "randomized": "8 block power iterations, from a fresh random block at each step",
+    "power": "64 power iterations, from a random block of k vectors without oversampling",
+    "exact": "singular value decomposition in float64",
+    "cupy": "CuPy's thick-restart Lanczos, on CUDA",
+}
+
+INTRODUCTION = """\
+# Algorithms and options
+
+Written by `python -m experiments.reference` from the tables of the code: edit those, or the text in
+`experiments/reference.py`.
+
+## The step
+
+A matrix group steps each of its matrices W, with the gradient G:
+
+1. momentum: M ← μ M + (1 − μ) G, and N = (1 − μ) G + μ M with Nesterov's form, else N = M;
+2. direction: D(N) = argmax { ⟨N, D⟩ : ‖D‖ ≤ 1 }, the point of the unit ball that goes furthest
+   along N (the linear minimisation oracle). ⟨N, D(N)⟩ is the dual norm of N;
+3. adapt, if asked for: D is divided by the root of its second moment;
+4. size: the factor s of the rule `scale` for the shape of the matrix;
+5. apply: W ← (1 − lr · weight_decay) W − lr · s · D(N).
+
+D(0) = 0, and D does not depend on the size of N: only lr and the schedule set the length of a step.
+In the tables M stands for the matrix whose direction is taken. M = U Σ Vᵀ is its singular value
+decomposition, σ₁ ≥ σ₂ ≥ … its singular values, and k the rank.
+
+## Balls
+
+A ball is a norm that steps are bounded in. `Fanion` takes the names of the next section; `blend`
+takes the names of this one. The exact norms, with value, dual and oracle in float64, are in
+`lit_fanions.norms`; fast oracles for batches are behind `lit_fanions.lmo.direction`.
+"""
+
+BLENDS = """\
+## Blends
+
+With `alpha` below 1 the step is a mixture, α · D + (1 − α) · D′, where D′ is the direction of the
+ball `blend`. It is the oracle of the Minkowski sum of the two balls, each scaled by its weight: the
+dual norm is α ‖·‖† + (1 − α) ‖·‖′† (Lemma 9 of the article). Any ball of the table can be the
+partner. `sign_scale` multiplies the entries of the sign direction. Outside [0, 1] the mixture is
+allowed, with a warning, and is the oracle of no norm.
+
+The authors' own code calls the weight of the *partner* `sgd_coeff` = 1 − α.
+
+## Algorithms
+
+A name only sets options; options given explicitly win. `algorithm: muon` with `alpha: 0.5` is
+`f_muon`. A rank is a whole number, a fraction of min(rows, cols), or `full`.
+"""
+
+ERROR_FEEDBACK = """\
+`error_feedback` keeps what a step of low rank leaves behind: M ← M + G, and only the captured part
+decays, M ← M − (1 − μ) U_k Σ_k V_kᵀ. It needs a rank below full, and is on for dion.
+
+## Adapting
+
+`adapt` divides the direction by the root of a running second moment of it (`beta2`, `eps`) and
+scales it to its former length, so that the step-size rules mean the same.
+"""
+
+SIZES = """\
+## Step-size rules
+
+`scale` multiplies lr for a matrix of out × in. The names are those of `torch.optim.Muon`.
+"""
+
+SOLVERS = """\
+## Solvers
+
+`polar` chooses how U Vᵀ is computed for full rank, `polar_steps` the number of its steps. `jordan`
+and `polar_express` differ in quality: see [results](results.md#the-matrix-side).
+"""
+
+RANK_K = """\
+`solver` chooses how the k leading singular triplets are found. The basis of one step starts the
+next, and is part of the state and of checkpoints.
+"""
+
+OPTIONS = """\
+## Options of a group
+
+Every parameter group has its own, by the same names in `Fanion`, in `param_groups` and in YAML. A
+misspelt option is refused, with the likely name. Groups: *matrix* are those of a ball, *adamw* and
+*sgd* those of torch's own steps. Shapes and overrides are explained in
+[configuration](configuration.md).
+"""
+
+
+def render() -> str:
+    """Return the page.
+
+    Raises:
+        ValueError: If a ball or an option has no text.
+    """
+    balls = [
+        (f"`{name}`", _text(name, ball.summary), _text(name, ball.direction), str(ball.norm(4)))
+        for name, ball in BALLS.items()
+    ]
+    scales = [(f"`{name}`", *SCALE_TEXTS.get(name, ("", ""))) for name in SCALES]
+    adapting = [(f"`{name}`", ADAPT_TEXTS.get(name, "")) for name in ADAPTS]
+    polar = [(f"`{name}`", POLAR_TEXTS.get(name, "")) for name in METHODS]
+    solvers = [(f"`{name}`", SOLVER_TEXTS.get(name, "")) for name in SOLVER_NAMES]
+    parts = [
+        INTRODUCTION,
+        _table(("ball", "norm", "D(M)", "exact (k = 4)"), balls),
+        BLENDS,
+        _table(
+            ("`algorithm`", "ball", "D(M)", "it sets"),
+            [(f"`{name}`", *_describe(entry)) for name, entry in ALGORITHMS.items()],
+        ),
+        ERROR_FEEDBACK,
+        _table(("`adapt`", "second moment"), adapting),
+        SIZES,
+        _table(("`scale`", "factor", "what for"), scales),
+        SOLVERS,
+        _table(("`polar`", "method"), polar),
+        RANK_K,
+        _table(("`solver`", "method"), solvers),
+        OPTIONS,
+        _table(("option", "groups", "values", "what it does"), list(_options())),
+    ]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(render())
+    print(PAGE)
+    return 0
+
+
+def _describe(entry: AlgorithmEntry) -> tuple[str, str, str]:
+    """Return ball, direction and options of an algorithm as text."""
+    if entry.kind != "matrix":
+        return "", "torch's own step, entry by entry", ""
+    rank, alpha = entry.options["rank"], entry.options["alpha"]
+    ball = _at_rank(entry.ball, rank)
+    summary, direction = ball.summary, ball.direction
+    if alpha != 1:
+        partner = BALLS[entry.options["blend"]]
+        summary += f" ⊕ {partner.summary}"
+        direction = f"{alpha:g} ({direction}) + {1 - alpha:g} ({partner.direction})"
+    plain = {"rank": "full", "alpha": 1.0, "blend": "frobenius"}
+    options = {key: value for key, value in entry.options.items() if plain.get(key) != value}
+    return summary, direction, ", ".join(f"{key} {_value(v)}" for key, v in options.items())
+
+
+def _at_rank(name: str, rank: Any) -> Ball:
+    """Return the ball by which the dual of the Ky Fan norm goes at rank 1 and at full rank."""
+    known = {"full": "spectral", 1: "nuclear"} if name == "fanion" else {}
+    return BALLS[known.get(rank, name)]
+
+
+def _options() -> Iterable[tuple[str, ...]]:
+    """Yield a row for each option."""
+    hints = typing.get_type_hints(GroupOptions)
+    for option in FIELDS:
+        kinds = ", ".join(option.metadata["defaults"]) or "all"
+        help_text = _text(option.name, option.metadata["help"])
+        # The names of algorithms and balls stand in tables of their own above.
+        own_table = {"algorithm": "a name from above", "blend": "a ball"}
+        values = own_table.get(option.name) or _type_text(hints[option.name])
+        yield f"`{option.name}`", kinds, values, help_text.replace("|", "\\|")
+
+
+def _type_text(hint: Any) -> str:
+    """Return a type as the values that a user writes."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [one for one in typing.get_args(hint) if one is not type(None)]
+        return ", ".join(map(_type_text, members))
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return "list of int"
+    return str(hint.__name__)
+
+
+def _value(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
+
+
+def _text(name: str, text: str) -> str:
+    if not text:
+        raise ValueError(f"{name!r} has no text for the reference page")
+    return text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
