@@ -82,7 +82,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return x, x[:, :2].sin()
 
 
-def optimizer_of(net: nn.Module, algorithm: str = "muon", **options: Any) -> Fanion:
+def make_optimizer(net: nn.Module, algorithm: str = "muon", **options: Any) -> Fanion:
     config = {
         "matrix": {"algorithm": algorithm, "lr": 0.02, "weight_decay": 0.1, **options},
         "overrides": {"head": {"algorithm": "sgd", "lr": 0.01}},
@@ -139,11 +139,13 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 def alone(algorithm: str, **options: Any) -> dict[str, Tensor]:
+    """Return weights and states after training in one process."""
     net = Net()
-    optimizer = optimizer_of(net, algorithm, **options)
+    optimizer = make_optimizer(net, algorithm, **options)
     train(net, optimizer)
     return {**weights(net), **states(net, optimizer)}
 
 
 def solvers(algorithm: str) -> dict[str, str]:
+    """Return exact solvers for matrices; AdamW and SGD take none."""
     return {} if algorithm in ("adamw", "sgd") else EXACT

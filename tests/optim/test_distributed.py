@@ -19,8 +19,8 @@ from tests.optim.ranks import (
     assert_equal,
     batch,
     full_copy,
+    make_optimizer,
     on_ranks,
-    optimizer_of,
     shard,
     solvers,
     states,
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(90)
 
 def _ddp(rank: int, algorithm: str, options: dict[str, Any]) -> dict[str, Tensor]:
     net = nn.parallel.DistributedDataParallel(Net())
-    optimizer = optimizer_of(net.module, algorithm, **options)
+    optimizer = make_optimizer(net.module, algorithm, **options)
     train(net, optimizer, rank=rank)
     return {**weights(net.module), **states(net.module, optimizer)}
 
@@ -51,7 +51,7 @@ def _fsdp(rank: int, algorithm: str, options: dict[str, Any]) -> dict[str, Tenso
     net = shard(Net())
     assert all(isinstance(p, DTensor) and p.placements == (Shard(0),) for p in net.parameters())
     assert rank == 0 or not net.gate.weight.to_local().numel()
-    optimizer = optimizer_of(net, algorithm, **options)
+    optimizer = make_optimizer(net, algorithm, **options)
     train(net, optimizer, rank=rank)
     return {**weights(net), **states(net, optimizer)}
 
@@ -143,7 +143,7 @@ def test_partial_gradients_of_a_replicated_parameter_are_summed(tmp_path, algori
 
 def _broken(rank: int, algorithm: str, nonfinite: str) -> dict[str, Any]:
     net = shard(Net())
-    optimizer = optimizer_of(net, algorithm, nonfinite=nonfinite)
+    optimizer = make_optimizer(net, algorithm, nonfinite=nonfinite)
     train(net, optimizer, rank=rank)
     before = {**weights(net), **states(net, optimizer)}
     for p in net.parameters():

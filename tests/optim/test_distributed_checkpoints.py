@@ -14,8 +14,8 @@ from tests.optim.ranks import (
     Net,
     assert_close,
     full_copy,
+    make_optimizer,
     on_ranks,
-    optimizer_of,
     shard,
     states,
     train,
@@ -43,7 +43,7 @@ def resumed(net: nn.Module, make: Callable[[], nn.Module], options: dict[str, An
             form: dict[str, bool], rank: int | None = None) -> dict[str, Any]:  # fmt: skip
     """Train, save, restore into a fresh model and train on, beside the uninterrupted run."""
     how = dcp.StateDictOptions(**form)
-    optimizer = optimizer_of(net, **options)
+    optimizer = make_optimizer(net, **options)
     fresh = weights(net)
     empty = dcp.get_optimizer_state_dict(net, optimizer, options=how)
     unchanged = all(torch.equal(fresh[name], value) for name, value in weights(net).items())
@@ -53,7 +53,7 @@ def resumed(net: nn.Module, make: Callable[[], nn.Module], options: dict[str, An
     train(net, optimizer, start=STEPS, rank=rank)
 
     other = make()
-    other_optimizer = optimizer_of(other, **options)
+    other_optimizer = make_optimizer(other, **options)
     dcp.set_state_dict(
         other, other_optimizer, model_state_dict=saved[0], optim_state_dict=saved[1], options=how
     )

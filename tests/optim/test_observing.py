@@ -36,11 +36,11 @@ def parameters() -> list[nn.Parameter]:
     ]  # fmt: skip
 
 
-def optimizer_of(ps: list[nn.Parameter], options: dict[str, Any]) -> Fanion:
-    return Fanion([p for p in ps if _splits(p, options)], lr=LR, **options)
+def make_optimizer(ps: list[nn.Parameter], options: dict[str, Any]) -> Fanion:
+    return Fanion([p for p in ps if is_divisible(p, options)], lr=LR, **options)
 
 
-def _splits(p: Tensor, options: dict[str, Any]) -> bool:
+def is_divisible(p: Tensor, options: dict[str, Any]) -> bool:
     return "splits" not in options or p.shape[0] == 6
 
 
@@ -53,15 +53,15 @@ def give_gradients(optimizer: Fanion, step: int) -> None:
 
 
 def run(options: dict[str, Any], observed: bool, steps: int = 3) -> tuple[Fanion, list[dict]]:
-    optimizer, seen = optimizer_of(parameters(), options), []
+    optimizer, seen = make_optimizer(parameters(), options), []
     for step in range(steps):
         give_gradients(optimizer, step)
-        optimizer.observers = (lambda o: seen.append(kept(o)),) if observed else ()
+        optimizer.observers = (lambda o: seen.append(copied(o)),) if observed else ()
         optimizer.step()
     return optimizer, seen
 
 
-def kept(seen: Observation) -> dict[str, Any]:
+def copied(seen: Observation) -> dict[str, Any]:
     return {
         name: value.detach().clone() if isinstance(value, Tensor) and name != "parameter" else value
         for name, value in seen._asdict().items()
@@ -95,12 +95,12 @@ def test_observers_change_no_bit(options):
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_observations_equal_the_step(options):
-    optimizer = optimizer_of(parameters(), options)
+    optimizer = make_optimizer(parameters(), options)
     group = optimizer.param_groups[0]
     for step in range(3):
         give_gradients(optimizer, step)
         seen: list[dict] = []
-        optimizer.observers = (lambda o, seen=seen: seen.append(kept(o)),)
+        optimizer.observers = (lambda o, seen=seen: seen.append(copied(o)),)
         before = [p.detach().clone() for p in group["params"]]
         optimizer._initialise_state()
         momenta = [optimizer.state[p]["momentum"].clone() for p in group["params"]]
@@ -131,7 +131,7 @@ def test_observations_equal_the_step(options):
                 continue
             for a, b in zip(shown["gradient"], matrices(p.grad), strict=True):
                 assert torch.equal(a, b)
-            for a, b in zip(shown["momentum"], matrices(looked_at(p, momentum, group)),
+            for a, b in zip(shown["momentum"], matrices(expected_momentum(p, momentum, group)),
                             strict=True):  # fmt: skip
                 assert torch.equal(a, b)
             if p.dtype == torch.float32 and not group["renormalize"]:
@@ -141,7 +141,7 @@ def test_observations_equal_the_step(options):
                     torch.testing.assert_close(a * decayed - LR * d.float(), b)
 
 
-def looked_at(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
+def expected_momentum(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
     g, mu = p.grad.to(momentum.dtype), group["momentum"]
     if group["error_feedback"]:
         return momentum + g
@@ -181,7 +181,7 @@ def test_groups_of_adamw_and_sgd_are_not_observed():
 
 
 def test_copies_have_no_observers():
-    optimizer = optimizer_of(parameters(), {"algorithm": "muon"})
+    optimizer = make_optimizer(parameters(), {"algorithm": "muon"})
     optimizer.observers = (lambda o: None,)
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert other.observers == ()

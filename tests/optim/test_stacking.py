@@ -146,12 +146,12 @@ import resource, torch
 from lit_fanions import Fanion
 from lit_fanions.memory import reuse_freed_memory
 {}
-weights = [torch.nn.Parameter(torch.randn(768, 1536)) for _ in range(4)]
+weights = [torch.nn.Parameter(torch.randn(384, 768)) for _ in range(4)]
 optimizer = Fanion([dict(params=weights, algorithm="f_muon", lr=0.1, polar_steps=1)])
 faults = 0
 for step in range(7):
     for w in weights:
-        w.grad = torch.randn(768, 1536)
+        w.grad = torch.randn(384, 768)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     optimizer.step()
     faults += (step > 3) * (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
