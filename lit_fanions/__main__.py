@@ -1,22 +1,59 @@
-"""`python -m lit_fanions`: the command line of `lit_fanions.cli`."""
+"""`python -m lit_fanions`: the door of the command line; see `lit_fanions.cli.app`."""
 
+import os
 import sys
+from collections.abc import Sequence
 
 
-def start() -> int:
-    """Run the command line; Lightning is imported only for the commands that need it."""
+def start(args: Sequence[str] | None = None) -> int:
+    """Run the command line; Lightning is loaded only for the commands that need it.
+
+    Args:
+        args: The arguments; by default those of the process.
+
+    Returns:
+        The exit status, see ``lit_fanions.cli.app.main``.
+    """
+    given = list(sys.argv[1:] if args is None else args)
     try:
-        from lit_fanions.cli.light import run_light_command
-
-        status = run_light_command(sys.argv[1:])
-        if status is None:
-            from lit_fanions.cli.app import main
-
-            status = main()
-        return status
-    except KeyboardInterrupt:  # while it is imported
+        return _run(given[0] if given else "", given)
+    except KeyboardInterrupt:  # while Lightning is imported
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _run(command: str, given: list[str]) -> int:
+    from lit_fanions.checks import did_you_mean
+    from lit_fanions.cli.errors import config_files
+    from lit_fanions.cli.messages import PROGRAM, SUBCOMMANDS, format_versions
+
+    if command == "--version":
+        print(format_versions())
+        return 0
+    if command == "list":
+        from lit_fanions.cli import catalogue
+
+        return catalogue.main(given[1:])
+    if command == "report":
+        from lit_fanions.cli import report
+
+        return report.main(given[1:], f"{PROGRAM} report")
+    if command == "sweep":
+        from lit_fanions.sweep.__main__ import main as sweep
+
+        return sweep(given[1:])
+    commands = [*SUBCOMMANDS, "list", "report", "sweep"]
+    if command and not command.startswith("-") and command not in commands:
+        hint = did_you_mean(command, commands)
+        print(f"error: {command!r} is none of {', '.join(commands)}{hint}", file=sys.stderr)
+        return 2
+    # The import of Lightning takes seconds; child processes of a strategy would repeat the line.
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if is_first and (files := config_files(given)) and "--help" not in given:
+        print(f"{command}: reading {', '.join(files)}", file=sys.stderr, flush=True)
+    from lit_fanions.cli.app import main
+
+    return main(given)
 
 
 if __name__ == "__main__":

@@ -239,13 +239,13 @@ class Blend(Norm):
             ``value`` then raises.
         blend: The other norm: any but a blend, or ``frobenius`` (F-Muon, ...) or ``sign``
             (S-Muon, ...: the largest entry).
-        sign_scale: Radius s of the ball of ``sign``: alpha * D + (1 - alpha) * s * sign(m).
+        sign_scale: Radius s of the other norm's ball: alpha * D + (1 - alpha) * s * sign(m).
 
     Attributes:
         norm: The norm that gets the weight alpha.
         alpha: The weight.
         other: The other norm.
-        weight: Radius of the other norm's ball, (1 - alpha), times ``sign_scale`` for ``sign``.
+        weight: Weight of the other norm's unit ball, (1 - alpha) * sign_scale.
 
     Raises:
         ValueError: If the norm, the blend or the scale is none of these.
@@ -265,10 +265,10 @@ class Blend(Norm):
                 raise ValueError(f"a blend takes two norms that are no blends, got {part!r}")
         self.norm, self.alpha, self.blend = norm, float(alpha), blend
         self.sign_scale = real_number("sign_scale", sign_scale, above=0.0)
-        self.weight = (1 - self.alpha) * (self.sign_scale if blend == "sign" else 1.0)
+        self.weight = (1 - self.alpha) * self.sign_scale
 
     def __repr__(self) -> str:
-        scale = f", sign_scale={self.sign_scale}" if self.blend == "sign" else ""
+        scale = f", sign_scale={self.sign_scale}" if self.sign_scale != 1 else ""
         return f"Blend({self.norm!r}, {self.alpha}, {self.blend!r}{scale})"
 
     def dual(self, x: Tensor) -> Tensor:  # noqa: D102

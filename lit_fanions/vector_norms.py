@@ -55,7 +55,9 @@ class Euclidean(VectorNorm):
     """The root of the sum of squares."""
 
     def value(self, s: Tensor) -> Tensor:  # noqa: D102
-        return torch.linalg.vector_norm(s, dim=-1)
+        # Scaled first: the square of 1e-200 underflows to 0.
+        peak = s.detach().amax(-1, keepdim=True)
+        return torch.linalg.vector_norm(divide(s, peak), dim=-1) * peak.squeeze(-1)
 
     @property
     def dual_norm(self) -> VectorNorm:  # noqa: D102

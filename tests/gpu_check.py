@@ -74,9 +74,9 @@ def main(args: Sequence[str]) -> int:
     parallel = importlib.util.find_spec("xdist") and not any(a.startswith("-n") for a in args)
     workers = ["-n", str(WORKERS)] if parallel else []
     status, table = run_tests(FILE, [*OPTIONS, "--rootdir", str(ROOT), *workers, *args])
-    from lit_fanions.cli import console
+    from experiments.bench import report
 
-    print(f"\n{table}\n\n{console.machine_line(torch.device('cuda'))}")
+    print(f"\n{table}\n\n{report.machine_line(torch.device('cuda'))}")
     return status
 
 

@@ -17,7 +17,7 @@ from experiments import reference
 from lit_fanions import FanionConfig, ScheduleConfig, lmo
 from lit_fanions.cli import catalogue
 from lit_fanions.cli.app import Reader
-from lit_fanions.cli.fit_options import FIT_OPTIONS
+from lit_fanions.cli.console import FIT_OPTIONS
 from lit_fanions.optim.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]

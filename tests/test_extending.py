@@ -1,5 +1,6 @@
 """The worked example of docs/extending.md runs as it is written."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fanions import lmo, norms
-from lit_fanions.lmo import spectrum as spectra
+from lit_fanions import Fanion, lmo, norms
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.options import default_options
 from tests.matrices import gaussian
+from tests.optim import test_contract
 
 DOCS = Path(__file__).parents[1] / "docs/extending.md"
 
@@ -31,16 +32,26 @@ def example() -> Iterator[dict]:
 
 
 def test_a_norm_takes_three_edits(example):
-    group = {**default_options("row_sum"), "algorithm": "row_sum"}
-    m = gaussian(2, 8, 6).double()
-    oracle = algorithms.oracle(group, 8, 6)
-    d = oracle.solve(m).direction
-    norm = oracle.norm()
-    torch.testing.assert_close(d, norm.lmo(m))
-    torch.testing.assert_close((m * d).sum((-2, -1)), norm.dual(m))
-    torch.testing.assert_close(oracle.dual(spectra.measure(m, exact=True), m), norm.dual(m))
-    assert (norm.value(d) <= 1).all()
-    assert float(d[0].norm()) == pytest.approx(oracle.length(8, 6))
+    weight = torch.nn.Parameter(gaussian(8, 6))
+    before = weight.detach().clone()
+    optimizer = Fanion([weight], lr=0.1, algorithm="row_sum", momentum=0.0, nesterov=False)
+    weight.grad = gaussian(8, 6, seed=1)
+    optimizer.step()
+    step = 0.1 * math.sqrt(8 / 6) * example["MaxRowSum"]().lmo(weight.grad)
+    torch.testing.assert_close((before - weight.detach()).double(), step, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["row_sum", "f_row_sum"])
+def test_the_contract_runs_over_the_example(example, name):
+    for shape in test_contract.SHAPES:
+        test_contract.test_oracle_attains_its_dual_norm(name, shape)
+        test_contract.test_direction_lies_in_the_ball_of_the_exact_norm(name, shape)
+    test_contract.test_direction_has_the_length_that_the_table_says(name)
+    test_contract.test_zero_matrices_have_no_direction_and_broken_ones_nan(name)
+    test_contract.test_direction_does_not_depend_on_the_scale(name, 1e-20)
+    test_contract.test_resume_is_bit_equal(name)
+    test_contract.test_a_skipped_step_leaves_no_trace(name)
+    test_contract.test_observed_direction_is_measured_with_its_own_dual(name)
 
 
 def test_a_blend_partner_takes_no_edit(example):
@@ -53,8 +64,3 @@ def test_a_blend_partner_takes_no_edit(example):
     exact = norms.Blend(example["MaxRowSum"](), 0.5)
     torch.testing.assert_close(blended.double(), exact.lmo(m), rtol=0, atol=1e-5)
     assert example["optimizer"].state[example["weight"]]["momentum"].any()
-
-
-def test_tables_are_as_they_were():
-    assert "row_sum" not in lmo.BALLS
-    assert "row_sum" not in algorithms.ALGORITHMS

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from experiments.bench import monitor, overhead, polar, step, topk
+from experiments.bench import monitor, overhead, polar, report, step, topk
 from lit_fanions.cli import console
 from lit_fanions.memory import reuse_freed_memory
 
@@ -27,9 +27,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        command = console.add_command(commands, name, module)
+        command = report.add_command(commands, name, module)
         command.add_argument(
-            "--json", type=console.output_file, metavar="FILE", help="save the numbers as JSON"
+            "--json", type=report.output_file, metavar="FILE", help="save the numbers as JSON"
         )
     options, recipe = parser.parse_known_args(args)
     reuse_freed_memory()  # as the command line does in trainings

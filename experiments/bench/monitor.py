@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from experiments.bench import race
+from experiments.bench import race, report
 from lit_fanions.callbacks import SpectralMonitor
 from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import console
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="time the monitor's exact mode")
 
 
-def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
+def run(options: argparse.Namespace, recipe: Sequence[str]) -> report.Report:
     """Time the monitor.
 
     Args:
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
     plain, looking = (statistics.median(turns) for turns in (timing.plain, timing.looking))
     look = looking - plain
     overhead = look / (options.every * plain)
-    return console.Report(
+    return report.Report(
         title=f"SpectralMonitor in {' '.join(recipe)}",
         columns=["", "median seconds", "min", "max"],
         rows=[
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
             "figures: after each validation"
             if timing.figures is not None
             else "figures: none without TensorBoard's logger and matplotlib",
-            console.machine_line(timing.device),
+            report.machine_line(timing.device),
             f"a look every {options.every} steps: {overhead:.2%} of the training time, without "
             f"figures; goal: at most {GOAL:.0%}: {'met' if overhead <= GOAL else 'missed'}",
         ],
@@ -128,7 +128,7 @@ class Timing(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self.device = trainer.strategy.root_device
-        self._clock = console.now(self.device)
+        self._clock = report.now(self.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
@@ -136,7 +136,7 @@ class Timing(Callback):
         """Note the time if an optimizer step has ended."""
         if trainer.global_step == self._steps:
             return
-        self._steps, now = trainer.global_step, console.now(self.device)
+        self._steps, now = trainer.global_step, report.now(self.device)
         seconds, self._clock = now - self._clock, now
         if self._steps > _EVERY:
             # The monitor counts steps from 0, so the step that has just ended is global_step - 1.
@@ -146,10 +146,8 @@ class Timing(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Time the figures."""
         self.monitor.draw(trainer)  # untimed: the first call imports matplotlib
-        start = console.now(self.device)
+        start = report.now(self.device)
         if self.monitor.draw(trainer):
-            self.figures = console.now(self.device) - start
-        tags = [parse_tag(tag) for tag in trainer.callback_metrics]
-        self.matrices = sum(
-            tag is not None and tag.quantity == "update_rms" and not tag.is_group for tag in tags
-        )
+            self.figures = report.now(self.device) - start
+        tags = filter(None, map(parse_tag, trainer.callback_metrics))
+        self.matrices = sum(tag.quantity == "update_rms" and not tag.is_group for tag in tags)

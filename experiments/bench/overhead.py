@@ -26,7 +26,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 
-from experiments.bench import race
+from experiments.bench import race, report
 from lit_fanions.cli import console
 
 GOAL = 1.03
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=race.whole, default=1, help="runs, each from the start")
 
 
-def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
+def run(options: argparse.Namespace, recipe: Sequence[str]) -> report.Report:
     """Time the recipe.
 
     Args:
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
     ratio = typical_epoch(fit) / typical_epoch(bare)
     difference = max(each.difference for each in timings)
     last = timings[-1]
-    return console.Report(
+    return report.Report(
         title=f"Lightning's loop against bare steps: {' '.join(recipe)}",
         columns=["seconds per epoch", "typical", "min", "max"],
         rows=[
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> console.Report:
             f"{len(ratios)} paired epochs of {last.steps} steps; precision {last.precision}; "
             "typical: the sum of every step's median over the epochs",
             f"weights after the same steps: {_describe_difference(difference)}",
-            console.machine_line(last.device),
+            report.machine_line(last.device),
             f"goal: ratio at most {GOAL}: {'met' if ratio <= GOAL else 'missed'}",
         ],
         data={
@@ -226,7 +226,7 @@ class PairedTraining(Callback):
         self.steps = int(trainer.num_training_batches)
         self.precision = trainer.precision
         self.loop = BareLoop(trainer, pl_module, self.batches)
-        self._clock = console.now(self.device)
+        self._clock = report.now(self.device)
 
     def on_train_batch_end(
         self,
@@ -242,11 +242,11 @@ class PairedTraining(Callback):
         if self.device.type != "cpu" and not last:
             return
         self._pause()
-        start = console.now(self.device)
+        start = report.now(self.device)
         with self.loop.own_randomness():
             for each in self._turn:
                 self.loop.step(each, last=each + 1 == self.steps)
-        end = console.now(self.device)
+        end = report.now(self.device)
         if self._turn[0] == 0:
             self.fit.append([])
             self.bare.append([])
@@ -254,7 +254,7 @@ class PairedTraining(Callback):
         self.bare[-1].append(end - start)
         self._seconds = 0.0
         self._turn.clear()
-        self._clock = console.now(self.device)
+        self._clock = report.now(self.device)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the fit's clock."""
@@ -262,7 +262,7 @@ class PairedTraining(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the fit's clock again."""
-        self._clock = console.now(self.device)
+        self._clock = report.now(self.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the weights and drop the warm-up."""
@@ -271,7 +271,7 @@ class PairedTraining(Callback):
         del self.fit[0], self.bare[0]
 
     def _pause(self) -> None:
-        self._seconds += console.now(self.device) - self._clock
+        self._seconds += report.now(self.device) - self._clock
 
 
 def _describe_difference(difference: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench import race
+from experiments.bench import race, report
 from lit_fanions import lmo
 from lit_fanions.cli import console
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     race.add_arguments(parser)
 
 
-def run(options: argparse.Namespace) -> console.Report:
+def run(options: argparse.Namespace) -> report.Report:
     """Time and judge every method.
 
     Args:
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> console.Report:
         for batch in BATCHES:
             entries += (found := _race(shape, batch, qualities, options))
             bars = {entry["method"]: 1e3 * entry["median_seconds"] for entry in found}
-            panels.append(console.Panel(f"{batch} of {shape_text(shape)}", "ms", bars))
-    return console.Report(
+            panels.append(report.Panel(f"{batch} of {shape_text(shape)}", "ms", bars))
+    return report.Report(
         title="polar factors: time, and quality of the direction",
         columns=["shape", "batch", "method", "ms", "x torch", "quality", "largest s"],
         rows=[

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from experiments.bench import report
 from lit_fanions.cli import console
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument(
-        "--plot", type=console.plot_file, metavar="FILE", help="draw the medians (png, pdf, svg)"
+        "--plot", type=report.plot_file, metavar="FILE", help="draw the medians (png, pdf, svg)"
     )
 
 
@@ -111,7 +112,7 @@ def notes(options: argparse.Namespace, products: Mapping[str, str], *packages: s
     return [
         f"{facts['dtype']} matrices, multiplied {multiplied}",
         f"in turns, median of {facts['repeats']}",
-        ", ".join([console.machine_line(options.device), *versions]),
+        ", ".join([report.machine_line(options.device), *versions]),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.bench import polar, race
+from experiments.bench import polar, race, report
 from lit_fanions import lmo
 from lit_fanions.cli import console
 from lit_fanions.cli.errors import one_line
@@ -160,10 +160,10 @@ def table(entries: Sequence[Mapping[str, Any]]) -> console.Table:
     )
 
 
-def panels(entries: Sequence[Mapping[str, Any]]) -> list[console.Panel]:
+def panels(entries: Sequence[Mapping[str, Any]]) -> list[report.Panel]:
     """Return the entries of ``race_all`` as charts, one for each matrix."""
     return [
-        console.Panel(
+        report.Panel(
             name,
             "ms a step",
             {e["direction"]: 1e3 * e["median_seconds"] for e in entries if e["matrix"] == name},

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.bench import polar, race
+from experiments.bench import polar, race, report
 from lit_fanions import Fanion, lmo
 from lit_fanions.cli import console
 from lit_fanions.optim.stacking import stack_entries
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     race.add_arguments(parser)
 
 
-def run(options: argparse.Namespace) -> console.Report:
+def run(options: argparse.Namespace) -> report.Report:
     """Time, judge and measure the steps.
 
     Args:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> console.Report:
     ]
     facts = {"layers": layers, "width": width, "stack_bytes": stack}
     results = {"results": entries, "quality": judged}
-    return console.Report(
+    return report.Report(
         title=table.title,
         columns=table.columns,
         rows=table.rows,
@@ -217,8 +217,8 @@ def _row(entry: Mapping[str, Any]) -> list[object]:
 
 def _panel(
     title: str, unit: str, entries: Sequence[Mapping[str, Any]], key: str, factor: float
-) -> console.Panel:
-    return console.Panel(title, unit, {e["optimizer"]: factor * e[key] for e in entries})
+) -> report.Panel:
+    return report.Panel(title, unit, {e["optimizer"]: factor * e[key] for e in entries})
 
 
 def _shape(p: Tensor) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench import gpu_peers, polar, race, recorded
+from experiments.bench import gpu_peers, polar, race, recorded, report
 from experiments.bench.rank_k import (
     ARPACK,
     CUPY,
@@ -140,7 +140,7 @@ def add_search(parser: argparse.ArgumentParser, budget: float = 60.0, seeds: int
     )
 
 
-def run(options: argparse.Namespace) -> console.Report:
+def run(options: argparse.Namespace) -> report.Report:
     """Race the solvers.
 
     Args:
@@ -187,7 +187,7 @@ def run(options: argparse.Namespace) -> console.Report:
         *("", 'what "auto" chooses:', console.table(["condition", "choice"], rules)),
     ]
     found = {"results": results, "momentum": momentum, "cupy": peers, "rules": rules}
-    return console.Report(
+    return report.Report(
         title=first.title,
         columns=first.columns,
         rows=first.rows,
@@ -272,13 +272,13 @@ def _cell(value: float | None) -> object:
     return "" if value is None else value
 
 
-def _panel(case: Case, k: int, entries: Sequence[Mapping[str, Any]]) -> console.Panel:
+def _panel(case: Case, k: int, entries: Sequence[Mapping[str, Any]]) -> report.Panel:
     bars = {}
     for entry in entries:
         if entry["k"] == k:
             label = entry["solver"] + ("" if entry["reached"] else " (not reached)")
             bars[label] = 1e3 * entry["median_seconds"]
-    return console.Panel(f"{case.name}, k = {k}", "ms", bars)
+    return report.Panel(f"{case.name}, k = {k}", "ms", bars)
 
 
 def _products(device: torch.device, chosen: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import experiments.gpu
-from experiments.bench import race
+from experiments.bench import race, report
 from experiments.gpu.items import full_items, quick_items, summary
 from experiments.gpu.schedule import NO_TIME, OK, ROOT, run_items
 from lit_fanions.cli import console
@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
     facts = {"commit": commit(), "quick": options.quick, "machine": console.machine()}
     found = [dict(zip(columns, row, strict=True)) for row in rows]
     (out / "results.json").write_text(json.dumps({**facts, "items": found}, indent=2) + "\n")
-    print(f"\n{console.table(columns, rows)}\n\n{console.machine_line(device)}")
+    print(f"\n{console.table(columns, rows)}\n\n{report.machine_line(device)}")
     return int(any(row[1] not in (OK, NO_TIME) for row in rows))
 
 

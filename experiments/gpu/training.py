@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lit_fanions.cli import console
+from experiments.bench import report
 
 # Arguments of fit that switch off all that is no training.
 QUIET = (
@@ -19,7 +19,7 @@ class StepClock(Callback):
     """Notes when the training starts and when each optimizer step has ended.
 
     Attributes:
-        times: Seconds on the clock of ``console.now``: the start, then the end of each step.
+        times: Seconds on the clock of ``report.now``: the start, then the end of each step.
     """
 
     def __init__(self, *, every_step: bool) -> None:
@@ -29,7 +29,7 @@ class StepClock(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the start."""
-        self.times = [console.now(trainer.strategy.root_device)]
+        self.times = [report.now(trainer.strategy.root_device)]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
@@ -37,9 +37,9 @@ class StepClock(Callback):
         """Note the end of a step, if all steps are wanted: that waits for the device."""
         if self._every_step and trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            self.times.append(console.now(trainer.strategy.root_device))
+            self.times.append(report.now(trainer.strategy.root_device))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the end of the training."""
         if not self._every_step:
-            self.times.append(console.now(trainer.strategy.root_device))
+            self.times.append(report.now(trainer.strategy.root_device))

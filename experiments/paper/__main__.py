@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.bench import report
 from experiments.paper import (
     airbench,
     balls,
@@ -20,7 +21,7 @@ from experiments.paper import (
     ranks,
     topk,
 )
-from lit_fanions.cli import console, fit_options, runner
+from lit_fanions.cli import console, runner
 
 COMMANDS = {
     "norms": norms,
@@ -73,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
         options.out = (QUICK if options.quick else RESULTS) / options.name
     subparser = subparsers.choices[options.command]
     try:
-        fit_options.refuse_mistyped(recipe, subparser)
+        console.refuse_mistyped(recipe, subparser)
         if recipe and options.command not in TRAINING:
             raise console.Refused(f"unrecognized arguments: {' '.join(recipe)}")
         return _run(options, recipe)
@@ -97,8 +98,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
-        _add_common(console.add_command(subparsers, name, module), name)
-    console.add_command(subparsers, "claims", claims)
+        _add_common(report.add_command(subparsers, name, module), name)
+    report.add_command(subparsers, "claims", claims)
     text = "Run all commands, one after the other, then claims."
     everything = subparsers.add_parser("all", help=text, description=text, allow_abbrev=False)
     everything.add_argument(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from experiments.paper.execution import run_commits
 from experiments.paper.statements import BY_ID
 from lit_fanions.cli import results
 
@@ -80,9 +82,12 @@ class Outcome(results.Outcome):
     arguments: Sequence[str] = ()
     program: str = PROGRAM
 
-    def findings(self) -> dict[str, Any]:
-        """Return the entries that this outcome adds to the JSON file."""
+    def findings(self, folder: Path) -> dict[str, Any]:
+        """Return the entries that this outcome adds to the JSON file in a folder."""
+        # Finished runs may be older than the results.
+        commits = run_commits(folder / "runs")
         return {
             "command": shlex.join(["python", "-m", self.program, *self.arguments]),
+            **({"commits of runs": commits} if commits else {}),
             "claims": [vars(claim) for claim in self.claims],
         }

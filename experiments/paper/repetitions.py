@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.paper import execution
 from lit_fanions.cli import runner
-from lit_fanions.cli.console import Refused, check_counts
+from lit_fanions.cli.console import Refused, check_counts, refuse_reserved
 from lit_fanions.cli.curves import Curve
-from lit_fanions.cli.fit_options import check, refuse
 
 
 def add_arguments(
@@ -54,7 +54,7 @@ def plan(
     Args:
         options: Options of the command; ``seeds`` is set here.
         recipe: Arguments of fit.
-        reserved: Options of fit that the command sets itself, see ``refuse``.
+        reserved: Options of fit that the command sets itself, see ``refuse_reserved``.
         quick: The recipe that --quick trains by default, then arguments of fit that leave a few
             steps of it.
 
@@ -64,7 +64,7 @@ def plan(
     Raises:
         Refused: If an option is not possible.
     """
-    refuse(recipe, reserved)
+    refuse_reserved(recipe, reserved)
     if options.seeds is None:
         options.seeds = 1 if options.quick else options.default_seeds
     check_counts(options, "seeds", "jobs")
@@ -82,6 +82,17 @@ def plan(
         files = ", ".join(map(str, paths))
         raise Refused(f"--config: {files} have a file name in common: rename one, or leave it out")
     return named, [*few_steps, *recipe]
+
+
+def check(args: Sequence[str]) -> None:
+    """Refuse arguments that fit would refuse.
+
+    Raises:
+        SystemExit: With fit's own message.
+    """
+    from lit_fanions.cli.app import Reader
+
+    Reader(["fit", *args])
 
 
 def has_claims(options: argparse.Namespace) -> bool:
@@ -116,7 +127,7 @@ def train_with_seeds(
         for seed in range(options.seeds)
         for name, args in variants.items()
     }
-    curves = runner.execute(runs.values(), options.out / "runs", [metric], options.jobs)
+    curves = execution.execute(runs.values(), options.out / "runs", [metric], options.jobs)
     if not curves:
         raise Refused(f"every run failed: see {options.out}/runs/*/output.txt")
     if len(curves) < len(runs):

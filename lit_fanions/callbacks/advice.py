@@ -32,35 +32,21 @@ _LOW_RANK, _AGREEMENT = 0.25, 0.8
 
 @dataclass
 class Evidence:
-    """Measurements of one matrix; the lists have a number for each recorded step.
-
-    Attributes:
-        group: Group of the configuration.
-        limit: Smaller side of the matrix.
-        parameter: Name of the parameter that holds the matrix.
-        splits: Splits of that parameter into matrices.
-        feedback: True if it was trained with error feedback.
-        nuclear_rank: Nuclear ranks of the gradient.
-        stable_rank: Stable ranks of the activations that enter the matrix.
-        energy_rank: Smallest ranks with 90 % of the momentum's energy.
-        norm_rank: Smallest ranks with 99 % of the momentum's nuclear norm.
-        agreement: Overlaps of the leading right singular subspaces of successive momenta, from 0
-            to 1.
-        low: 10 % quantiles of the momentum's singular values, relative to the largest.
-        polar: Polar methods and steps that suffice, None where none does.
-    """
+    """Measurements of one matrix; the lists have a number for each recorded step."""
 
     group: str
-    limit: int
+    limit: int  # smaller side of the matrix
     parameter: str = ""
-    splits: Any = None
-    feedback: bool = False
-    nuclear_rank: list[float] = field(default_factory=list)
-    stable_rank: list[float] = field(default_factory=list)
-    energy_rank: list[int] = field(default_factory=list)
-    norm_rank: list[int] = field(default_factory=list)
+    splits: Any = None  # of the parameter into matrices
+    feedback: bool = False  # trained with error feedback
+    nuclear_rank: list[float] = field(default_factory=list)  # of the gradient
+    stable_rank: list[float] = field(default_factory=list)  # of the activations that enter it
+    energy_rank: list[int] = field(default_factory=list)  # with 90 % of the momentum's energy
+    norm_rank: list[int] = field(default_factory=list)  # with 99 % of its nuclear norm
+    # Overlap of the leading right singular subspaces of successive momenta, from 0 to 1.
     agreement: list[float] = field(default_factory=list)
-    low: list[float] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)  # 10 % quantile of σ / σ₁ of the momentum
+    # Polar method and steps that suffice, None where none does.
     polar: list[tuple[str, int] | None] = field(default_factory=list)
 
     @property
@@ -77,7 +63,7 @@ class Evidence:
 
 
 def smallest_rank(s: Spectrum, part: float, *, power: int) -> int:
-    """Return the smallest rank with a given part of a sum of powers of the singular values.
+    """Return the smallest rank with a part of a sum of powers of the singular values.
 
     Args:
         s: Spectrum of one matrix, not zero.
@@ -122,24 +108,13 @@ def sufficient_polar(s: Spectrum) -> tuple[str, int] | None:
 
 
 def advise(evidence: Mapping[str, Evidence]) -> dict[str, Any]:
-    """Return a fragment of a FanionConfig.
-
-    Args:
-        evidence: Matrix -> its measurements.
-
-    Returns:
-        The section ``matrix``, and ``overrides`` for other groups of the configuration.
-    """
+    """Return a fragment of a FanionConfig: ``matrix``, and ``overrides`` for other groups."""
     groups: dict[str, list[Evidence]] = {}
     for one in evidence.values():
         groups.setdefault(one.group, []).append(one)
     sections = {name: _section(name, members) for name, members in groups.items()}
-    config: dict[str, Any] = {}
-    if "matrix" in sections:
-        config["matrix"] = sections.pop("matrix")
-    if sections:
-        config["overrides"] = sections
-    return config
+    config = {"matrix": sections.pop("matrix")} if "matrix" in sections else {}
+    return {**config, "overrides": sections} if sections else config
 
 
 def _section(name: str, members: Sequence[Evidence]) -> dict[str, Any]:
@@ -181,11 +156,7 @@ def _alpha(ratio: float) -> float:
 
 
 def format_table(evidence: Mapping[str, Evidence]) -> str:
-    """Return the measurements of each matrix as a line of a table.
-
-    Args:
-        evidence: Matrix -> its measurements.
-    """
+    """Return the measurements of each matrix as a line of a table."""
     table = Table(box=None, pad_edge=False, header_style="")
     for heading in (
         "matrix", "group", "nuclear rank of G", "stable rank of A", "favours",

@@ -134,13 +134,8 @@ class NormAdvisor(Watcher):
         for i, name in enumerate(step.names):
             if not float(momenta.frobenius[i]) > 0 or not float(gradients.frobenius[i]) > 0:
                 continue
-            new = Evidence(
-                step.group,
-                limit,
-                step.parameter,
-                options.get("splits"),
-                bool(options.get("error_feedback")),
-            )
+            has_feedback = bool(options.get("error_feedback"))
+            new = Evidence(step.group, limit, step.parameter, options.get("splits"), has_feedback)
             evidence = self.evidence.setdefault(name, new)
             evidence.nuclear_rank.append(float(spectra.nuclear_rank(gradients)[i]))
             ranks = self._activations.by_weight
@@ -171,9 +166,7 @@ class NormAdvisor(Watcher):
         """Print the table and the configuration."""
         if trainer.barebones:
             return
-        self.evidence = {
-            name: self.evidence[name] for name in self.sort_by_parameter(self.evidence)
-        }
+        self.evidence = {n: self.evidence[n] for n in self.sort_by_parameter(self.evidence)}
         if not self.evidence:
             self.table, self.fragment = "NormAdvisor found no matrix with a gradient", ""
         else:

@@ -21,17 +21,11 @@ _MAX_LETTERS = 48
 
 
 class Sample(NamedTuple):
-    """Singular values of one matrix, as in ``spectrum.Spectrum``.
+    """Singular values of one matrix, as in ``spectrum.Spectrum``."""
 
-    Attributes:
-        values: Singular values, descending.
-        weights: Number of singular values that each value stands for.
-        source: Matrix that was measured: "momentum" or "gradient".
-    """
-
-    values: list[float]
-    weights: list[float]
-    source: str
+    values: list[float]  # descending
+    weights: list[float]  # number of singular values that each value stands for
+    source: str  # "momentum" or "gradient"
 
 
 def has_matplotlib() -> bool:
@@ -40,12 +34,7 @@ def has_matplotlib() -> bool:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that needs no graphical interface.
-
-    Args:
-        width: Width in inches.
-        height: Height in inches.
-    """
+    """Return an empty figure, of a size in inches, that needs no graphical interface."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
@@ -61,75 +50,46 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
-    """Return a heat map of matrices and steps.
+    """Return a heat map with a row for each matrix and a column for each step.
 
     Args:
         history: Step -> matrix -> stable rank.
-    """
-    rows = min(_MAX_ROWS, max(map(len, history.values())))
-    figure = new_figure(9, max(4.0, 1.5 + 0.22 * rows))
-    axes = figure.subplots()
-    draw_heat_map(axes, history)
-    axes.set_title("stable rank of the weights")
-    return figure
-
-
-def spectra(samples: Mapping[str, Sample]) -> Figure:
-    """Return a plot of the latest spectra on logarithmic axes.
-
-    Args:
-        samples: Matrix -> singular values.
-    """
-    figure = new_figure(10, max(5.0, legend_height(len(samples))))
-    axes = figure.subplots()
-    draw_spectra(axes, samples)
-    sources = " and ".join(sorted({sample.source for sample in samples.values()}))
-    axes.set_title(f"singular values of the {sources}, relative to the largest")
-    add_legend(figure, [axes])
-    return figure
-
-
-def draw_heat_map(axes: Any, history: Mapping[int, Mapping[str, float]]) -> None:
-    """Draw a row for each matrix and a column for each step.
-
-    Args:
-        axes: The axes to draw on.
-        history: Step -> matrix -> value.
     """
     steps = sorted(history)
     # In the order of the last step, where weights that began as zero have a value too.
     names = list(dict.fromkeys(name for step in reversed(steps) for name in history[step]))
     names = list(_choose_evenly(names, _MAX_ROWS))
     table = np.array([[history[step].get(name, np.nan) for step in steps] for name in names])
+    figure = new_figure(9, max(4.0, 1.5 + 0.22 * len(names)))
+    axes = figure.subplots()
     image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis")
     shown = range(0, len(steps), -(-len(steps) // 8))
     axes.set_xticks(shown, [str(steps[i]) for i in shown])
     axes.set_yticks(range(len(names)), list(map(_shorten, names)), fontsize=8, parse_math=False)
-    axes.set_xlabel("step")
-    axes.figure.colorbar(image, ax=axes)
+    axes.set(xlabel="step", title="stable rank of the weights")
+    figure.colorbar(image, ax=axes)
+    return figure
 
 
-def draw_spectra(axes: Any, samples: Mapping[str, Sample]) -> None:
-    """Draw each spectrum, relative to its largest value, against the index, on log axes.
+def spectra(samples: Mapping[str, Sample]) -> Figure:
+    """Return a plot of spectra, relative to the largest value, on logarithmic axes.
 
     Args:
-        axes: The axes to draw on.
         samples: Matrix -> singular values.
     """
+    figure = new_figure(10, max(5.0, legend_height(len(samples))))
+    axes = figure.subplots()
     for i, (name, sample) in enumerate(samples.items()):
-        indices = np.cumsum(sample.weights) - (np.asarray(sample.weights) - 1) / 2
+        weights = np.asarray(sample.weights)
+        indices = np.maximum(np.cumsum(weights) - (weights - 1) / 2, 1)
         relative = np.maximum(np.asarray(sample.values) / sample.values[0], 1e-8)
-        axes.plot(
-            np.maximum(indices, 1),
-            relative,
-            color=color(i, len(samples)),
-            linewidth=1.2,
-            label=name,
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        axes.loglog(indices, relative, color=color(i, len(samples)), linewidth=1.2, label=name)
+    sources = " and ".join(sorted({sample.source for sample in samples.values()}))
+    axes.set_title(f"singular values of the {sources}, relative to the largest")
     axes.set_xlabel("index of the singular value")
     axes.grid(alpha=0.3)
+    add_legend(figure, [axes])
+    return figure
 
 
 def legend_height(names: int) -> float:
@@ -153,7 +113,7 @@ def add_legend(figure: Figure, panels: Sequence[Any]) -> None:
         return
     names = _choose_evenly(list(lines), _MAX_NAMES)
     legend = figure.legend(
-                [lines[name] for name in names],
+        [lines[name] for name in names],
         list(map(_shorten, names)),
         loc="outside right upper", fontsize=8, frameon=False,
         title=None if len(names) == len(lines) else f"{len(names)} of {len(lines)}",

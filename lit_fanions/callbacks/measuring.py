@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions import lmo
-from lit_fanions.callbacks import quantities
+from lit_fanions.callbacks.quantities import own_dual
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.spectrum import QUANTILES, Spectrum
 from lit_fanions.optim.algorithms import resolve_rank
@@ -42,9 +42,7 @@ def measure_step(
         spectrum = spectra.measure(step.gradient, exact=exact)
         values |= _norms_and_ranks("gradient", spectrum, k)
         if observation is not None:
-            values["gradient_dual"] = quantities.own_dual(
-                spectrum, step.gradient, observation.group
-            )
+            values["gradient_dual"] = own_dual(spectrum, step.gradient, observation.group)
     if observation is not None:
         spectrum = spectra.measure(observation.momentum, exact=exact)
         values |= _norms_and_ranks("momentum", spectrum, k)
@@ -84,12 +82,11 @@ def _norms_and_ranks(name: str, s: Spectrum, k: int) -> dict[str, Tensor]:
 
 def _oracle_quality(observation: Observation, s: Spectrum) -> dict[str, Tensor]:
     """Return how much of the dual norm the direction attains, and what it left out."""
-    dual = quantities.own_dual(s, observation.momentum, observation.group)
-    direction = observation.direction / observation.factor
-    values = {
-        "momentum_dual": dual,
-        "oracle_quality": spectra.inner(observation.momentum, direction) / dual,
-    }
+    dual = own_dual(s, observation.momentum, observation.group)
+    values = {"momentum_dual": dual}
+    if observation.group["adapt"] == "none":  # else the direction has left the ball
+        direction = observation.direction / observation.factor
+        values["oracle_quality"] = spectra.inner(observation.momentum, direction) / dual
     if observation.captured is not None:
         rest = observation.momentum - observation.captured.to(observation.momentum.dtype)
         values["oracle_residual"] = lmo.frobenius_norm(rest)[..., 0, 0] / s.frobenius

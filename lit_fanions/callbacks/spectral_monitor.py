@@ -175,14 +175,10 @@ class SpectralMonitor(Watcher):
         self.draw(trainer)
 
     def draw(self, trainer: Trainer) -> bool:
-        """Draw the stable ranks so far and the latest spectra for TensorBoard.
-
-        Returns:
-            True if there was something to draw and a logger to draw it for.
-        """
+        """Draw stable ranks and spectra for TensorBoard; return True if anything was drawn."""
         if not trainer.is_global_zero:
             return False
-        writers = [w for w in map(tensorboard_writer, trainer.loggers) if w is not None]
+        writers = list(filter(None, map(tensorboard_writer, trainer.loggers)))
         if not writers:
             return False
         if not figures.has_matplotlib():
@@ -203,12 +199,7 @@ class SpectralMonitor(Watcher):
 def _tag_values(
     values: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]
 ) -> dict[str, float]:
-    """Return the values by tag, with their means over each group.
-
-    Args:
-        values: Quantity -> matrix -> value.
-        groups: Matrix -> group.
-    """
+    """Return values (quantity -> matrix -> value) by tag, with their means over each group."""
     tagged = {}
     for quantity, by_matrix in values.items():
         by_group: dict[str, list[float]] = {}

@@ -40,33 +40,21 @@ def custom_scalars(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Return TensorBoard's layout of custom scalars for the means over groups.
 
     A chart has one tag, because TensorBoard draws all tags of a run in the colour of the run.
-
-    Args:
-        tags: The tags that are logged.
     """
     parsed = [tag for tag in map(parse_tag, tags) if tag is not None and tag.is_group]
     groups = list(dict.fromkeys(tag.matrix for tag in parsed))
     layout: dict[str, dict[str, list[Any]]] = {}
     for section, quantities in SECTIONS.items():
-        charts = {}
         for tag in (Tag(q, group, True) for q in quantities for group in groups):
             if tag in parsed:
                 title = f"{QUANTITIES[tag.quantity].title} ({tag.matrix})"
-                charts[title] = ["Multiline", [f"^{re.escape(str(tag))}$"]]
-        if charts:
-            layout[section] = charts
+                chart = ["Multiline", [f"^{re.escape(str(tag))}$"]]
+                layout.setdefault(section, {})[title] = chart
     return layout
 
 
 def add_histogram(writer: Any, name: str, sample: figures.Sample, step: int) -> None:
-    """Write a histogram of singular values relative to the largest, in powers of ten.
-
-    Args:
-        writer: TensorBoard's SummaryWriter.
-        name: Name of the matrix.
-        sample: Its singular values.
-        step: The step.
-    """
+    """Write a histogram of singular values relative to the largest, in powers of ten."""
     values = torch.tensor(sample.values, dtype=torch.float64)
     weights = torch.tensor(sample.weights, dtype=torch.float64)
     powers = (values / values[0]).clamp(min=10**_LOWEST).log10()
@@ -90,11 +78,5 @@ def add_figure(writer: Any, name: str, figure: Figure, step: int) -> None:
     """Write a figure as an image.
 
     ``writer.add_figure`` would load pyplot, which keeps global state in the user's process.
-
-    Args:
-        writer: TensorBoard's SummaryWriter.
-        name: Name of the figure.
-        figure: The figure.
-        step: The step.
     """
     writer.add_image(f"{PREFIX}{name}", figures.pixels(figure), step, dataformats="HWC")

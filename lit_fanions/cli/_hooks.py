@@ -13,14 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_fanions.cli.messages import print_warning
 
 # Arguments of one call, which a saved recipe leaves out.
-_CALL_ARGUMENTS = (
-    "config",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-    "return_predictions",
-    "allow_untrained",
-)
+_CALL_ARGUMENTS = {
+    *("config", "ckpt_path", "weights_only", "verbose", "return_predictions", "allow_untrained")
+}
 
 
 class WatchProgress(Callback):
@@ -56,13 +51,8 @@ class WatchProgress(Callback):
         """Note that the run has begun."""
         self.has_begun |= not trainer.sanity_checking
 
-    def on_test_batch_start(self, *args: Any) -> None:
-        """Note that the run has begun."""
-        self.has_begun = True
-
-    def on_predict_batch_start(self, *args: Any) -> None:
-        """Note that the run has begun."""
-        self.has_begun = True
+    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
 
 class ReportRestoredOptions(Callback):
@@ -119,14 +109,14 @@ class SaveRecipe(SaveConfigCallback):
 
 def _group_options(trainer: pl.Trainer) -> list[dict[str, Any]]:
     """Return the options of every parameter group, before any schedule."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return [
         {
             name: group.get(f"initial_{name}", value)
             for name, value in group.items()
             if name not in ("params", "param_names") and not name.startswith("initial_")
         }
-        for group in groups
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
     ]
 
 

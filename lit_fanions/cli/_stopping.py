@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_fanions.cli.failures import user_place
 from lit_fanions.cli.messages import print_error, program_command, relative_path
+from lit_fanions.cli.results import plural
 
 
 class Interrupted(BaseException):
@@ -38,25 +39,18 @@ class Interrupted(BaseException):
         self.finished = finished
 
     def last_line(self, args: Sequence[str]) -> str:
-        """Say what was saved, what was lost, and how to go on.
-
-        Args:
-            args: The command line that was stopped.
-        """
+        """Say what was saved, what was lost, and how to go on after the command ``args``."""
         words = ["interrupted" if self.status == 130 else "terminated"]
-        steps = f"{self.lost} optimizer step{'s' * (self.lost != 1)}"
-        exists = bool(self.checkpoint) and Path(self.checkpoint).exists()
-        if not exists and args[:1] == ["fit"]:
-            words += ["no checkpoint was saved"] + [f"{steps} lost"] * bool(self.lost)
-        if exists and self.lost:
-            words.append(f"{steps} since the last checkpoint lost")
-        if exists:
-            command = [*_without_option(args, "--ckpt_path")]
-            if self.finished:
-                command[0] = "test"
-            command += ["--ckpt_path", relative_path(self.checkpoint)]
-            verb = "test" if self.finished else "resume"
+        steps = plural(self.lost, "optimizer step")
+        if self.checkpoint and Path(self.checkpoint).exists():
+            if self.lost:
+                words.append(f"{steps} since the last checkpoint lost")
+            verb, subcommand = ("test", "test") if self.finished else ("resume", args[0])
+            rest = _without_option(args[1:], "--ckpt_path")
+            command = [subcommand, *rest, "--ckpt_path", relative_path(self.checkpoint)]
             words.append(f"{verb} with: {program_command()} {shlex.join(command)}")
+        elif args[:1] == ["fit"]:
+            words += ["no checkpoint was saved"] + [f"{steps} lost"] * bool(self.lost)
         return "; ".join(words)
 
 

@@ -12,13 +12,12 @@ It is Lightning's own command line with these differences:
 * validate, test and predict ask for a checkpoint;
 * `--trainer.callbacks.CLASS.OPTION VALUE` sets an option of a callback in the recipe's list;
 * `params` shows which parameter is trained by which algorithm, and why;
-* `list` prints what there is to choose from (`lit_fanions.cli.catalogue`);
-* `report LOGDIR` draws what TensorBoard would show (`lit_fanions.cli.report`).
+* `list`, `report` and `sweep` (`lit_fanions.cli.catalogue`, `lit_fanions.cli.report`,
+  `lit_fanions.sweep`) come from `lit_fanions.__main__`, without Lightning.
 
 Models and data come from `class_path`, never from here: this package installs without the zoo.
 """
 
-import json
 import logging
 import os
 import sys
@@ -29,13 +28,12 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions import callbacks
-from lit_fanions.cli import errors, failures, messages
+from lit_fanions.cli import failures, messages
 from lit_fanions.cli._hooks import (
     ReportRestoredOptions,
     SaveLastStep,
@@ -43,16 +41,15 @@ from lit_fanions.cli._hooks import (
     WatchProgress,
 )
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
-from lit_fanions.cli.help_texts import EXAMPLES, SECTIONS, SUBCOMMAND_USAGE, SUBCOMMANDS
-from lit_fanions.cli.light import format_versions, run_light_command
-from lit_fanions.cli.messages import PROGRAM
+from lit_fanions.cli.errors import similar_file
+from lit_fanions.cli.messages import SUBCOMMANDS
 from lit_fanions.cli.parser import (
+    SECTIONS,
     USAGE_ERROR,
-    HelpFormatter,
     Parser,
+    list_callback_options,
     nest_overrides,
-    split_callback_options,
-    with_callback_options,
+    parser_options,
 )
 from lit_fanions.memory import reuse_freed_memory
 
@@ -105,19 +102,7 @@ class CLI(LightningCLI):
             trainer_defaults={
                 "callbacks": [self._stop, self._progress, ReportRestoredOptions(), SaveLastStep()]
             },
-            parser_kwargs={
-                "prog": PROGRAM,
-                "description": "Train networks in the norm of your choice. Beside the subcommands "
-                "below there are `list`, which prints models, data, recipes, algorithms and "
-                "callbacks, and `report LOGDIR`, which draws what TensorBoard would show.",
-                "epilog": EXAMPLES,
-                "version": format_versions(),
-                "formatter_class": HelpFormatter,
-                **{
-                    name: {"description": text, "usage": SUBCOMMAND_USAGE, "epilog": EXAMPLES}
-                    for name, text in SUBCOMMANDS.items()
-                },
-            },
+            parser_kwargs=parser_options(),
             parser_class=Parser,
             args=None if args is None else list(args),
             run=run,
@@ -168,22 +153,7 @@ class CLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         for own in (parser, *getattr(self, "_subcommand_parsers", {}).values()):
             own.command_line = given
-        args, named = split_callback_options(nest_overrides(given))
-        if named:
-            before = parser.parse_args([a for a in args if not a.startswith("--print_config")])
-            plain = yaml.safe_load(parser.dump(before, skip_none=False, format="yaml"))
-            listed = plain[before.subcommand]["trainer"]["callbacks"]
-            try:
-                args += ["--trainer.callbacks", json.dumps(with_callback_options(listed, named))]
-            except ValueError as error:
-                self._fail(str(error), before.subcommand)
-        self.config = parser.parse_args(args)
-
-    def _fail(self, line: str, subcommand: str) -> NoReturn:
-        """Report a mistake and exit with status 2."""
-        own = self._subcommand_parsers[subcommand]
-        assert isinstance(own, Parser)
-        own.fail(line)
+        self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that does not exist, and evaluations without any.
@@ -195,18 +165,18 @@ class CLI(LightningCLI):
             return
         config = self.config[subcommand]
         path = config.get("ckpt_path")
+        fail = self._subcommand_parsers[subcommand].fail  # type: ignore[attr-defined]
         if subcommand in EVALUATIONS and not path and not config.allow_untrained:
-            self._fail(
+            fail(
                 f"{subcommand} without --ckpt_path would run on untrained weights; give "
-                "--ckpt_path FILE, or --allow_untrained",
-                subcommand,
+                "--ckpt_path FILE, or --allow_untrained"
             )
         if path in ("best", "last", "hpc") and subcommand != "fit":
-            self._fail(f"--ckpt_path {path} works only with fit; pass the file", subcommand)
+            fail(f"--ckpt_path {path} works only with fit; pass the file")
         if path and not _is_found(path):
-            self._fail(f"--ckpt_path: {errors.missing_file(path)}", subcommand)
+            fail(f"--ckpt_path: file does not exist: {path}{similar_file(path)}")
         if path and Path(path).is_file() and not _is_loadable(path):
-            self._fail(f"--ckpt_path: {path} is no checkpoint", subcommand)
+            fail(f"--ckpt_path: {path} is no checkpoint")
         self._progress.checkpoint = path
 
     def instantiate_classes(self) -> None:
@@ -310,18 +280,12 @@ class Reader(CLI):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, by default that of the process, and return the exit status.
 
-    Args:
-        args: The arguments; by default those of the process.
-
-    Returns:
-        The exit status: 0, 1 for an error while running, 130 after Ctrl-C, 143 after SIGTERM. A
-        mistake in the configuration exits with status 2.
+    It is 0, 1 for an error while running, 130 after Ctrl-C, 143 after SIGTERM. A mistake in the
+    configuration exits with status 2.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if (status := run_light_command(given)) is not None:
-        return status
     _find_modules_in_working_directory()
     _quiet_lightning()
     reuse_freed_memory()

@@ -1,7 +1,7 @@
 """`python -m lit_fanions list`: what there is to choose from, with a line each.
 
-Nothing is imported to find it: modules and recipes are read as text, those of the package and
-those of the working directory (the checkout, or a project of the same form).
+Nothing is imported to find models, data and callbacks: modules and recipes are read as text, those
+of the package and those of the working directory (the checkout, or a project of the same form).
 """
 
 import argparse
@@ -11,8 +11,10 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lit_fanions.checks import did_you_mean
+from lit_fanions.checks import check_choice
 from lit_fanions.cli.errors import one_line
+from lit_fanions.lmo import BALLS, PolarMethod
+from lit_fanions.optim.algorithms import ALGORITHMS
 
 Line = tuple[str, str]  # name, description
 
@@ -21,38 +23,17 @@ _CALLBACKS = Path(__file__).parents[1] / "callbacks"
 
 
 def main(args: Sequence[str]) -> int:
-    """Print the catalogue.
-
-    Args:
-        args: What to list; nothing for everything.
-
-    Returns:
-        The exit status.
-    """
-    from lit_fanions.lmo import PolarMethod
-    from lit_fanions.optim.algorithms import Algorithm
-
-    sections: dict[str, tuple[str, Callable[[], Iterator[Line]]]] = {
-        "models": ("--model CLASS", lambda: _exported_classes(Path("models"))),
-        "data": ("--data CLASS", lambda: _exported_classes(Path("datamodules"))),
-        "recipes": ("--config FILE", lambda: _recipes(Path("configs"))),
-        "algorithms": ("--model.optimizer.matrix.algorithm NAME", lambda: _choices(Algorithm)),
-        "presets": ("--model.optimizer.matrix.polar NAME", lambda: _choices(PolarMethod)),
-        "callbacks": (
-            "--trainer.callbacks+ CLASS",
-            lambda: _exported_classes(_CALLBACKS),
-        ),
-    }
+    """Print the catalogue, or the kinds named in ``args``; return the exit status."""
     command = argparse.ArgumentParser(
         prog="python -m lit_fanions list", description="Print what there is to choose from."
     )
-    command.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(sections))
-    kinds = command.parse_args(list(args)).kinds or list(sections)
-    for kind in kinds:
-        if kind not in sections:
-            hint = did_you_mean(kind, sections)
-            command.error(f"{kind!r} is none of {', '.join(sections)}{hint}")
-        option, find = sections[kind]
+    command.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(_SECTIONS))
+    for kind in command.parse_args(list(args)).kinds or _SECTIONS:
+        try:
+            check_choice("kind", kind, _SECTIONS)
+        except ValueError as error:
+            command.error(str(error))
+        option, find = _SECTIONS[kind]
         print(f"{kind} ({option})")
         lines = sorted(find())
         width = max((len(name) for name, _ in lines), default=0)
@@ -63,20 +44,32 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _choices(literal: object) -> Iterator[Line]:
-    """Yield the names that a Literal allows."""
-    for name in typing.get_args(literal):
-        yield name, ""
+def _algorithms() -> Iterator[Line]:
+    """Yield the algorithms, with the ball that each steps in, its direction and its options."""
+    for name, entry in ALGORITHMS.items():
+        if entry.kind != "matrix":
+            yield name, "for any parameters: torch's own step"
+            continue
+        ball, options = BALLS[entry.ball], dict(entry.options)
+        blend, alpha = options.pop("blend"), options.pop("alpha")
+        if ball.solved_rank(1, 2) is None:  # the direction depends on no rank
+            del options["rank"]
+        parts = [f"{ball.summary} ball: {ball.direction}"]
+        if alpha != 1:
+            parts.append(f"blended with {1 - alpha:g} {BALLS[blend].direction}")
+        yield name, ", ".join([*parts, *(f"{key} {value}" for key, value in options.items())])
 
 
 def _exported_classes(package: Path) -> Iterator[Line]:
     """Yield the classes that a package exports, with the first line of their docstrings."""
     prefix = "lit_fanions." if package == _CALLBACKS else ""
-    face = _parse(package / "__init__.py")
-    for node in face.body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            module = _parse(package / f"{node.module.rpartition('.')[2]}.py")
-            names = {alias.name for alias in node.names}
+    for node in _parse(package / "__init__.py").body:
+        # The callbacks are imported below `if TYPE_CHECKING`.
+        for face in node.body if isinstance(node, ast.If) else [node]:
+            if not isinstance(face, ast.ImportFrom) or not face.module:
+                continue
+            module = _parse(package / f"{face.module.rpartition('.')[2]}.py")
+            names = {alias.name for alias in face.names}
             for cls in module.body:
                 # A decorated class is a dataclass of options, not something to train.
                 if isinstance(cls, ast.ClassDef) and cls.name in names and not cls.decorator_list:
@@ -95,3 +88,16 @@ def _recipes(folder: Path) -> Iterator[Line]:
 def _parse(file: Path) -> ast.Module:
     """Return the syntax tree of a Python file, an empty one if there is no such file."""
     return ast.parse(file.read_text() if file.is_file() else "")
+
+
+_SECTIONS: dict[str, tuple[str, Callable[[], Iterator[Line]]]] = {
+    "models": ("--model CLASS", lambda: _exported_classes(Path("models"))),
+    "data": ("--data CLASS", lambda: _exported_classes(Path("datamodules"))),
+    "recipes": ("--config FILE", lambda: _recipes(Path("configs"))),
+    "algorithms": ("--model.optimizer.matrix.algorithm NAME", _algorithms),
+    "presets": (
+        "--model.optimizer.matrix.polar NAME",
+        lambda: ((name, "") for name in typing.get_args(PolarMethod)),
+    ),
+    "callbacks": ("--trainer.callbacks+ CLASS", lambda: _exported_classes(_CALLBACKS)),
+}

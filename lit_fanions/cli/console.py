@@ -4,17 +4,13 @@ import argparse
 import dataclasses
 import importlib
 import io
-import json
-import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import lightning
 import torch
 from rich.cells import cell_len
 from rich.console import Console
@@ -22,10 +18,13 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from lit_fanions.checks import whole_number
+from lit_fanions.checks import did_you_mean, whole_number
 
-# Bars whose lengths differ by more than this factor are drawn on a logarithmic scale.
-_LINEAR = 30
+# Options of fit without a dot: they are never taken for mistyped options of another command.
+FIT_OPTIONS = {
+    *("--config", "--print_config", "--seed_everything", "--trainer", "--model", "--data"),
+    *("--test_after_fit", "--ckpt_path", "--weights_only"),
+}
 
 
 class Refused(Exception):
@@ -34,105 +33,20 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers or text in columns.
-
-    Args:
-        title: Title above the table.
-        columns: Headings of the columns.
-        rows: Cells of each row.
-    """
+    """Numbers or text in columns, below a title."""
 
     title: str
-    columns: Sequence[str]
+    columns: Sequence[str]  # headings
     rows: Sequence[Sequence[object]]
 
     def __str__(self) -> str:
         return "\n".join([self.title, "", table(self.columns, self.rows), ""])
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """One bar chart of a plot.
-
-    Args:
-        title: Title of the chart.
-        unit: Unit of the bars' lengths.
-        bars: Positive lengths by label.
-    """
-
-    title: str
-    unit: str
-    bars: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """The outcome of one command.
-
-    Args:
-        title: Title of the first table.
-        columns: Headings of the first table.
-        rows: Cells of the first table, numbers or text.
-        notes: Lines below the tables.
-        data: All raw numbers, for the JSON file.
-        more: Further tables.
-        panels: Charts of the plot.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    notes: Sequence[str]
-    data: dict[str, Any]
-    more: Sequence[Table] = ()
-    panels: Sequence[Panel] = ()
-
-    def __str__(self) -> str:
-        tables = [Table(self.title, self.columns, self.rows), *self.more]
-        return "\n".join([*map(str, tables), *self.notes])
-
-    def save(self, path: Path) -> None:
-        """Write the raw numbers and the machine they were measured on as JSON."""
-        contents = {"title": self.title, "machine": machine(), **self.data}
-        path.write_text(json.dumps(contents, indent=2) + "\n")
-
-    def plot(self, path: Path) -> None:
-        """Draw the panels.
-
-        Args:
-            path: File to write; its ending chooses the format.
-
-        Raises:
-            Refused: If matplotlib is not installed.
-        """
-        wide = min(3, len(self.panels))
-        high = math.ceil(len(self.panels) / wide)
-        longest = max(len(panel.bars) for panel in self.panels)
-        # Not pyplot, which would look for a screen.
-        figure = require("matplotlib.figure", "--plot").Figure(
-            figsize=(5 * wide, high * (1.2 + 0.25 * longest)), layout="constrained"
-        )
-        axes = figure.subplots(high, wide, squeeze=False).flat
-        for panel, axis in zip(self.panels, axes, strict=False):
-            lengths = list(panel.bars.values())
-            axis.bar_label(axis.barh(list(panel.bars), lengths), fmt="%.3g", padding=2)
-            axis.set(title=panel.title, xlabel=panel.unit)
-            axis.margins(x=0.2)
-            axis.invert_yaxis()
-            if max(lengths) > _LINEAR * min(lengths):
-                axis.set_xscale("log")
-                axis.xaxis.set_minor_formatter("")
-        for axis in axes[len(self.panels) :]:
-            axis.set_axis_off()
-        figure.savefig(path)
-
-
 class Progress:
     """Count trainings that have ended, and estimate how long the others will take.
 
-    Args:
-        total: Number of trainings.
-        ended: Number of those that had ended before.
+    Of ``total`` trainings, ``ended`` had ended before.
     """
 
     def __init__(self, total: int, ended: int = 0) -> None:
@@ -140,13 +54,9 @@ class Progress:
         self._start = time.monotonic()
 
     def advance(self, name: str, outcome: str, ended: int | None = None) -> str:
-        """Count a training that has ended, and return the line that reports it.
+        """Count a training that has ended, and return the line that reports its outcome.
 
-        Args:
-            name: Name of the training.
-            outcome: Its outcome.
-            ended: Number of trainings that have ended, where others work on them too; by default
-                one more than before.
+        Where others work on the trainings too, ``ended`` is the number that have ended.
         """
         self._ended = self._ended + 1 if ended is None else ended
         line = f"[{self._ended}/{self._total}] {name}: {outcome}"
@@ -162,26 +72,6 @@ def format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def add_command(commands: Any, name: str, module: ModuleType) -> argparse.ArgumentParser:
-    """Add a module as a subcommand; its docstring is the help.
-
-    Args:
-        commands: Return value of ``add_subparsers``.
-        name: Name of the subcommand.
-        module: Module with a function ``add_arguments(parser)``.
-    """
-    text = module.__doc__ or ""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text.partition("\n")[0],
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(command)
-    return command
 
 
 def require(module: str, purpose: str) -> ModuleType:
@@ -215,31 +105,43 @@ def check_counts(options: argparse.Namespace, *names: str) -> None:
                 raise Refused(str(error)) from None
 
 
-def output_file(text: str) -> Path:
-    """Return the path of a file that can be written later, for argparse."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no file in an existing folder")
-    return path
+def refuse_reserved(args: Iterable[str], reserved: Mapping[str, str]) -> None:
+    """Refuse options of fit that a command sets itself.
+
+    Args:
+        args: Arguments that the user gave.
+        reserved: Advice by option. Options below a reserved one are reserved too, with or without
+            `init_args` in their name.
+
+    Raises:
+        Refused: At the first reserved option.
+    """
+    for arg in args:
+        given = arg.partition("=")[0].removesuffix("+")
+        plain = given.replace(".init_args", "")
+        for option, advice in reserved.items():
+            if plain == option or plain.startswith(f"{option}."):
+                raise Refused(f"{given} cannot be used here: {advice}")
 
 
-def plot_file(text: str) -> Path:
-    """Return the path of a plot that can be written later, for argparse."""
-    path = output_file(text)
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
-    return path
+def refuse_mistyped(args: Iterable[str], parser: argparse.ArgumentParser) -> None:
+    """Refuse mistyped options of a command, which fit could not explain.
 
-
-def now(device: torch.device) -> float:
-    """Return the time in seconds, once everything queued on `device` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    Raises:
+        Refused: At the first argument that the parser left over and that resembles its options.
+    """
+    own = [option for action in parser._actions for option in action.option_strings]
+    for arg in args:
+        given = arg.partition("=")[0]
+        known = not given.startswith("--") or "." in given or given in FIT_OPTIONS
+        if not known and (hint := did_you_mean(given, own)):
+            raise Refused(f"unknown option {given}{hint}")
 
 
 def machine() -> dict[str, object]:
     """Return the facts about the machine that a timing depends on."""
+    import lightning  # not above: it takes seconds, and the report needs none
+
     return {
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -248,14 +150,6 @@ def machine() -> dict[str, object]:
         "lightning": lightning.__version__,
         "python": platform.python_version(),
     }
-
-
-def machine_line(device: torch.device) -> str:
-    """Return the machine in one line, naming the device that did the work first."""
-    facts = machine()
-    work = facts["gpu"] if device.type == "cuda" else facts["processor"]
-    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "lightning", "python"))
-    return f"{work}, {facts['threads']} CPU threads; {versions}"
 
 
 def processor() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,15 @@ def open_events(logs: Path) -> EventAccumulator:
     """Return TensorBoard's reader of a folder; each ``Reload`` reads what is new there."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(str(logs), size_guidance={"scalars": 0})
+    # All scalars (0 means no limit), and the last of everything else.
+    limits = {"scalars": 0, "histograms": 1, "images": 1, "tensors": 1}
+    return EventAccumulator(str(logs), limits)
 
 
 def read_curve(reader: EventAccumulator, metric: str) -> Curve:
     """Return a scalar as far as it has been logged; non-finite values become infinity.
 
-    Args:
-        reader: Reader from ``open_events``.
-        metric: Name of the scalar. One that is not logged has an empty curve.
+    One that is not logged has an empty curve.
     """
     if metric not in reader.Reload().Tags()["scalars"]:
         return []
@@ -40,10 +40,6 @@ def read_curve(reader: EventAccumulator, metric: str) -> Curve:
 
 def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
     """Return the curves of a training that has ended, see ``read_curve``.
-
-    Args:
-        logs: Folder with the event files.
-        metrics: Names of the scalars.
 
     Raises:
         Refused: If one of them was not logged.
@@ -56,11 +52,6 @@ def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
     return curves
 
 
-def finite_or_none(curve: Curve) -> list[tuple[int, float | None]]:
-    """Return the curve for JSON, which has no infinity: None stands for it."""
-    return [(step, value if math.isfinite(value) else None) for step, value in curve]
-
-
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and the standard deviation of a sample.
 
@@ -70,18 +61,6 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 1 or not math.isfinite(mean):
         return mean, 0.0
     return mean, statistics.stdev(values)
-
-
-def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float]]:
-    """Return the steps, means and standard deviations of several curves.
-
-    Only steps that all curves have are used: a mean over the others would jump where one ends.
-    """
-    steps = [step for step, _ in curves[0]]
-    columns: list[Mapping[int, float]] = [dict(curve) for curve in curves]
-    shared = [step for step in steps if all(step in column for column in columns)]
-    spreads = [spread([column[step] for column in columns]) for step in shared]
-    return shared, [mean for mean, _ in spreads], [deviation for _, deviation in spreads]
 
 
 def _alternatives(metric: str, reader: EventAccumulator) -> str:

@@ -2,20 +2,22 @@
 
 jsonargparse reports a mistake with the history of everything it tried. The functions here show its
 innermost message, where the option stands, and the likely name. They read the chain of exceptions
-and the names in quotes but no wording, so that another wording costs a hint at most.
+and the names in quotes but hardly any wording, so that another wording costs a hint at most.
 """
 
+import itertools
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import yaml
 
 from lit_fanions.checks import did_you_mean
-from lit_fanions.cli.given_options import Given, config_files, given_options, read_yaml
 
 MAX_LINE = 240
 
@@ -50,11 +52,13 @@ def explain(
         args: The command line, in which the option is looked up.
         names: Names of all options; an error of a nested parser brings its own (`option_names`).
     """
-    if invalid := _invalid_yaml(args):
-        return invalid
+    for file in config_files(args):
+        if isinstance(reason := _read_yaml(file), yaml.YAMLError):
+            return one_line(f"{file} is not valid YAML: {reason}")
     errors = list(_causes(error))
     texts = [_simplify(text) for text in (message, *map(str, errors))]
-    given = list(given_options(args))
+    texts[-1] = _with_all_types(texts)
+    given = list(_given_options(args))
     option = _find(texts, given)
     for nested in errors:
         names = getattr(nested, "option_names", names)
@@ -63,30 +67,68 @@ def explain(
     return f"{place}{one_line(texts[-1].rstrip('.'))}{hint}"
 
 
-def missing_file(path: str) -> str:
-    """Return the complaint that a file does not exist, with a similar name beside it."""
-    return f"file does not exist: {path}{_similar_file(path)}"
+def similar_file(path: str) -> str:
+    """Return "; did you mean 'x'?" for a file beside the missing one, or ''."""
+    folder = Path(path).parent
+    beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return did_you_mean(Path(path).name, beside)
 
 
-def suggest_option(given: str, names: Sequence[str]) -> str:
-    """Return "; did you mean 'x'?" for an unknown option, or an empty string.
+def config_files(args: Sequence[str]) -> list[str]:
+    """Return the configuration files named in a command line."""
+    files = [b for a, b in itertools.pairwise(args) if a in ("-c", "--config")]
+    return files + [a.partition("=")[2] for a in args if a.startswith("--config=")]
 
-    Args:
-        given: Dotted name of the option.
-        names: Dotted names of the options that exist.
-    """
-    names = [name for name in names if not name.endswith(".help")]
-    prefix, dot, leaf = given.rpartition(".")
-    if (synonym := f"{prefix}{dot}{_SYNONYMS.get(leaf)}") in names:
-        return did_you_mean(synonym, [synonym])
-    sections = {name.partition(".")[0] for name in names}
-    return did_you_mean(given, names) or did_you_mean(given.partition(".")[0], sections)
+
+@dataclass(frozen=True)
+class _Given:
+    """An option that the user gave: its dotted name, where it stands, and its value."""
+
+    name: str
+    place: str
+    value: Any
+
+    def is_named(self, word: str) -> bool:
+        """Return True if `word` is the name of this option or the end of it."""
+        return self.name == word or self.name.endswith(f".{word}")
+
+
+def _given_options(args: Sequence[str]) -> Iterator[_Given]:
+    """Yield the options of a command line and of the recipes it names."""
+    for arg, following in itertools.zip_longest(args, args[1:]):
+        name, equals, value = arg.partition("=")
+        if name.startswith("--"):
+            yield _Given(name.removeprefix("--"), name, value if equals else following)
+    for file in reversed(config_files(args)):
+        for path, value in _dotted_paths(_read_yaml(file)):
+            yield _Given(path, f"{path} in {file}", value)
+
+
+def _read_yaml(file: str) -> object:
+    """Return the contents of a YAML file, None if unreadable, the exception if not YAML."""
+    try:
+        return yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+    except yaml.YAMLError as error:
+        return error
+
+
+def _dotted_paths(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every key of a nested mapping."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _dotted_paths(item, prefix)
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield f"{prefix}{key}", value
+            yield from _dotted_paths(value, f"{prefix}{key}.")
 
 
 def _hint(
     error: BaseException | None,
     text: str,
-    option: Given | None,
+    option: _Given | None,
     args: Sequence[str],
     names: list[str],
 ) -> str:
@@ -104,15 +146,25 @@ def _hint(
     words = _quoted(text)
     for word in words:
         if option and option.is_named(word) and word not in names:
-            return suggest_option(word, names)
+            return _suggest_option(word, names)
         if os.path.isabs(word) and not os.path.exists(word):
-            return _similar_file(word)
+            return similar_file(word)
     value = str(option.value) if option else next((arg for arg in args if arg in words), "")
     others = [word for word in words if word != value]
     return did_you_mean(value.lower().replace("-", "_"), others)
 
 
-def _find(texts: Sequence[str], given: Sequence[Given]) -> Given | None:
+def _suggest_option(given: str, names: Sequence[str]) -> str:
+    """Return "; did you mean 'x'?" for the dotted name of an unknown option, or ''."""
+    names = [name for name in names if not name.endswith(".help")]
+    prefix, dot, leaf = given.rpartition(".")
+    if (synonym := f"{prefix}{dot}{_SYNONYMS.get(leaf)}") in names:
+        return did_you_mean(synonym, [synonym])
+    sections = {name.partition(".")[0] for name in names}
+    return did_you_mean(given, names) or did_you_mean(given.partition(".")[0], sections)
+
+
+def _find(texts: Sequence[str], given: Sequence[_Given]) -> _Given | None:
     """Return the option that the innermost message that names one is about."""
     for text in reversed(texts):
         named = [option for option in given if any(map(option.is_named, _quoted(text)))]
@@ -134,9 +186,22 @@ def _quoted(text: str) -> list[str]:
 
 
 def _simplify(text: str) -> str:
-    """Write `<class 'int'>` as int, and leave out the contents of mappings."""
+    """Write types as in YAML, and leave out the contents of mappings."""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"(?:typing\.)?Literal\[([^]]*)\]", r"\1", text).replace("NoneType", "null")
+    text = re.sub(r"^Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
     return re.sub(r"""\{['"].*\}""", "{…}", text, flags=re.DOTALL)
+
+
+def _with_all_types(texts: Sequence[str]) -> str:
+    """Return the innermost message; it names one type of a union, the one around it knows all."""
+    *_, outer, inner = ["", *texts]
+    union = re.search(r"Union subtypes\n\s*Subtypes: \[(.*)\]", outer)
+    got = re.match(r"expected .*?(, got .*)", inner, flags=re.DOTALL)
+    if not union or not got:
+        return inner
+    types = " or ".join(union[1].rsplit(", ", 1))
+    return f"expected {types}{got[1]}"
 
 
 def _is_of_pytorch_lightning(text: str) -> bool:
@@ -147,18 +212,3 @@ def _is_of_pytorch_lightning(text: str) -> bool:
         if any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in bases):
             return True
     return False
-
-
-def _similar_file(path: str) -> str:
-    """Return "; did you mean 'x'?" for a file beside the missing one, or ''."""
-    folder = Path(path).parent
-    beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    return did_you_mean(Path(path).name, beside)
-
-
-def _invalid_yaml(args: Sequence[str]) -> str:
-    """Return the complaint about a recipe that is not YAML, or ''."""
-    for file in config_files(args):
-        if isinstance(reason := read_yaml(file), yaml.YAMLError):
-            return one_line(f"{file} is not valid YAML: {reason}")
-    return ""

@@ -1,17 +1,38 @@
 """What the command line prints beside errors: results, logs, and commands to go on with."""
 
+import platform
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 PROGRAM = "python -m lit_fanions"
+SUBCOMMANDS = {
+    "fit": "Train.",
+    "validate": "Evaluate a checkpoint on the validation set.",
+    "test": "Evaluate a checkpoint on the test set.",
+    "predict": "Save the predictions of a checkpoint.",
+    "params": "Show which algorithm trains which parameter, and why.",
+}
+
+
+def format_versions() -> str:
+    """Return the versions that a bug report needs."""
+    versions = []
+    for label, name in {"": "lit-fanions", "lightning ": "lightning", "torch ": "torch"}.items():
+        try:
+            versions.append(f"{label}{metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"{label}(not installed)")
+    return ", ".join([*versions, f"python {platform.python_version()}"])
 
 
 def print_error(line: str) -> None:
@@ -51,14 +72,14 @@ def format_test_results(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield f"test {words.replace('_', ' ')}: {shown}"
 
 
-def describe_logs(trainer: pl.Trainer) -> Iterator[str]:
+def describe_logs(trainer: "Trainer") -> Iterator[str]:
     """Yield where the logs are, and the command that opens them."""
     for logger in trainer.loggers:
         folder = getattr(logger, "log_dir", None) or logger.save_dir
         if not folder:
             continue
         yield f"logs: {relative_path(folder)}"
-        if isinstance(logger, TensorBoardLogger):
+        if any(cls.__name__ == "TensorBoardLogger" for cls in type(logger).__mro__):
             folder = shlex.quote(relative_path(folder))
             yield f"open them with: {_tensorboard_command()} --logdir {folder}"
 

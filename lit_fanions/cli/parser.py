@@ -1,6 +1,7 @@
-"""How the command line and recipes are read: jsonargparse, with what it lacks."""
+"""How the command line and recipes are read, and what `--help` says beside the options."""
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -10,22 +11,65 @@ import yaml
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_fanions import callbacks
 from lit_fanions.checks import did_you_mean
 from lit_fanions.cli import errors, failures
-from lit_fanions.cli.messages import PROGRAM
+from lit_fanions.cli.messages import PROGRAM, SUBCOMMANDS, format_versions
 
 USAGE_ERROR = 2
 
-_OVERRIDE = re.compile(r"^(?P<name>--[\w.]+\.overrides\.\w+)\.(?P<keys>[\w.]+)(?:=(?P<value>.+))?$")
-_CALLBACK = re.compile(
-    r"^--trainer\.callbacks\.(?P<name>[A-Z]\w*)\.(?P<keys>[\w.]+)(?:=(?P<value>.+))?$"
-)
+EXAMPLES = f"""\
+examples:
+  {PROGRAM} fit --config configs/quickstart.yaml
+  {PROGRAM} fit --config configs/airbench/muon.yaml --config configs/cpu.yaml
+  {PROGRAM} fit --config RECIPE.yaml --model.optimizer.matrix.lr 0.03 --trainer.max_epochs 4
+  {PROGRAM} fit --config RECIPE.yaml --trainer.callbacks.SpectralMonitor.every_n_steps 10
+  {PROGRAM} fit --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
+  {PROGRAM} test --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
+  {PROGRAM} params --config RECIPE.yaml
+  {PROGRAM} list
+  {PROGRAM} report LOGS
+  {PROGRAM} fit --model.help models.Airbench
+
+callbacks of this package (--trainer.callbacks+ CLASS, --help: fit --trainer.callbacks.help CLASS):
+  {", ".join(f"lit_fanions.callbacks.{name}" for name in callbacks.__all__)}
+
+Later files and options win over earlier ones. `fit --print_config` shows the result."""
+
+SECTIONS = {
+    "trainer": "trainer: how to run, the options of Lightning's Trainer",
+    "model": "model: what to train, any LightningModule",
+    "data": "data: what to train on, any LightningDataModule",
+}
+
+_NAMED = r"\.(?P<name>%s)\.(?P<keys>[\w.]+)(?:=(?P<value>.+))?$"
+_OVERRIDE = re.compile(r"^(?P<section>--[\w.]+\.overrides)" + _NAMED % r"\w+")
+_CALLBACK = re.compile(r"^--trainer\.callbacks" + _NAMED % r"[A-Z]\w*")
 
 _load_yaml = get_loader("yaml")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """jsonargparse's help, with the line breaks of descriptions and examples kept."""
+
+
+def parser_options() -> dict[str, Any]:
+    """Return what the parsers of the program and of its subcommands say in their help."""
+    usage = "%(prog)s --config FILE [--config FILE ...] [--OPTION VALUE ...]"
+    own = {
+        name: {"description": text, "usage": usage, "epilog": EXAMPLES}
+        for name, text in SUBCOMMANDS.items()
+    }
+    return {
+        "prog": PROGRAM,
+        "description": "Train networks in the norm of your choice. Beside the subcommands below "
+        "there are `list`, which prints models, data, recipes, algorithms and callbacks, "
+        "`report LOGDIR`, which draws what TensorBoard would show, and `sweep`.",
+        "epilog": EXAMPLES,
+        "version": format_versions(),
+        "formatter_class": HelpFormatter,
+        **own,
+    }
 
 
 class Parser(LightningArgumentParser):
@@ -103,66 +147,66 @@ def _drop_empty(value: Any, node: Any) -> bool:
 set_loader("yaml", load_without_empty_sections, (yaml.YAMLError,))
 
 
+def _split(args: Sequence[str], pattern: re.Pattern[str]) -> list[str | tuple[re.Match, str]]:
+    """Return the arguments, with (match, value) for each option that has a form of its own."""
+    found: list[str | tuple[re.Match, str]] = []
+    remaining = iter(args)
+    for arg in remaining:
+        match = pattern.match(arg)
+        value = match and (match["value"] or next(remaining, None))
+        found.append(arg if match is None or value is None else (match, value))
+    return found
+
+
 def nest_overrides(args: Sequence[str]) -> list[str]:
     """Rewrite `--A.overrides.NAME.KEY VALUE` as `--A.overrides.NAME {KEY: VALUE}`.
 
     jsonargparse reaches into a mapping no deeper than to its values.
     """
-    nested, remaining = [], iter(args)
-    for arg in remaining:
-        match = _OVERRIDE.match(arg)
-        value = match and (match["value"] or next(remaining, None))
-        if match is None or value is None:
-            nested.append(arg)
+    nested: list[str] = []
+    for part in _split(args, _OVERRIDE):
+        if isinstance(part, str):
+            nested.append(part)
             continue
+        match, value = part
         for key in reversed(match["keys"].split(".")):
             value = f"{{{key}: {value}}}"
-        nested += [match["name"], value]
+        nested += [f"{match['section']}.{match['name']}", value]
     return nested
 
 
-def split_callback_options(args: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
-    """Split `--trainer.callbacks.CLASS.OPTION VALUE` off the other arguments.
-
-    Returns:
-        The other arguments, and (class name, option, value) for each of these.
-    """
-    others, named, remaining = [], [], iter(args)
-    for arg in remaining:
-        match = _CALLBACK.match(arg)
-        value = match and (match["value"] or next(remaining, None))
-        if match is None or value is None:
-            others.append(arg)
-        else:
-            named.append((match["name"], match["keys"], value))
-    return others, named
-
-
-def with_callback_options(
-    callbacks: Any, options: Sequence[tuple[str, str, str]]
-) -> list[dict[str, Any]]:
-    """Return the configured callbacks with some options of theirs replaced.
+def list_callback_options(parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
+    """Rewrite `--trainer.callbacks.CLASS.OPTION VALUE` as the whole list of callbacks.
 
     Args:
-        callbacks: One callback or several, in the plain form of recipes.
-        options: Class name, dotted option and value, as given on the command line.
+        parser: The parser that reads the recipe's own list.
+        args: The command line.
 
     Raises:
-        ValueError: If no callback of that class is configured.
+        SystemExit: If no callback of that class is configured.
     """
-    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    for name, option, value in options:
-        matching = [own for own in listed if own["class_path"].rpartition(".")[2] == name]
-        if not matching:
-            known = [own["class_path"].rpartition(".")[2] for own in listed]
-            raise ValueError(
+    parts = _split(args, _CALLBACK)
+    named = [part for part in parts if not isinstance(part, str)]
+    others = [part for part in parts if isinstance(part, str)]
+    if not named:
+        return others
+    config = parser.parse_args([arg for arg in others if not arg.startswith("--print_config")])
+    plain = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
+    listed = plain[config.subcommand]["trainer"]["callbacks"] or []
+    listed = listed if isinstance(listed, list) else [listed]
+    known = [own["class_path"].rpartition(".")[2] for own in listed]
+    for match, value in named:
+        name, option = match["name"], match["keys"]
+        if name not in known:
+            subcommands: Any = parser._subcommands_action
+            subcommands.choices[config.subcommand].fail(
                 f"--trainer.callbacks.{name}.{option}: the recipe has no {name}"
                 f"{did_you_mean(name, known)} (it has {', '.join(known) or 'no callbacks'})"
             )
-        for own in matching:
-            *sections, last = option.split(".")
-            node = own.setdefault("init_args", {})
+        *sections, last = option.split(".")
+        for callback in (each for each, own in zip(listed, known, strict=True) if own == name):
+            node = callback.setdefault("init_args", {})
             for section in sections:
                 node = node.setdefault(section, {})
             node[last] = _load_yaml(value)
-    return listed
+    return [*others, "--trainer.callbacks", json.dumps(listed)]

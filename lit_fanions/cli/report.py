@@ -21,7 +21,7 @@ from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES
 from lit_fanions.cli.console import Refused
 from lit_fanions.cli.report_figures import Drawing, draw, png
-from lit_fanions.cli.report_logs import Progress, Run, ignore, read_runs, summarise
+from lit_fanions.cli.report_logs import Run, read_runs, summarise
 
 USAGE_ERROR = 2
 _OTHER_FILES = (".png", ".htm", ".pdf", ".svg")
@@ -41,27 +41,18 @@ _NOTATION = (
     "taken of, the momentum; W is the weight, ΔW its change; σ₁ is the largest singular value of "
     "a matrix and n its smaller side. k is the group's rank, or a quarter of n if that is full."
 )
+_LEGEND = (  # of one run, and of several
+    "Thin lines are matrices, dashed red lines are means over a parameter group.",
+    "Each run has a colour. Lines are means over a parameter group, the bands behind them reach "
+    "from the smallest to the largest value of its matrices.",
+)
 
 
-def page(runs: Sequence[Run], progress: Progress = ignore) -> str:
-    """Return a stand-alone HTML page about some runs.
-
-    Args:
-        runs: The runs.
-        progress: Called with a line before each figure is drawn.
-    """
-    parts = [_HEAD, _table(*summarise(runs))]
-    if len(runs) == 1:
-        parts.append(
-            "<p>Thin lines are matrices, dashed red lines are means over a parameter group.</p>"
-        )
-    else:
-        parts.append(
-            "<p>Each run has a colour. Lines are means over a parameter group, the bands behind "
-            "them reach from the smallest to the largest value of its matrices.</p>"
-        )
+def page(runs: Sequence[Run]) -> str:
+    """Return a stand-alone HTML page about some runs."""
+    parts = [_HEAD, _table(*summarise(runs)), f"<p>{_LEGEND[len(runs) > 1]}</p>"]
     explained: dict[str, None] = {}
-    for drawing in draw(runs, progress):
+    for drawing in draw(runs):
         explained |= dict.fromkeys(drawing.quantities)
         parts.append(_section(drawing))
     if explained:
@@ -79,33 +70,29 @@ def _glossary(names: Iterable[str]) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<div class='wide'><table>"]
-    lines.append("<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in headings) + "</tr>")
-    for row in rows:
-        lines.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>")
-    return "\n".join([*lines, "</table></div>"])
+    def line(tag: str, cells: Sequence[str]) -> str:
+        inner = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells)
+        return f"<tr>{inner}</tr>"
+
+    lines = [line("th", headings), *(line("td", row) for row in rows)]
+    return "\n".join(["<div class='wide'><table>", *lines, "</table></div>"])
 
 
 def _section(drawing: Drawing) -> str:
     title = html.escape(drawing.title, quote=True)
     links = ", ".join(f"<a href='#{name}'>{name}</a>" for name in drawing.quantities)
     image = base64.b64encode(png(drawing.figure)).decode()
-    return "\n".join(
-        [
-            f"<h2>{title}</h2>",
-            f"<p>What they mean: {links}</p>" if links else "",
-            f"<img alt='{title}' src='data:image/png;base64,{image}'>",
-        ]
-    )
+    meanings = f"<p>What they mean: {links}</p>" if links else ""
+    image = f"<img alt='{title}' src='data:image/png;base64,{image}'>"
+    return "\n".join([f"<h2>{title}</h2>", meanings, image])
 
 
-def write(runs: Sequence[Run], output: Path, progress: Progress = ignore) -> list[Path]:
+def write(runs: Sequence[Run], output: Path) -> list[Path]:
     """Write the figures of some runs and return the paths of the files.
 
     Args:
         runs: The runs.
         output: A file of suffix .html for one page, or a folder for PNG files.
-        progress: Called with a line before each figure is drawn.
 
     Raises:
         Refused: If it is a file of another kind.
@@ -115,11 +102,11 @@ def write(runs: Sequence[Run], output: Path, progress: Progress = ignore) -> lis
         raise Refused(f"--output {output}: give a .html file, or a folder for PNGs")
     if is_page:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(runs, progress), encoding="utf-8")
+        output.write_text(page(runs), encoding="utf-8")
         return [output]
     output.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for drawing in draw(runs, progress):
+    for drawing in draw(runs):
         stem = re.sub(r"[^\w.-]+", "_", drawing.title)
         path = output / f"{stem}.png"
         if path in written:  # runs a/b and a_b
@@ -136,15 +123,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(args: Sequence[str], prog: str = "report") -> int:
-    """Write a report.
-
-    Args:
-        args: The arguments after ``report``.
-        prog: Name of the program in its help.
-
-    Returns:
-        The exit status: 0, or 2 for a mistake of the user.
-    """
+    """Write a report, and return the exit status: 0, or 2 for a mistake of the user."""
     parser = _Parser(prog=prog, description=__doc__, allow_abbrev=False)
     parser.add_argument("logdir", type=Path, metavar="LOGDIR", help="folder of one or more runs")
     parser.add_argument(
@@ -154,15 +133,11 @@ def main(args: Sequence[str], prog: str = "report") -> int:
     try:
         if not figures.has_matplotlib():
             raise Refused("the report needs matplotlib: pip install matplotlib")
-        runs = read_runs(options.logdir, _print_progress)
+        runs = read_runs(options.logdir)
         output = options.output or options.logdir / "report.html"
-        for path in write(runs, output, _print_progress):
+        for path in write(runs, output):
             print(path)
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     return 0
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES, parse_tag
-from lit_fanions.cli.report_logs import Curve, Progress, Run, ignore, is_metric, metric_order
+from lit_fanions.cli.report_logs import Curve, Run, is_metric, metric_order, print_progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,59 +22,47 @@ _MAX_BANDS = 6
 
 
 class Drawing(NamedTuple):
-    """A figure of the report.
-
-    Attributes:
-        title: Heading.
-        figure: The figure.
-        quantities: The keys of ``QUANTITIES`` that it shows.
-    """
+    """A figure of the report, with the keys of ``QUANTITIES`` that it shows."""
 
     title: str
     figure: Figure
     quantities: list[str]
 
 
-def draw(runs: Sequence[Run], progress: Progress = ignore) -> Iterator[Drawing]:
-    """Yield the figures of some runs, losses first.
-
-    Args:
-        runs: The runs.
-        progress: Called with a line before each figure is drawn.
-    """
+def draw(runs: Sequence[Run]) -> Iterator[Drawing]:
+    """Yield the figures of some runs, losses first."""
     plain = {tag for run in runs for tag in run.curves if parse_tag(tag) is None}
     metrics = sorted(filter(is_metric, plain), key=metric_order)
     if metrics:
-        progress(f"drawing {METRICS}")
+        print_progress(f"drawing {METRICS}")
         yield Drawing(METRICS, _scalar_grid(runs, metrics), [])
     quantities = {tag.quantity for run in runs for tag in map(parse_tag, run.curves) if tag}
     for family in dict.fromkeys(name.partition("_")[0] for name in QUANTITIES):
         members = [q for q in QUANTITIES if q in quantities and q.partition("_")[0] == family]
         if members:
-            progress(f"drawing {family}: {len(members)} quantities")
+            print_progress(f"drawing {family}: {len(members)} quantities")
             yield Drawing(family, _quantity_grid(runs, members), members)
     for run in runs:
         suffix = f" of {run.name}" if len(runs) > 1 else ""
         if history := _stable_ranks(run):
-            progress(f"drawing {STABLE_RANKS}{suffix}")
+            print_progress(f"drawing {STABLE_RANKS}{suffix}")
             figure = figures.stable_ranks(history)
             yield Drawing(STABLE_RANKS + suffix, figure, ["weight_stable_rank"])
         if run.spectra:
-            progress(f"drawing {SPECTRA}{suffix}")
+            print_progress(f"drawing {SPECTRA}{suffix}")
             yield Drawing(SPECTRA + suffix, figures.spectra(run.spectra), [])
     if others := sorted(plain.difference(metrics)):
-        progress(f"drawing {OTHER}")
+        print_progress(f"drawing {OTHER}")
         yield Drawing(OTHER, _scalar_grid(runs, others), [])
 
 
 def _stable_ranks(run: Run) -> dict[int, dict[str, float]]:
     """Return the stable ranks of the weights: step -> matrix -> value."""
     history: dict[int, dict[str, float]] = {}
-    for tag, curve in run.curves.items():
-        parsed = parse_tag(tag)
-        if parsed and parsed.quantity == "weight_stable_rank" and not parsed.is_group:
-            for step, value in curve:
-                history.setdefault(step, {})[parsed.matrix] = value
+    matrices, _ = _curves(run, "weight_stable_rank")
+    for matrix, curve in matrices.items():
+        for step, value in curve:
+            history.setdefault(step, {})[matrix] = value
     return dict(sorted(history.items()))
 
 
@@ -186,6 +174,5 @@ def _spans_decades(curves: Iterable[Curve]) -> bool:
 
 def png(figure: Figure) -> bytes:
     """Return a figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer := io.BytesIO(), format="png")
     return buffer.getvalue()

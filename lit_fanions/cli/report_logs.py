@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ import yaml
 from lit_fanions.callbacks.figures import Sample
 from lit_fanions.callbacks.quantities import PREFIX, parse_tag
 from lit_fanions.cli.console import Refused
-
-Curve = list[tuple[int, float]]  # (step, value)
-Progress = Callable[[str], None]
+from lit_fanions.cli.curves import Curve, open_events
 
 _HISTOGRAMS = {"momentum_spectrum": "momentum", "gradient_spectrum": "gradient"}
 # Files with a run's settings, the more complete first.
@@ -32,20 +31,12 @@ _STAGES = {"train", "val", "valid", "validation", "test"}
 
 @dataclass(frozen=True)
 class Run:
-    """The logs of one folder of event files.
+    """The logs of one folder of event files."""
 
-    Attributes:
-        name: Path of the folder below the folder that was asked for.
-        curves: Tag -> values.
-        spectra: Matrix -> the latest singular values of its momentum or gradient.
-        settings: Key, with dots between its levels, -> value, from the run's config.yaml or
-            hparams.yaml.
-    """
-
-    name: str
-    curves: dict[str, Curve]
-    spectra: dict[str, Sample] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    name: str  # path below the folder that was asked for
+    curves: dict[str, Curve]  # by tag
+    spectra: dict[str, Sample] = field(default_factory=dict)  # the latest of each matrix
+    settings: dict[str, Any] = field(default_factory=dict)  # by dotted key, from its YAML file
 
     @property
     def last_step(self) -> int:
@@ -53,16 +44,13 @@ class Run:
         return max(curve[-1][0] for curve in self.curves.values())
 
 
-def ignore(line: str) -> None:
-    """Report no progress."""
+def print_progress(line: str) -> None:
+    """Say what is being done, on stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def read_runs(folder: Path, progress: Progress = ignore) -> list[Run]:
+def read_runs(folder: Path) -> list[Run]:
     """Return every run at or below a folder, by name.
-
-    Args:
-        folder: Folder of logs.
-        progress: Called with a line before each folder of event files is read.
 
     Raises:
         Refused: If there is no such folder, no event file in it, or no scalar in any.
@@ -76,7 +64,7 @@ def read_runs(folder: Path, progress: Progress = ignore) -> list[Run]:
     for i, place in enumerate(places):
         name = str(place.relative_to(folder)) if place != folder else folder.resolve().name
         size = sum(path.stat().st_size for path in place.glob("*tfevents*"))
-        progress(f"reading {name} ({i + 1} of {len(places)}, {size / 1e6:.1f} MB)")
+        print_progress(f"reading {name} ({i + 1} of {len(places)}, {size / 1e6:.1f} MB)")
         runs.append(_read(place, name))
     runs = [run for run in runs if run.curves]
     if not runs:
@@ -85,12 +73,7 @@ def read_runs(folder: Path, progress: Progress = ignore) -> list[Run]:
 
 
 def _read(place: Path, name: str) -> Run:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    # All scalars (0 means no limit), and the last of everything else.
-    events = EventAccumulator(
-        str(place), {"scalars": 0, "histograms": 1, "images": 1, "tensors": 1}
-    ).Reload()
+    events = open_events(place).Reload()
     curves = {
         tag: sorted((event.step, event.value) for event in events.Scalars(tag))
         for tag in events.Tags()["scalars"]
@@ -161,14 +144,7 @@ def _direction(tag: str) -> int:
 
 
 def summarise(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Return a table of the runs: last steps, last and best metrics, settings that differ.
-
-    Args:
-        runs: The runs.
-
-    Returns:
-        Headings, and the cells of each run.
-    """
+    """Return headings and cells of the runs: last and best metrics, settings that differ."""
     metrics = sorted({t for run in runs for t in run.curves if is_metric(t)}, key=metric_order)
     headings = ["run", "last step"]
     for tag in metrics:
@@ -199,11 +175,7 @@ def _best(curve: Curve, direction: int) -> str:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Return the keys of the settings that are not the same in all runs.
-
-    Args:
-        runs: The runs; those without a file of settings are left out.
-    """
+    """Return the keys of the settings that differ between the runs that have settings."""
     settings = [run.settings for run in runs if run.settings]
     keys = dict.fromkeys(key for one in settings for key in one)
     return [

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
+import hashlib
 import json
 import math
+import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fanions.cli.console import Table, machine
-from lit_fanions.cli.provenance import commit, commits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,53 +25,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of a command.
+    """The results of a command."""
 
-    Args:
-        tables: Tables that are printed and kept in the JSON file.
-        columns: Headings of the CSV file.
-        rows: All numbers, one observation a row.
-        settings: Options, seeds and recipes that the numbers depend on.
-        draw: Function that draws the picture; None for no picture.
-        size: Width and height of the picture in inches.
-        notes: Lines below the tables.
-        program: Name of the module that was run.
-    """
-
-    tables: Sequence[Table]
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    settings: Mapping[str, Any]
-    draw: Callable[[Figure], None] | None = None
-    size: tuple[float, float] = (13, 5)
-    notes: Sequence[str] = ()
-    program: str = "lit_fanions"
+    tables: Sequence[Table]  # printed, and kept in the JSON file
+    columns: Sequence[str]  # headings of the CSV file
+    rows: Sequence[Sequence[object]]  # all numbers, one observation a row
+    settings: Mapping[str, Any]  # options, seeds and recipes that the numbers depend on
+    draw: Callable[[Figure], None] | None = None  # draws the picture
+    size: tuple[float, float] = (13, 5)  # of the picture, in inches
+    notes: Sequence[str] = ()  # lines below the tables
+    program: str = "lit_fanions"  # the module that was run
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.tables), *self.notes])
 
-    def findings(self) -> dict[str, Any]:
-        """Return the entries that a subclass adds to the JSON file."""
+    def findings(self, folder: Path) -> dict[str, Any]:
+        """Return the entries that a subclass adds to the JSON file in a folder."""
         return {}
 
     def save(self, folder: Path, name: str) -> None:
-        """Write NAME.csv, NAME.json and NAME.png, and print where they are.
-
-        Args:
-            folder: Folder for the files; created if it does not exist.
-            name: Name of the files without their endings.
-        """
+        """Write NAME.csv, NAME.json and NAME.png into a folder, and print where they are."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
         contents = {
             "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),
             "commit": commit(),
-            # Runs may be older than the results; a sweep notes the commit of each run itself.
-            **({"commits of runs": made} if (made := commits(folder / "runs")) else {}),
             "machine": machine(),
             "settings": _plain(self.settings),
-            **self.findings(),
+            **self.findings(folder),
             "notes": self.notes,
             "tables": [_plain(vars(table)) for table in self.tables],
             "columns": self.columns,
@@ -87,6 +72,29 @@ class Outcome:
             figure.savefig(folder / f"{name}.png", dpi=150)
         endings = ".csv, .json" if self.draw is None else ".png, .csv, .json"
         print(f"saved: {folder}/{name}{endings}")
+
+
+def recipe_digests(args: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each recipe that arguments of fit name."""
+    values = (arg.partition("=")[2] if arg.startswith("--") else arg for arg in args)
+    return {
+        value: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for value in values
+        if value.endswith((".yaml", ".yml", ".json")) and os.path.isfile(value)
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """Return this program's git commit, "-dirty" if files were changed; None outside of git."""
+    git = functools.partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # An installed package may lie in the folder of a repository that is not its own.
+        git([*here, "ls-files", "--error-unmatch", Path(__file__).name])
+        return git([*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def plural(count: int, noun: str) -> str:

@@ -6,9 +6,7 @@ exact counterparts are in ``lit_fanions.norms``.
 """
 
 from lit_fanions.lmo.balls import BALLS, Answer, Ball, Problem
-from lit_fanions.lmo.block_power import dion
 from lit_fanions.lmo.directions import Oracle, direction, rules
-from lit_fanions.lmo.krylov import lanczos
 from lit_fanions.lmo.newton_schulz import PolarMethod, polar, polar_dtype
 from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
 from lit_fanions.lmo.settings import OVERSAMPLING, Settings
@@ -33,10 +31,8 @@ __all__ = [
     "Settings",
     "Solver",
     "Triplets",
-    "dion",
     "direction",
     "frobenius_norm",
-    "lanczos",
     "largest_entry",
     "polar",
     "polar_dtype",

@@ -54,7 +54,7 @@ class Problem:
         return min(self.m.shape[-2:])
 
     def normalised(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return matrices of Frobenius norm 1, and their norms where they were divided by them.
+        """Return the matrices over their Frobenius norms, and the norms; None if they came so.
 
         Args:
             dtype: Dtype of the result; None is float32, or float64 for float64. Matrices that are
@@ -95,9 +95,9 @@ class Ball:
         solved_rank: Maps k and limit to the rank that a solver is asked for; None: no solver.
         is_polar: Whether the direction is a polar factor: then matrices may come with Frobenius
             norm 1 in ``polar_dtype``, and a blend is fused into the last product.
-        part: The direction of matrices of Frobenius norm 1, in their memory; NaN may be lost. None
-            where there is no short cut from there.
-        radius: Radius of the ball: the oracle's answer is so many times that of the unit ball.
+        part: Direction computed in place from matrices of Frobenius norm 1; it may lose NaN. None:
+            use the oracle.
+        radius: Radius that multiplies the unit ball's direction.
         warms_up: Whether the basis of a first step is turned towards the gradient.
         oversamples: Whether its basis has more columns than the rank.
         any_shape: Whether it takes tensors that are no matrices.

@@ -97,8 +97,8 @@ def _absolute_tolerances(m: Tensor, k: int, tol: float) -> list[float]:
     """Return for each matrix the tolerance of CuPy that means the relative tolerance tol.
 
     CuPy stops when the residuals |m^T m v - s^2 v| = s |m^T u - s v| of all triplets together are
-    below an absolute tolerance. So it gets tol s_k^2, with an estimate of s_k that is never too
-    large: a singular value within a subspace.
+    below an absolute tolerance. So it gets tol s_k^2, with a Ritz value for s_k, which never
+    exceeds it.
     """
     width = min(k + _OVERSAMPLING, *m.shape[-2:])
     start = scattered_rows(m.shape[-1], width, m, index=1)

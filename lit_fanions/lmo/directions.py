@@ -25,7 +25,7 @@ class Oracle:
         ball: The ball whose direction has the weight alpha.
         k: Rank of both directions, from 1 to min(rows, cols), where they have one.
         alpha: The weight, any finite number.
-        partner: The ball whose direction has the rest.
+        partner: The ball whose direction has the weight 1 - alpha.
         settings: Solvers and their options.
     """
 
@@ -59,6 +59,10 @@ class Oracle:
             unit: Whether m has Frobenius norm 1 and the dtype of ``polar_dtype``; only where
                 ``takes_unit``.
             overwrite: Whether the memory of m may be used.
+
+        Returns:
+            The directions, (..., rows, cols), in the dtype they were computed in, and the widest
+            block of triplets that a rank-k solver found.
         """
         problem = Problem(m, self.k, self.settings, warm_start, generator, unit, overwrite)
         if len(self.parts) == 1:
@@ -69,16 +73,20 @@ class Oracle:
         answer = self.ball.oracle(replace(problem, overwrite=False))
         rest = self._partner_answer(problem)
         blended = rest.direction.lerp_(answer.direction.to(rest.direction.dtype), self.alpha)
-        return Answer(blended, answer.triplets or rest.triplets)
+        found = [t for t in (answer.triplets, rest.triplets) if t is not None]
+        # The widest block is the best start of the next step.
+        return Answer(blended, max(found, key=lambda t: t.S.shape[-1], default=None))
 
     def _fused(self, problem: Problem) -> Answer:
         """Blend a polar factor with the partner in the last product."""
         found: list[Triplets | None] = []
 
         def rest(x: Tensor) -> Tensor:
-            answer = self._partner_answer(replace(problem, m=x, unit=True, overwrite=True))
+            # The products may have dropped a batch dimension of one.
+            m = x.view(problem.m.shape)
+            answer = self._partner_answer(replace(problem, m=m, unit=True, overwrite=True))
             found.append(answer.triplets)
-            return answer.direction.to(x.dtype)
+            return answer.direction.to(x.dtype).view(x.shape)
 
         x, _ = polar_input(problem)
         settings = self.settings
@@ -86,7 +94,7 @@ class Oracle:
         return Answer(d, found[0])
 
     def _partner_answer(self, problem: Problem) -> Answer:
-        """Return the partner's answer to matrices whose NaN the other direction keeps."""
+        """Return the partner's answer; the other direction carries NaN."""
         if self.partner.part is None:
             return self.partner.oracle(problem)
         return Answer(self.partner.part(problem.normalised()[0], self.settings))
@@ -103,7 +111,7 @@ class Oracle:
     @property
     def warms_up(self) -> bool:
         """Whether the basis of a first step is turned towards the gradient."""
-        return all(ball.warms_up for ball, _ in self.parts)
+        return any(ball.warms_up for ball, _ in self.parts)
 
     def length(self, rows: int, cols: int) -> float | None:
         """Return the Frobenius norm of the directions; None where it depends on the matrix."""
@@ -127,12 +135,15 @@ class Oracle:
 
     def norm(self) -> norms.Norm:
         """Return the exact norm in whose unit ball the directions are."""
-        exact = self.ball.norm(self.k)
-        if self.alpha == 1 and self.ball.radius(self.settings) == 1:
+        exact, partner = self.ball.norm(self.k), self.partner.norm(self.k)
+        radius, other = (ball.radius(self.settings) for ball in (self.ball, self.partner))
+        if self.alpha == 1 and radius == 1:
             return exact
-        if self.partner is BALLS["sign"]:
-            return norms.Blend(exact, self.alpha, "sign", self.settings.sign_scale)
-        return norms.Blend(exact, self.alpha, self.partner.norm(self.k))
+        if radius == 1:
+            return norms.Blend(exact, self.alpha, partner, other)
+        if self.alpha == 1 or other != 1:  # one ball, of another radius
+            return norms.Blend(exact, 0.0, exact, radius)
+        return norms.Blend(partner, 1 - self.alpha, exact, radius)
 
 
 def direction(

@@ -20,8 +20,7 @@ from lit_fanions.lmo.settings import OVERSAMPLING, Settings
 
 # From this size on Lanczos does its search in bfloat16 where that is fast.
 _COARSE_SIZE = 2048
-# A CPU takes the whole SVD of matrices up to this size, from a cold and from a warm start, and
-# where, cold, k is more than this part of it.
+# On a CPU auto takes the SVD up to these sizes (cold, warm), and cold also if k > size / 4.
 _EXACT_SIZE = (192, 32)
 _EXACT_PART = 4
 # Block iterations that turn a random block towards the leading singular vectors.

@@ -1,4 +1,4 @@
-"""Transforms between direction and step that have a state of their own: second moments of D.
+"""Transforms between direction and step that have a state of their own, such as second moments.
 
 A transform is a function and a row of ``TRANSFORMS``. Its state is a tensor for each batch of a
 parameter's matrices, under the key ``secondN`` of the parameter's state. The length of every
@@ -22,24 +22,43 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Transform:
-    """A transform of directions by a second moment.
+    """A transform of directions by a state.
 
     Attributes:
-        shape: Maps the shape of a batch of matrices, (count, rows, cols), to that of the moment.
-        moment: Maps squared directions, (count, rows, cols), to what the moment averages.
+        shape: Maps the shape of a batch of matrices, (count, rows, cols), to that of the state,
+            which starts at zero, in float32.
+        apply: Maps directions (matrices, rows, cols), their state and the group's options to the
+            transformed directions, of any length, and the new state.
     """
 
     shape: Callable[[torch.Size], tuple[int, ...]]
-    moment: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
+
+
+def by_rows(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Divide by the root of each row's second moment (NorMuon, arXiv 2510.05491)."""
+    return _divided(d, moment, d.square().mean(-1, keepdim=True), group)
+
+
+def by_entries(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Divide by the root of each entry's second moment.
+
+    AdaMuon, arXiv 2507.11005, without its sign before the polar factor.
+    """
+    return _divided(d, moment, d.square(), group)
+
+
+def _divided(
+    d: Tensor, moment: Tensor, squares: Tensor, group: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    moment = moment.lerp(squares, 1 - group["beta2"])
+    root = moment.sqrt() + group["eps"]
+    return d / torch.where(root == 0, 1.0, root), moment
 
 
 TRANSFORMS: dict[str, Transform] = {
-    # NorMuon, arXiv 2510.05491: one learning rate for each row (neuron).
-    "rows": Transform(
-        lambda shape: (*shape[:-1], 1), lambda squares: squares.mean(-1, keepdim=True)
-    ),
-    # AdaMuon, arXiv 2507.11005, without its sign before the polar factor: one for each entry.
-    "entries": Transform(tuple, lambda squares: squares),
+    "rows": Transform(lambda shape: (*shape[:-1], 1), by_rows),
+    "entries": Transform(tuple, by_entries),
 }
 NAMES = ("none", *TRANSFORMS)
 if TYPE_CHECKING:
@@ -53,7 +72,7 @@ def moment_key(part: int) -> str:
     return f"second{part}"
 
 
-def first_moments(p: Tensor, group: Mapping[str, Any]) -> State:
+def initial_moments(p: Tensor, group: Mapping[str, Any]) -> State:
     """Return second moments of zero for a parameter, by their keys; none without a transform."""
     if group["adapt"] == "none":
         return {}
@@ -94,15 +113,15 @@ def gather_moments(
 
 
 def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return D divided by the root of its second moment, of the length of D, and the new moment.
+    """Return D transformed, rescaled to its length, and the new state.
+
+    The result lies outside the ball of D; its Frobenius norm is the same.
 
     Args:
         d: Directions, (matrices, rows, cols).
-        moment: Their second moments before this step.
+        moment: State of the transform before this step.
         group: Options of the group: ``adapt``, ``beta2`` and ``eps``.
     """
-    squares = TRANSFORMS[group["adapt"]].moment(d.float().square())
-    moment = moment.lerp(squares, 1 - group["beta2"])
-    adapted = d.float() / (moment.sqrt() + group["eps"])
+    adapted, moment = TRANSFORMS[group["adapt"]].apply(d.float(), moment, group)
     before, after = frobenius_norm(d), frobenius_norm(adapted)
     return (adapted * (before / torch.where(after == 0, 1.0, after))).to(d.dtype), moment

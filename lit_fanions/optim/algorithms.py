@@ -106,7 +106,7 @@ def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
         From 1 to min(rows, cols); 0 for a matrix without entries.
     """
     limit = min(rows, cols)
-    if isinstance(rank, str):
+    if rank == "full":
         return limit
     return min(limit, max(1, round(rank * limit))) if isinstance(rank, float) else min(rank, limit)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
-from lit_fanions.optim.adapting import first_moments
+from lit_fanions.optim.adapting import initial_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
 from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
 from lit_fanions.optim.checkpoints import check_loadable, restore_dtypes
@@ -277,7 +277,7 @@ class Fanion(torch.optim.Optimizer):
         momentum = torch.zeros_like(p, dtype=dtype and getattr(torch, dtype))
         return {
             "momentum": momentum,
-            **first_moments(p, group),
+            **initial_moments(p, group),
             **start_bases(p, group, generator),
             "skipped": skipped,
         }

@@ -181,7 +181,7 @@ class _Network:
             both_conv = isinstance(x.module, _CONV) == isinstance(first.module, _CONV)
             if x.module in heads or not both_conv or not self._is_output(x, after=x.place):
                 continue
-            # Before a head that is named so, a layer without such a name is rather the body's.
+            # A layer without a head's name before a named head probably belongs to the body.
             if by_name and x.place < first.place:
                 reason = f"doubtful: another output head beside {first.path}?"
                 found[x.module] = ("matrix", reason)

@@ -159,7 +159,8 @@ def _momentum_batches(stack: list[Tensor], pieces: list[Piece], group: Group) ->
 
     Returns:
         A batch (parameters * count, rows, cols) for each part of ``to_matrices``. Those that the
-        oracle takes normalised are so, one parameter after the other while it is in the cache.
+        oracle takes normalised are normalised here, one parameter at a time, while it is in the
+        cache.
     """
     batches: list[Tensor] = []
     for i, (p, piece) in enumerate(zip(stack, pieces, strict=True)):

@@ -318,9 +318,8 @@ def default_options(algorithm: str) -> dict[str, Any]:
 def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
     """Return the options given with one algorithm that hold for a group of another.
 
-    An explicit option wins over the name it was given with, not over another group's name. Where
-    the steps are of different kinds lr does not carry over, and between balls and torch's entrywise
-    steps nothing but ``nonfinite``.
+    Options that the target's name fixes (rank, alpha, blend, ...) are not carried over. Between
+    adamw and sgd lr is not; between balls and those two only ``nonfinite`` is.
 
     Args:
         given: Options given with the source.

@@ -41,7 +41,7 @@ class Assignment:
         parameter: The parameter.
         group: Name of its group.
         reason: Why; a reason that begins with "doubtful" is a guess.
-        role: The standard group that its part in the network gives it, chosen or not.
+        role: Its standard group by use, before tags and selectors.
         options: Options that its shape asks for: ``layout`` and ``splits`` of a matrix.
     """
 

@@ -76,7 +76,7 @@ def update_momentum(piece: Piece, group: Group) -> Tensor:
 
 
 def observed_momentum(piece: Piece, group: Group) -> Tensor:
-    """Return the N of ``update_momentum`` again: by now its memory may have been overwritten."""
+    """Recompute N: its memory may be overwritten by now."""
     n = _nesterov(_usable_gradient(piece, group), piece.momentum, group)
     return n.clone() if n is piece.momentum else n
 
@@ -133,21 +133,29 @@ def _direction(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return D, what error feedback captures of m, and the next basis."""
     feedback = group["error_feedback"]
+    k = solver.ball.solved_rank(solver.k, min(m.shape[-2:]))
     answer = solver.solve(
         m,
         warm_start=basis,
+        generator=_cold_generator(group["seed"]) if k and basis is None else None,
         unit=takes_unit(group, m.shape),
         overwrite=overwrite and not feedback,
     )
     triplets = answer.triplets
-    if triplets is None:  # with feedback the rank has been clamped to full: all is captured
-        return answer.direction, m if feedback else None, None
     captured = None
-    if feedback:
-        k = solver.ball.solved_rank(solver.k, min(m.shape[-2:]))
+    if feedback and (k is None or triplets is None):
+        captured = m  # the rank has been clamped to full
+    elif feedback and triplets is not None:
         u, s, vh = triplets
         captured = (u[..., :k] * s[..., None, :k]) @ vh[..., :k, :]
+    if triplets is None:
+        return answer.direction, captured, None
     return answer.direction, captured, None if basis is None else next_basis(triplets, basis)
+
+
+def _cold_generator(seed: int) -> torch.Generator:
+    """Return the generator of solvers that start anew at every step."""
+    return torch.Generator().manual_seed(seed)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

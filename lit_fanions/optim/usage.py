@@ -267,7 +267,8 @@ def _stack(parameter: nn.Parameter, owner: nn.Module, name: str) -> Rule:
 def _orientation_by_pair(parameter: nn.Parameter, owner: nn.Module) -> str | None:
     """Return how a stack is stored where two stacks of a module can be chained in one way only.
 
-    What the first gives (or half of it, where a gate is fused to it) the second takes, and back.
+    The outputs of one stack (or half of them, if gated) are then the inputs of the other, and vice
+    versa.
     """
     stacks = [p.shape for p in owner.parameters(recurse=False) if p.ndim == 3]
     found = set()

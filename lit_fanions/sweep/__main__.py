@@ -31,9 +31,8 @@ from typing import Any
 import torch
 
 from lit_fanions.cli import console, runner
-from lit_fanions.cli.console import Refused
+from lit_fanions.cli.console import Refused, refuse_mistyped, refuse_reserved
 from lit_fanions.cli.errors import config_files
-from lit_fanions.cli.fit_options import refuse, refuse_mistyped
 from lit_fanions.cli.results import plural
 from lit_fanions.sweep import space
 from lit_fanions.sweep.plan import Plan, Request, Sampler, grid_requests
@@ -48,14 +47,10 @@ RESERVED = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, by default that of the process, and return the exit status.
 
-    Args:
-        args: Arguments of the command; by default those of the process.
-
-    Returns:
-        Exit status: 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments
-        exit with status 2.
+    It is 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments exit with
+    status 2.
     """
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
@@ -72,14 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
-    """Train, tabulate and plot.
+    """Train, tabulate and plot; return the exit status: 0, or 1 if a training failed.
 
     Args:
         options: Options of this command.
         recipe: Arguments of fit.
-
-    Returns:
-        Exit status: 0, or 1 if a training failed.
 
     Raises:
         Refused: If an option is not possible.
@@ -203,8 +195,10 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     if not (files := config_files(recipe)):
         raise Refused("give a recipe: --config FILE")
     given = space.parse(options.set, options.tune)
-    refuse([*recipe, *(f"--{name}" for name in given)], RESERVED)
-    refuse(recipe, {f"--{space.short(name)}": "--set or --tune gives its values" for name in given})
+    refuse_reserved([*recipe, *(f"--{name}" for name in given)], RESERVED)
+    refuse_reserved(
+        recipe, {f"--{space.short(name)}": "--set or --tune gives its values" for name in given}
+    )
     reader = Reader(["fit", *recipe])
     fit = reader.config.fit
     if not given and sampler != "grid":

@@ -17,51 +17,29 @@ Settings = dict[str, str]  # values as fit is given them, by the short names of 
 
 @dataclass(frozen=True)
 class Plan:
-    """The options of a sweep.
+    """The options of a sweep."""
 
-    Args:
-        recipe: Arguments of fit.
-        space: Values of the swept options, by their names.
-        sampler: Who combines the values; "grid" trains all combinations.
-        metric: Name of the scalar whose last value counts.
-        direction: Whether small or large values of the metric are better.
-        prune: Whether a search ends trainings that fall behind.
-        retry_failed: Whether trainings that failed in earlier calls are tried again.
-        out: Folder of the sweep.
-        study: Name of the study in the storage.
-        storage: URL of a database; None for a journal in ``out``.
-        jobs: Number of trainings at a time.
-        devices: GPUs, as CUDA_VISIBLE_DEVICES names them, that trainings use in turn; empty for
-            trainings on the processor.
-    """
-
-    recipe: tuple[str, ...]
+    recipe: tuple[str, ...]  # arguments of fit
     space: Space
     sampler: Sampler
-    metric: str
+    metric: str  # the scalar whose last value counts
     direction: Literal["minimize", "maximize"]
-    prune: bool
+    prune: bool  # whether a search ends trainings that fall behind
     retry_failed: bool
     out: Path
-    study: str
-    storage: str | None
-    jobs: int
-    devices: tuple[str, ...]
+    study: str  # name in the storage
+    storage: str | None  # URL of a database; None for a journal in `out`
+    jobs: int  # trainings at a time
+    devices: tuple[str, ...]  # as CUDA_VISIBLE_DEVICES names them; empty for the processor
 
 
 @dataclass(frozen=True)
 class Request:
-    """A training that a sweep asks for.
-
-    Args:
-        seed: Seed of the training.
-        settings: Values of the swept options; empty if a sampler chooses them.
-        trial: Number of the setting in a search; None outside of a search.
-    """
+    """A training that a sweep asks for."""
 
     seed: int
-    settings: Settings
-    trial: int | None = None
+    settings: Settings  # empty if a sampler chooses them
+    trial: int | None = None  # number of the setting in a search
 
     @property
     def key(self) -> str:

@@ -39,10 +39,6 @@ def best_settings(sweep: Sweep, requests: Sequence[Request]) -> Settings:
 def summarize(sweep: Sweep, requests: Sequence[Request]) -> tuple[Outcome, bool]:
     """Return the results of the trainings, and whether one of them failed.
 
-    Args:
-        sweep: The sweep.
-        requests: Trainings that were asked for.
-
     Raises:
         Refused: If all trainings failed.
     """
@@ -101,19 +97,17 @@ def _notes(
     plan: Plan, best: Mapping[str, float | str], trials: Trials, failures: Sequence[str]
 ) -> list[str]:
     """Return the lines below the table."""
-    chosen = "  ".join(f"{name}={_cell(value)}" for name, value in best.items())
-    pruned = sum(trial.state == TrialState.PRUNED for _, trial in trials)
-    return [
-        *([f"best: {chosen}"] if chosen else []),
-        *(
-            ["the best setting was chosen with seed 0; it alone was trained with more seeds"]
-            if plan.sampler != "grid"
-            else []
-        ),
-        *([f"pruned: {pruned} of {len(trials)}"] if pruned else []),
-        *(f"failed: {failure}" for failure in failures),
-        *(["--retry-failed tries them again"] if failures else []),
-    ]
+    notes = []
+    if best:
+        notes.append("best: " + "  ".join(f"{name}={_cell(value)}" for name, value in best.items()))
+    if plan.sampler != "grid":
+        notes.append(
+            "the best setting was chosen with seed 0; it alone was trained with more seeds"
+        )
+    if pruned := sum(trial.state == TrialState.PRUNED for _, trial in trials):
+        notes.append(f"pruned: {pruned} of {len(trials)}")
+    notes += [f"failed: {failure}" for failure in failures]
+    return notes + ["--retry-failed tries them again"] * bool(failures)
 
 
 def _row(sweep: Sweep, names: Sequence[str], request: Request, trial: FrozenTrial) -> list[object]:
@@ -157,15 +151,14 @@ def _loss(sweep: Sweep, value: float | None) -> float:
 def _labels(names: Sequence[str]) -> list[str]:
     """Return short names of options: as many of their last parts as make them unique."""
 
-    def tail(name: str, parts: int) -> str:
-        return ".".join(name.split(".")[-parts:])
+    def shorten(name: str) -> str:
+        for parts in range(1, name.count(".") + 1):
+            tail = ".".join(name.split(".")[-parts:])
+            if sum(f".{other}".endswith(f".{tail}") for other in names) == 1:
+                return tail
+        return name
 
-    labels = []
-    for name in names:
-        lengths = range(1, name.count(".") + 2)
-        free = [n for n in lengths if [tail(o, n) for o in names].count(tail(name, n)) == 1]
-        labels.append(tail(name, free[0]))
-    return labels
+    return list(map(shorten, names))
 
 
 def _cell(value: float | str) -> str:

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """Values to try.
-
-    Args:
-        values: Values as they are passed to fit.
-    """
+    """Values to try, as they are passed to fit."""
 
     values: tuple[str, ...]
 
@@ -34,14 +30,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A range of numbers to search.
-
-    Args:
-        low: Smallest number.
-        high: Largest number.
-        log: Whether to search on a logarithmic scale.
-        whole: Whether to search integers only.
-    """
+    """A range of numbers to search, on a logarithmic scale or among the integers if asked for."""
 
     low: float
     high: float

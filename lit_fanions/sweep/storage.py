@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.provenance import recipe_digests
+from lit_fanions.cli.results import recipe_digests
 from lit_fanions.sweep.plan import Plan
 from lit_fanions.sweep.space import short
 
@@ -36,9 +36,6 @@ _ATTEMPTS = 4
 
 def open_study(plan: Plan) -> optuna.Study:
     """Open the study of a sweep, or create it.
-
-    Args:
-        plan: Options of the sweep.
 
     Raises:
         Refused: If the storage cannot be used, or the study belongs to another sweep.
@@ -55,11 +52,10 @@ def open_study(plan: Plan) -> optuna.Study:
         where = f"--storage {hide_password(plan.storage)}" if plan.storage else f"--out {plan.out}"
         raise Refused(f"{where} cannot be used: {str(e).partition(chr(10))[0]}") from None
     _check_identity(study, plan)
+    tpe, uniform = optuna.samplers.TPESampler, optuna.samplers.RandomSampler
     # Another seed in every call: the same one would propose the same settings again.
     seed = len(study.get_trials(deepcopy=False))
-    samplers = optuna.samplers
-    chosen = samplers.TPESampler if plan.sampler == "tpe" else samplers.RandomSampler
-    study.sampler = chosen(seed=seed)
+    study.sampler = (tpe if plan.sampler == "tpe" else uniform)(seed=seed)
     study.pruner = optuna.pruners.MedianPruner()
     return study
 
@@ -94,9 +90,6 @@ class _JournalLock(JournalFileOpenLock):
     The lock of a killed process is released by the system; Optuna's own would block all others for
     30 seconds. A line that a killed process left unfinished is removed; Optuna would append to it,
     and could not read the journal any more.
-
-    Args:
-        path: Path of the journal.
     """
 
     def __init__(self, path: str) -> None:
@@ -120,14 +113,7 @@ class _JournalLock(JournalFileOpenLock):
 
 @contextlib.contextmanager
 def register_worker(folder: Path) -> Iterator[str]:
-    """Hold a lock that shows other processes that this one works on the sweep.
-
-    Args:
-        folder: Folder of the locks, the same for all processes.
-
-    Yields:
-        The name of the lock.
-    """
+    """Hold a lock in a folder, which shows other processes that this one works; yield its name."""
     folder.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
     with FileLock(folder / name):

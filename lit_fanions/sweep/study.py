@@ -18,8 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_fanions.cli.console import Progress
-from lit_fanions.cli.provenance import recipe_digests
-from lit_fanions.cli.results import plural
+from lit_fanions.cli.results import plural, recipe_digests
 from lit_fanions.cli.runner import Stopped
 from lit_fanions.sweep import storage
 from lit_fanions.sweep.plan import Plan, Request, Settings
@@ -39,9 +38,6 @@ class Sweep:
     folder and commit of its training; and one of reason (why it failed), stopped (somebody killed
     it), "same as" (the number of an equal trial) or skipped (nothing was trained). A failed trial
     without a reason was interrupted, and is retried.
-
-    Args:
-        plan: Options of the sweep.
 
     Raises:
         Refused: If the storage cannot be used, or the study belongs to another sweep.
@@ -134,13 +130,15 @@ class Sweep:
 
     def _latest(self) -> dict[str, FrozenTrial]:
         """Return the trial that counts for each requested training, by its key."""
-        known = [
-            trial
-            for trial in self.study.get_trials(deepcopy=False)
+        trials = sorted(  # not in place: the list may be Optuna's own
+            self.study.get_trials(deepcopy=False),
+            key=lambda trial: (_PRIORITY[trial.state], trial.number),
+        )
+        return {
+            trial.user_attrs["key"]: trial
+            for trial in trials
             if trial.user_attrs.get("key") in self._keys and "skipped" not in trial.user_attrs
-        ]
-        known.sort(key=lambda trial: (_PRIORITY[trial.state], trial.number))
-        return {trial.user_attrs["key"]: trial for trial in known}
+        }
 
     def _is_retried(self, trial: FrozenTrial, resume: bool) -> bool:
         """Return True for a trial that is trained again: interrupted or, with resume, failed."""
@@ -172,12 +170,8 @@ class Sweep:
         """Train, and return the last value of the metric."""
         attributes = trial.user_attrs
         key = attributes.get("key")  # None: another process took the last one of the queue
-        if (
-            received
-            or self._has_error()
-            or key not in self._keys
-            or self._has_older(trial.number, key)
-        ):
+        is_ours = key in self._keys and not self._has_older(trial.number, key)
+        if received or self._has_error() or not is_ours:
             trial.set_user_attr("skipped", True)
             raise TrainingFailed
         trial.set_user_attr("worker", self._worker)

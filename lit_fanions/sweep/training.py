@@ -12,7 +12,7 @@ from optuna.trial import Trial
 
 from lit_fanions.cli import curves, runner
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.provenance import commit, recipe_digests
+from lit_fanions.cli.results import commit, recipe_digests
 from lit_fanions.cli.runner import Run, Training
 from lit_fanions.sweep.plan import Plan, Settings, run_name
 from lit_fanions.sweep.space import short
@@ -29,13 +29,9 @@ class TrainingFailed(Exception):
 
 
 class TrialTraining:
-    """A trial of a sweep that is trained by this process.
+    """A trial of a sweep that is trained by this process, with settings chosen for it.
 
-    Args:
-        plan: Options of the sweep.
-        trial: The trial.
-        settings: Its values of the swept options.
-        recipes: Digests of the recipes when the sweep began.
+    ``recipes`` are the digests of the recipes when the sweep began.
     """
 
     def __init__(

@@ -137,11 +137,6 @@ def test_model_help_shows_the_optimizer_options(project, capfd):
     assert "--model.optimizer.matrix.lr" in capfd.readouterr().out
 
 
-def test_version(project, capfd):
-    assert main(["--version"]) == 0
-    assert torch.__version__.partition("+")[0] in capfd.readouterr().out
-
-
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_recipe_is_complete(recipe, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
@@ -171,4 +166,4 @@ def test_wheel_holds_the_library_only(tmp_path):
     }
     assert "lit_fanions/optim/fanion.py" in names
     entry = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "lit-fanions = lit_fanions.cli.app:main" in zipfile.ZipFile(wheel).read(entry).decode()
+    assert "lit-fanions = lit_fanions.__main__:start" in zipfile.ZipFile(wheel).read(entry).decode()

@@ -1,15 +1,14 @@
-"""`list` and `--version`: what they print, and that they need no Lightning."""
+"""`list`: what it prints."""
 
-import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from lit_fanions.cli.app import main
-from lit_fanions.optim.algorithms import Algorithm
-from tests.conftest import TESTS, subprocess_environment
+from lit_fanions.__main__ import start as main
+from lit_fanions.lmo import BALLS
+from lit_fanions.optim.algorithms import ALGORITHMS
+from tests.conftest import TESTS
 
 KINDS = ["models", "data", "recipes", "algorithms", "presets", "callbacks"]
 
@@ -50,8 +49,15 @@ def test_recipes_are_listed_with_their_comment(monkeypatch, capfd):
     assert all(names.values())
 
 
-def test_algorithms_are_listed(project, capfd):
-    assert set(listed(["algorithms"], capfd)) == set(get_args(Algorithm))
+def test_algorithms_are_listed_with_ball_and_direction(project, capfd):
+    lines = listed(["algorithms"], capfd)
+    assert set(lines) == set(ALGORITHMS)
+    for name, entry in ALGORITHMS.items():
+        if entry.ball:
+            assert BALLS[entry.ball].summary in lines[name]
+            assert BALLS[entry.ball].direction in lines[name]
+    assert lines["neon"].endswith(", rank 1")
+    assert "0.5 sign(M)" in lines["s_muon"]
 
 
 def test_empty_folder_lists_no_models(project, capfd):
@@ -64,16 +70,3 @@ def test_unknown_kind_is_refused(project, capfd):
         main(["list", "model"])
     assert stop.value.code == 2
     assert "did you mean 'models'?" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("args", [["list"], ["--version"]])
-def test_light_commands_import_no_command_line_of_lightning(args, project):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['lit_fanions', *{args!r}]\n"
-        "try:\n    runpy.run_module('lit_fanions', run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert not stop.code\n"
-        "assert 'lightning.pytorch.cli' not in sys.modules\n"
-        "assert 'jsonargparse' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], env=subprocess_environment(), check=True)

@@ -1,8 +1,12 @@
 """Tables are plain text of a readable width; durations are short."""
 
+import argparse
+
 import pytest
 
-from lit_fanions.cli.console import Progress, format_duration, table
+from lit_fanions.cli import console
+from lit_fanions.cli.app import Reader
+from lit_fanions.cli.console import Progress, Refused, format_duration, table
 
 LONG = "a sentence that is repeated; " * 6
 
@@ -65,3 +69,46 @@ def test_progress_estimates_the_rest_from_this_call(monkeypatch):
     assert progress.advance("a", "1") == "[5/7] a: 1; about 40 s left"
     assert progress.advance("b", "2", ended=6) == "[6/7] b: 2; about 20 s left"
     assert progress.advance("c", "3") == "[7/7] c: 3"
+
+
+RESERVED = {"--model.optimizer.matrix.lr": "use --factors", "--trainer.logger": "they are in --out"}
+
+
+@pytest.mark.parametrize(
+    "arg",
+    [
+        "--model.optimizer.matrix.lr",
+        "--model.init_args.optimizer.matrix.lr=0.1",
+        "--trainer.logger=false",
+        "--trainer.logger.init_args.name=x",
+        "--trainer.logger+=CSVLogger",
+    ],
+)
+def test_reserved_options_are_refused(arg):
+    with pytest.raises(Refused, match=r"^--\S+[a-z] cannot be used here: "):
+        console.refuse_reserved(["--trainer.max_steps", "3", arg, "1"], RESERVED)
+
+
+def test_options_that_only_begin_alike_are_accepted():
+    args = ["--model.optimizer.matrix.lr_min=1", "--trainer.logger_x", "--model.optimizer.other.lr"]
+    console.refuse_reserved(args, RESERVED)
+
+
+def test_mistyped_options_of_the_command_are_refused():
+    parser = argparse.ArgumentParser()
+    for option in ("--config", "--seeds", "--jobs", "--metric", "--out", "--set", "--tune"):
+        parser.add_argument(option)
+    typos = {"--seed": "--seeds", "--job=2": "--jobs", "--metrics": "--metric"}
+    for given, meant in typos.items():
+        with pytest.raises(Refused, match=f"unknown option --.*; did you mean '{meant}'"):
+            console.refuse_mistyped(["--trainer.max_steps=2", given, "2"], parser)
+    given = [*sorted(console.FIT_OPTIONS), "--data.seed", "--model.metric", "--trainer.logger"]
+    console.refuse_mistyped(given, parser)
+
+
+def test_all_options_of_fit_are_known(project):
+    fit = Reader(["fit", "--config=recipe.yaml"]).parser._subcommands_action.choices["fit"]
+    options = {option for action in fit._actions for option in action.option_strings}
+    assert {option for option in options if option[1:2] == "-" and "." not in option} - {
+        "--help"
+    } <= console.FIT_OPTIONS

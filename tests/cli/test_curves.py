@@ -1,13 +1,12 @@
 """Curves are read from TensorBoard's logs and averaged over seeds."""
 
-import json
 import math
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.curves import finite_or_none, mean_curve, read_curves, spread
+from lit_fanions.cli.curves import read_curves, spread
 
 INF, NAN = math.inf, math.nan
 
@@ -35,12 +34,6 @@ def test_non_finite_values_are_read_as_infinity(tmp_path):
         read_curves(tmp_path, ["val/loss", "val/acc"])
 
 
-def test_infinity_becomes_none_in_json():
-    found = finite_or_none([(0, 1.5), (1, INF), (2, NAN), (3, -INF)])
-    assert found == [(0, 1.5), (1, None), (2, None), (3, None)]
-    json.dumps(found, allow_nan=False)
-
-
 @pytest.mark.parametrize(
     ("values", "mean", "deviation"),
     [
@@ -56,10 +49,3 @@ def test_infinity_becomes_none_in_json():
 )
 def test_spread_is_mean_and_sample_deviation(values, mean, deviation):
     assert spread(values) == pytest.approx((mean, deviation), nan_ok=True)
-
-
-def test_mean_curve_has_only_the_steps_of_all_curves():
-    curves = [[(0, 1.0), (2, 4.0), (4, 5.0)], [(0, 3.0), (1, 9.0), (4, INF)]]
-    assert mean_curve(curves) == ([0, 4], [2.0, INF], [2**0.5, 0.0])
-    assert mean_curve(curves[:1]) == ([0, 2, 4], [1.0, 4.0, 5.0], [0.0, 0.0, 0.0])
-    assert mean_curve([[(0, 1.0)], [(1, 1.0)]]) == ([], [], [])

@@ -40,7 +40,15 @@ COMMAND_LINE_MISTAKES = {
         ["did you mean 'optimizer.matrix.lr'?"],
     ),
     "type": ([*FIT, "--model.width", "wide"], ["--model.width", "int", "wide"]),
-    "union": ([*FIT, "--trainer.max_epochs", "x"], ["--trainer.max_epochs", "int", "x"]),
+    "union": (
+        [*FIT, "--trainer.max_epochs", "x"],
+        ["--trainer.max_epochs: expected int or null, got x\n"],
+    ),
+    "nested union": (
+        [*FIT, "--model.optimizer.matrix.rank", "x"],
+        ["--model.optimizer.matrix.rank: expected int, float, 'full' or null, got x"],
+    ),
+    "choice of a union": ([*FIT, "--model.optimizer.matrix.rank", "ful"], ["mean 'full'?"]),
     "algorithm": (
         [*FIT, "--model.optimizer.matrix.algorithm", "f_muonn"],
         ["--model.optimizer.matrix.algorithm", "neon", "did you mean 'f_muon'?"],

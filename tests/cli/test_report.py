@@ -10,10 +10,10 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_fanions.__main__ import start as main
 from lit_fanions.callbacks import SpectralMonitor, figures
 from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import report
-from lit_fanions.cli.app import main
 from lit_fanions.cli.report_figures import draw
 from lit_fanions.cli.report_logs import Run, differing_settings, is_metric, read_runs, summarise
 from tests.callbacks.nets import MATRICES, Net, fit

@@ -71,23 +71,25 @@ def test_mistakes_are_named_in_one_line(args, message, project, capfd):
     [
         (
             ["--set", "model.optimizer.matrix.alhpa=1"],
-            "error: unknown option --model.optimizer.matrix.alhpa\n"
-            "  did you mean --model.optimizer.matrix.alpha?\n",
+            "--model.optimizer.matrix.alhpa: unrecognized arguments: --optimizer.matrix.alhpa=1; "
+            "did you mean 'optimizer.matrix.alpha'?",
         ),
         (
             ["--set", f"{ALPHA}=1,x"],
-            f"error: --{ALPHA}: expected float or null, got 'x'\n"
-            "  all options: python -m lit_fanions fit --help\n",
+            f"--{ALPHA}: expected float or null, got x",
         ),
         (
             ["--trainer.max_epoch=1"],
-            "error: unknown option --trainer.max_epoch\n  did you mean --trainer.max_epochs?\n",
+            "--trainer.max_epoch: unrecognized arguments: --trainer.max_epoch=1; "
+            "did you mean 'trainer.max_epochs'?",
         ),
     ],
     ids=["option", "value", "argument"],
 )
 def test_mistakes_in_options_of_fit_have_the_message_of_fit(args, message, project, capfd):
-    assert error(capfd, *RECIPE, *args) == message
+    first, *_, last = error(capfd, *RECIPE, *args).splitlines()
+    assert first == f"error: {message}"
+    assert last == "  all options: python -m lit_fanions fit --help"
     assert not Path("sweeps").exists()
 
 

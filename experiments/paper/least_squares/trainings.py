@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.paper.bounds.article import PRINTED
+from experiments.paper.execution import execute
 from experiments.paper.least_squares import theory
 from experiments.paper.least_squares.traces import (
     QUANTITIES,
@@ -19,7 +20,7 @@ from experiments.paper.least_squares.traces import (
 )
 from experiments.paper.tuning import LR, stated_lr
 from lit_fanions.cli.curves import Curves
-from lit_fanions.cli.runner import Run, execute
+from lit_fanions.cli.runner import Run
 
 RECIPES = ("configs/least_squares/*.yaml",)
 SMALL = "configs/least_squares_small.yaml"

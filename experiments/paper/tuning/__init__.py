@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence, Set
 
 from experiments.paper import repetitions
+from experiments.paper.execution import execute
 from experiments.paper.tuning import report
 from experiments.paper.tuning.comparison import (
     LR,
@@ -27,7 +28,7 @@ from experiments.paper.tuning.comparison import (
     stated_lr,
 )
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.runner import Run, execute
+from lit_fanions.cli.runner import Run
 
 __all__ = [
     "LR",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.paper.tuning.comparison import Comparison
-from lit_fanions.cli.curves import Curve, Curves, mean_curve, spread
+from lit_fanions.cli.curves import Curve, Curves, spread
 from lit_fanions.cli.results import drawable, logarithmic
 
 if TYPE_CHECKING:
@@ -87,3 +87,15 @@ def _draw_curves(axis: Axes, curves: Sequence[Curve], color: str, label: str) ->
     low = drawable([m - d for m, d in zip(means, deviations, strict=True)])
     high = drawable([m + d for m, d in zip(means, deviations, strict=True)])
     axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float]]:
+    """Return the steps, means and standard deviations of several curves.
+
+    Only steps that all curves have are used: a mean over the others would jump where one ends.
+    """
+    steps = [step for step, _ in curves[0]]
+    columns: list[Mapping[int, float]] = [dict(curve) for curve in curves]
+    shared = [step for step in steps if all(step in column for column in columns)]
+    spreads = [spread([column[step] for column in columns]) for step in shared]
+    return shared, [mean for mean, _ in spreads], [deviation for _, deviation in spreads]

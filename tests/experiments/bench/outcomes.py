@@ -5,7 +5,9 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
+from unittest import mock
 
 import pytest
 
@@ -30,7 +32,9 @@ class Outcome:
 
 def outcome(folder, *args):
     """Run a race in its quick form on the CPU; its files go into a folder."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    # A terminal so wide that no cell is wrapped.
+    wide = mock.patch.dict(os.environ, COLUMNS="300")
+    with wide, contextlib.redirect_stdout(io.StringIO()) as printed:
         files = ["--json", str(folder / "out.json"), "--plot", str(folder / "out.png")]
         assert main([*args, "--quick", "--device", "cpu", *files]) == 0
     result = json.loads((folder / "out.json").read_text())

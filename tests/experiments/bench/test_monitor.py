@@ -9,11 +9,11 @@ from experiments.bench.__main__ import main
 
 
 def test_steps_with_a_look_are_timed_apart(project, monkeypatch, capfd):
-    look, seconds = monitor.SpectralMonitor.record, 0.05
+    record, seconds = monitor.SpectralMonitor.record, 0.05
     monkeypatch.setattr(
         monitor.SpectralMonitor,
         "record",
-        lambda self, seen: (time.sleep(seconds), look(self, seen)),
+        lambda self, step: (time.sleep(seconds), record(self, step)),
     )
     options = ["--steps", "10", "--every", "20", "--json", "out.json"]
     assert main(["monitor", "--config", "recipe.yaml", *options]) == 0

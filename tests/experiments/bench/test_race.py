@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from experiments.bench import polar, race, topk
+from experiments.bench import polar, race, report, topk
 from lit_fanions.cli import console
 
 
@@ -25,7 +25,7 @@ def test_races_report_their_conditions(name, request):
         f"in {dtype} by {what}" for what, dtype in found.result["products"].items()
     )
     assert f"float32 matrices, multiplied {multiplied}\n" in found.printed
-    assert console.machine_line(torch.device("cpu")) in found.printed
+    assert report.machine_line(torch.device("cpu")) in found.printed
     assert all(
         len(entry["seconds"]) == repeats
         and entry["median_seconds"] == statistics.median(entry["seconds"])

@@ -2,6 +2,7 @@
 
 import torch
 
+from experiments.bench import report
 from lit_fanions.cli import console
 
 
@@ -15,7 +16,7 @@ def test_table_aligns_columns():
 
 
 def test_machine_line_names_the_processor():
-    line = console.machine_line(torch.device("cpu"))
+    line = report.machine_line(torch.device("cpu"))
     assert console.processor() in line
     assert "threads" in line
     assert torch.__version__ in line
@@ -23,7 +24,7 @@ def test_machine_line_names_the_processor():
 
 def test_report_shows_all_tables():
     more = [console.Table("second", ["name"], [["x"]])]
-    shown = str(console.Report("first", ["n"], [[123456.0]], ["a note"], {}, more=more))
+    shown = str(report.Report("first", ["n"], [[123456.0]], ["a note"], {}, more=more))
     assert shown.splitlines() == [
         "first", "", "     n", "------", "123456", "", "second", "", "name", "----", "x", "",
         "a note",

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.paper import airbench, nanogpt_alpha
+from experiments.paper import airbench, execution, nanogpt_alpha
 from experiments.paper.__main__ import CHECKOUT, main
 from experiments.paper.statements import STATEMENTS
-from lit_fanions.cli import runner
 
 pytest.importorskip("matplotlib")
 
@@ -43,7 +42,7 @@ def trained(unchecked, monkeypatch, tmp_path):
                     curves[run.name] = {metrics[0]: [(0, 9.0), (4, last)]}
             return curves
 
-        monkeypatch.setattr(runner, "execute", execute)
+        monkeypatch.setattr(execution, "execute", execute)
         return asked
 
     return replace

@@ -9,10 +9,10 @@ import pytest
 from experiments.paper import claims
 from experiments.paper.__main__ import COMMANDS, main
 from experiments.paper.claims import SECTIONS, read_results, render_page
+from experiments.paper.execution import FINISHED
 from experiments.paper.outcome import Claim, Outcome, judge
 from experiments.paper.statements import STATEMENTS
 from lit_fanions.cli import results
-from lit_fanions.cli.provenance import FINISHED
 
 
 def save(folder, name, *found, arguments=()):

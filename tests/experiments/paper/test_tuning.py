@@ -14,6 +14,7 @@ import yaml
 
 from experiments.paper import tuning
 from experiments.paper.__main__ import main
+from experiments.paper.tuning import figure
 from lit_fanions.cli import runner
 from tests.conftest import TESTS, toy_recipe
 
@@ -276,3 +277,10 @@ def test_signal_stops_the_command(
     recipe_file("a.yaml", 0.1)
     assert compare() == status
     assert capfd.readouterr().err.startswith("stopped; the same command continues")
+
+
+def test_mean_curve_has_only_the_steps_of_all_curves():
+    curves = [[(0, 1.0), (2, 4.0), (4, 5.0)], [(0, 3.0), (1, 9.0), (4, math.inf)]]
+    assert figure.mean_curve(curves) == ([0, 4], [2.0, math.inf], [2**0.5, 0.0])
+    assert figure.mean_curve(curves[:1]) == ([0, 2, 4], [1.0, 4.0, 5.0], [0.0, 0.0, 0.0])
+    assert figure.mean_curve([[(0, 1.0)], [(1, 1.0)]]) == ([], [], [])

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_fanions.cli import runner
+from experiments.paper import execution
+from experiments.paper.execution import execute
+from lit_fanions.cli import results, runner
 from lit_fanions.cli.console import Refused
-from lit_fanions.cli.runner import Run, Stopped, execute
+from lit_fanions.cli.runner import Run, Stopped
 
 INF = math.inf
 CURVE = [(0, 2.0), (4, 1.5)]
@@ -28,7 +30,7 @@ def fake(hears_signals, monkeypatch, tmp_path):
 
     def replace(code):
         monkeypatch.setattr(runner, "_command", lambda run, folder: [sys.executable, "-c", code])
-        monkeypatch.setattr(runner, "read_curves", lambda logs, metrics: {"val/loss": CURVE})
+        monkeypatch.setattr(execution, "read_curves", lambda logs, metrics: {"val/loss": CURVE})
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "POLL", 0.01)
@@ -68,7 +70,7 @@ def test_finished_runs_are_kept(fake):
 def test_diverged_run_is_kept(fake, monkeypatch):
     fake(HERE)
     diverged = [(0, 2.0), (4, INF)]
-    monkeypatch.setattr(runner, "read_curves", lambda logs, metrics: {"val/loss": diverged})
+    monkeypatch.setattr(execution, "read_curves", lambda logs, metrics: {"val/loss": diverged})
     assert go(some()) == go(some()) == {"run0": diverged}
     assert len(pids()) == 1
 
@@ -79,7 +81,7 @@ def test_failed_run_has_no_curve_and_says_why(fake, capfd):
     printed = capfd.readouterr()
     assert printed.err == "run0: exit status 2: error: bad lr\n"
     assert printed.out.splitlines() == ["out: 1 to train, 1 at a time", "[1/1] run0: failed"]
-    assert not Path("out/run0", runner.FINISHED).exists()
+    assert not Path("out/run0", execution.FINISHED).exists()
 
 
 def test_no_more_is_tried_where_nothing_can_succeed(fake, capfd):
@@ -134,7 +136,7 @@ def test_other_metrics_are_refused(fake):
 def test_one_command_at_a_time(fake):
     fake(HERE)
     with (
-        runner._exclusive(Path("out")),
+        execution._exclusive(Path("out")),
         pytest.raises(Refused, match="another command works in out"),
     ):
         go(some())
@@ -144,9 +146,9 @@ def test_one_command_at_a_time(fake):
 def test_result_says_how_it_was_made(fake):
     fake(HERE)
     go(some(args=["--a=1"]))
-    saved = json.loads(Path("out/run0", runner.FINISHED).read_text())
+    saved = json.loads(Path("out/run0", execution.FINISHED).read_text())
     assert saved["args"] == ["--a=1"]
-    assert saved["commit"] == runner.commit()
+    assert saved["commit"] == results.commit()
     assert saved["machine"]["torch"]
     assert saved["seconds"] > 0
 
@@ -217,7 +219,7 @@ def test_signal_during_the_last_outcome_counts(fake, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         return {"val/loss": CURVE}
 
-    monkeypatch.setattr(runner, "read_curves", read)
+    monkeypatch.setattr(execution, "read_curves", read)
     with pytest.raises(Stopped):
         go(some())
     assert go(some()) == {"run0": CURVE}  # it was finished all the same
@@ -239,9 +241,15 @@ def test_error_ends_the_other_processes(fake, monkeypatch):
     def read(logs, metrics):
         raise Refused("no metric")
 
-    monkeypatch.setattr(runner, "read_curves", read)
+    monkeypatch.setattr(execution, "read_curves", read)
     with pytest.raises(Refused, match="no metric"):
         go(some(3), jobs=2)
     assert len(pids()) == 2
     for pid in pids():
         assert_gone(pid)
+
+
+def test_infinity_becomes_none_in_json():
+    found = execution.finite_or_none([(0, 1.5), (1, INF), (2, math.nan), (3, -INF)])
+    assert found == [(0, 1.5), (1, None), (2, None), (3, None)]
+    json.dumps(found, allow_nan=False)

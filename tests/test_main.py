@@ -1,0 +1,67 @@
+"""The door of the command line: what it does without Lightning, and what it says first."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_fanions import __main__ as door
+from tests.cli.recipes import FIT
+from tests.conftest import subprocess_environment
+
+
+def test_version(capfd):
+    assert door.start(["--version"]) == 0
+    assert torch.__version__.partition("+")[0] in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["list"], ["--version"], ["report", "logs"], ["lst"]])
+def test_light_commands_do_not_load_lightning(args, project):
+    pytest.importorskip("matplotlib")
+    with SummaryWriter("logs") as writer:
+        writer.add_scalar("train/loss", 1.0, 0)
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['lit_fanions', *{args!r}]\n"
+        "try:\n    runpy.run_module('lit_fanions', run_name='__main__')\n"
+        "except SystemExit as stop:\n    status = stop.code\n"
+        "loaded = {'lightning', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "raise SystemExit(status)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=subprocess_environment())
+    assert done.returncode == (2 if args == ["lst"] else 0)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("lst", "list"), ("reprot", "report"), ("sweeps", "sweep"), ("ftt", "fit")],
+)
+def test_mistyped_subcommand_gets_the_likely_one(typo, meant, capfd):
+    assert door.start([typo, "--config", "recipe.yaml"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: '{typo}' is none of fit, ")
+    assert line.endswith(f"; did you mean '{meant}'?")
+
+
+def test_sweep_is_a_subcommand(capfd):
+    with pytest.raises(SystemExit) as stop:
+        door.start(["sweep", "--help"])
+    assert stop.value.code == 0
+    assert "--tune" in capfd.readouterr().out
+
+
+def test_recipe_is_named_before_lightning_is_imported(project, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lit_fanions.cli.app", None)  # its import fails
+    with pytest.raises(ImportError):
+        door.start(FIT)
+    assert capfd.readouterr().err == "fit: reading recipe.yaml\n"
+
+
+@pytest.mark.parametrize("args", [[*FIT, "--help"], ["fit"]])
+def test_nothing_is_said_before_help_or_a_mistake(args, project, capfd):
+    with pytest.raises(SystemExit):
+        door.start(args)
+    assert "reading" not in capfd.readouterr().err
