@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_fanions import Fanion, bounds, norms
-from tests.test_norms import gaussian, inner
+from tests.matrices import gaussian64
+from tests.test_norms import inner
 
 SPECTRAL = [
     norms.Frobenius(),
@@ -17,7 +18,7 @@ SPECTRAL = [
     norms.KyFanDual(3),
     norms.KyFanDual(9),
 ]
-F_BLENDS = [norms.Blend(norm, alpha) for norm in SPECTRAL for alpha in (0.3, 0.9)]
+F_BLENDS = [norms.Blend(norm, (0.3, 0.9)[i % 2]) for i, norm in enumerate(SPECTRAL)]
 EXACT = [*SPECTRAL, *F_BLENDS, norms.SumEntry()]
 BOUNDED = [
     norms.MaxEntry(),
@@ -50,7 +51,7 @@ def climb(norm, a, b, steps=30):
     From random matrices, and from some that share the bases of A and B, which arrive sooner.
     """
     shape = (20, a.shape[-1], b.shape[-1])
-    starts = gaussian(*shape)
+    starts = gaussian64(*shape)
     bases = [torch.linalg.eigh(matrix).eigenvectors.flip(-1) for matrix in (a, b)]
     aligned = bases[0] @ (starts.abs() * torch.eye(*shape[1:])) @ bases[1].mT
     aligned[0] = torch.outer(bases[0][:, 0], bases[1][:, 0])
@@ -80,10 +81,10 @@ def test_bounded_smoothness_is_never_exceeded(norm, shape):
 # Lemmas 7 and 8.
 
 
-@pytest.mark.parametrize("norm", [*SPECTRAL, F_BLENDS[3], *BOUNDED[:2], BOUNDED[3]], ids=repr)
+@pytest.mark.parametrize("norm", [*SPECTRAL, F_BLENDS[1], *BOUNDED[:2], BOUNDED[3]], ids=repr)
 def test_plan_without_noise_reaches_the_precision(norm):
     a, b = problem(5, 4)
-    minimum, x = gaussian(5, 4), torch.zeros(5, 4, dtype=torch.float64)
+    minimum, x = gaussian64(5, 4), torch.zeros(5, 4, dtype=torch.float64)
     gap = 0.5 * inner(minimum, a @ minimum @ b).item()
     precision = 0.3 * norm.dual(a @ minimum @ b).item()
     plan = bounds.plan(bounds.smoothness(norm, a, b).item(), gap, precision)
@@ -140,14 +141,16 @@ def test_error_of_a_momentum_from_zero_is_within_the_bound():
 def test_plan_with_noise_reaches_the_precision():
     norm, sigma = norms.Spectral(), 0.2
     a, b = problem(3, 3)
-    minimum = gaussian(3, 3)
+    minimum = gaussian64(3, 3)
     gap = 0.5 * inner(minimum, a @ minimum @ b).item()
     precision = 0.5 * norm.dual(a @ minimum @ b).item()
     lipschitz, rho = bounds.smoothness(norm, a, b).item(), bounds.rho(norm, 3, 3)
     plan = bounds.plan(lipschitz, gap, precision, rho=rho, sigma=sigma)
     assert 0.5 < plan.momentum < 1
     x = torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.float64))
-    optimizer = Fanion([x], plan.lr, plan.momentum, nesterov=False, scale="none", polar="exact")
+    optimizer = Fanion(
+        [x], lr=plan.lr, momentum=plan.momentum, nesterov=False, scale="none", polar="exact"
+    )
     generator, reached = torch.Generator().manual_seed(1), []
     for _ in range(plan.steps):
         gradient = a @ (x.detach() - minimum) @ b
@@ -184,7 +187,7 @@ def test_rho_is_attained_and_never_exceeded(norm, shape):
     hadamard = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     hadamard = torch.kron(torch.kron(hadamard, hadamard), hadamard)[:rows, :cols]
     plain = torch.stack([hadamard, torch.ones(shape), torch.eye(*shape)]).double()
-    x = torch.cat([gaussian(20, *shape), plain])
+    x = torch.cat([gaussian64(20, *shape), plain])
     for _ in range(30):
         x = norm.lmo(x)
     found = torch.linalg.matrix_norm(norm.lmo(x)).max().item()
@@ -192,7 +195,7 @@ def test_rho_is_attained_and_never_exceeded(norm, shape):
     assert found <= expected * (1 + 1e-9)
     exact = norm in EXACT or shape == (4, 4) or 1 in shape
     assert found >= expected * (1 - 1e-6 if exact else 0.9)
-    random = gaussian(20, *shape)
+    random = gaussian64(20, *shape)
     assert (norm.dual(random) <= expected * torch.linalg.matrix_norm(random) * (1 + 1e-9)).all()
 
 
@@ -236,7 +239,7 @@ def test_constants_of_the_marchenko_pastur_law():
     ids=repr,
 )
 def test_norms_of_gaussian_matrices(norm, shape):
-    sample = norm.value(gaussian(40, *shape))
+    sample = norm.value(gaussian64(40, *shape))
     mean, deviation = sample.mean(), sample.std() / math.sqrt(len(sample))
     slack = 0.03 * mean if isinstance(norm, norms.MaxEntry) else 0.01 * mean
     expected = bounds.gaussian_norm(norm, *shape)
@@ -260,7 +263,7 @@ def test_the_papers_estimate_of_smoothness():
 # Input.
 
 
-def test_batches():
+def test_smoothness_of_a_batch_is_that_of_its_problems():
     pairs = [problem(4, 6, seed) for seed in range(3)]
     a, b = (torch.stack(matrices) for matrices in zip(*pairs, strict=True))
     for norm in [*EXACT, *BOUNDED]:
@@ -281,7 +284,7 @@ def test_limits_of_alpha(norm):
             torch.testing.assert_close(near, blended, rtol=1e-6, atol=0)
 
 
-def test_bad_input():
+def test_impossible_input_is_refused():
     good, norm = torch.eye(3), norms.Spectral()
     for bad, message in (
         (torch.ones(3, 2), "A must be a square matrix"),

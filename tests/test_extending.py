@@ -11,7 +11,7 @@ import torch
 from lit_fanions import Fanion, lmo, norms
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.options import default_options
-from tests.lmo.matrices import gaussian
+from tests.matrices import gaussian
 from tests.optim import test_contract
 
 DOCS = Path(__file__).parents[1] / "docs/extending.md"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_fanions import minkowski, norms
+from tests.matrices import gaussian64
 
 PLAIN = [
     norms.Frobenius(),
@@ -20,7 +21,8 @@ PLAIN = [
     norms.MaxRow(),
     norms.MaxColumn(),
 ]
-BLENDS = [norms.Blend(norm, alpha) for norm in PLAIN for alpha in (0.3, 0.8)]
+# Both sides of a half, in turn: no branch depends on alpha between 0 and 1.
+BLENDS = [norms.Blend(norm, (0.3, 0.8)[i % 2]) for i, norm in enumerate(PLAIN)]
 SIGN_BLENDS = [
     norms.Blend(norm, 0.4, "sign", 0.5) for norm in PLAIN if not isinstance(norm, norms.KyFan)
 ]
@@ -37,10 +39,6 @@ SIGN_BLENDS += [  # solved by iteration
 PLAIN += [norms.KyFan(9), norms.KyFanDual(9)]  # more than there are
 
 
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum((-2, -1))
 
@@ -48,14 +46,14 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(5, 4), (3, 7), (1, 6), (6, 1), (1, 1)])
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
 def test_the_oracle_attains_the_dual_norm(norm, shape):
-    m = gaussian(2, *shape)
+    m = gaussian64(2, *shape)
     torch.testing.assert_close(inner(m, norm.lmo(m)), norm.dual(m), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (3, 7), (1, 6), (6, 1), (1, 1)])
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS], ids=repr)
 def test_the_oracle_lies_on_the_ball(norm, shape):
-    value = norm.value(norm.lmo(gaussian(2, *shape)))
+    value = norm.value(norm.lmo(gaussian64(2, *shape)))
     torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-9, atol=1e-9)
 
 
@@ -63,7 +61,7 @@ def test_the_oracle_lies_on_the_ball(norm, shape):
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
 def test_norm_axioms_and_hoelder(norm, seed, rows, cols):
-    x, y = gaussian(2, rows, cols, seed=seed)
+    x, y = gaussian64(2, rows, cols, seed=seed)
     assert norm.value(x) > 0
     torch.testing.assert_close(norm.value(-3 * x), 3 * norm.value(x), rtol=1e-9, atol=0)
     assert norm.value(x + y) <= (norm.value(x) + norm.value(y)) * (1 + 1e-9)
@@ -73,7 +71,7 @@ def test_norm_axioms_and_hoelder(norm, seed, rows, cols):
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
 def test_the_gradient_is_the_oracle_of_the_dual_ball(norm):
     # Where a norm is differentiable its gradient d has <d, x> = |x| and dual norm 1: the bidual.
-    x = gaussian(3, 4).requires_grad_()
+    x = gaussian64(3, 4).requires_grad_()
     (gradient,) = torch.autograd.grad(norm.value(x), x)
     torch.testing.assert_close(inner(gradient, x.detach()), norm.value(x).detach())
     torch.testing.assert_close(norm.dual(gradient), torch.ones((), dtype=torch.float64))
@@ -85,7 +83,7 @@ def test_the_gradient_is_the_oracle_of_the_dual_ball(norm):
 @pytest.mark.parametrize("shape", [(4, 3), (1, 5)])
 @pytest.mark.parametrize("norm", SIGN_BLENDS, ids=repr)
 def test_the_oracle_of_a_sign_blend_lies_on_the_ball(norm, shape):
-    value = norm.value(norm.lmo(gaussian(2, *shape)))
+    value = norm.value(norm.lmo(gaussian64(2, *shape)))
     torch.testing.assert_close(value, torch.ones_like(value), rtol=norms.TOLERANCE, atol=0)
 
 
@@ -93,7 +91,7 @@ def test_the_oracle_of_a_sign_blend_lies_on_the_ball(norm, shape):
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 4))
 def test_norm_axioms_and_hoelder_of_sign_blends(norm, seed, rows, cols):
-    x, y = gaussian(2, rows, cols, seed=seed)
+    x, y = gaussian64(2, rows, cols, seed=seed)
     x_plus_y, minus_3_x, x_value, y_value = norm.value(torch.stack([x + y, -3 * x, x, y]))
     assert x_value > 0
     torch.testing.assert_close(minus_3_x, 3 * x_value, rtol=norms.TOLERANCE, atol=0)
@@ -108,7 +106,7 @@ def test_norm_axioms_and_hoelder_of_sign_blends(norm, seed, rows, cols):
 )
 def test_sign_blend_of_a_vector_by_a_search_in_one_dimension(norm, length):
     # What the entries have above weight * t must have length alpha * t.
-    alpha, scale, x = 0.6, 0.7, gaussian(1, 7)
+    alpha, scale, x = 0.6, 0.7, gaussian64(1, 7)
     t = norms.Blend(norm, alpha, "sign", scale).value(x)
     for factor, inside in ((1 + 2e-6, True), (1 - 2e-6, False)):
         above = (x.abs() - factor * t * (1 - alpha) * scale).clamp(min=0)
@@ -118,7 +116,7 @@ def test_sign_blend_of_a_vector_by_a_search_in_one_dimension(norm, length):
 
 @pytest.mark.parametrize("norm", [norms.Spectral(), norms.Nuclear()], ids=repr)
 def test_limits_of_alpha_in_sign_blends(norm):
-    x = gaussian(3, 4)
+    x = gaussian64(3, 4)
     for alpha, limit in ((0.999, norm.value(x)), (0.001, norms.MaxEntry().value(x) / 0.3)):
         near = norms.Blend(norm, alpha, "sign", 0.3)
         exact = norms.Blend(norm, round(alpha), "sign", 0.3)
@@ -130,12 +128,12 @@ def test_limits_of_alpha_in_sign_blends(norm):
 def test_sign_blend_that_cannot_be_found_in_time(monkeypatch):
     monkeypatch.setattr(minkowski, "ROUNDS", 3)
     with pytest.raises(RuntimeError, match="after 3 rounds, not within 1e-06"):
-        norms.Blend(norms.Spectral(), 0.5, "sign").value(gaussian(6, 5))
+        norms.Blend(norms.Spectral(), 0.5, "sign").value(gaussian64(6, 5))
 
 
 def test_blends_of_large_matrices_need_little_memory():
     # All pairs of entries would be 80 GB.
-    x = gaussian(300, 333)
+    x = gaussian64(300, 333)
     for norm in (norms.Blend(norms.SumEntry(), 0.5), norms.Blend(norms.MaxEntry(), 0.5)):
         assert norm.value(norm.lmo(x)).item() == pytest.approx(1)
 
@@ -180,11 +178,11 @@ def test_lemma_9_both_ways(norm):
     # no smaller t; and whatever is such a sum with t = 1 is in the ball.
     other, weight = norm.other, (1 - norm.alpha) * norm.sign_scale
     slack = norms.TOLERANCE if norm in SIGN_BLENDS else 1e-9
-    x = gaussian(2, 4, 3) * 1e-8
+    x = gaussian64(2, 4, 3) * 1e-8
     z, value = norm.split(x), norm.value(x)
     sizes = torch.stack([norm.norm.value(z) / norm.alpha, other.value(x - z) / weight])
     torch.testing.assert_close(sizes.amax(0), value, rtol=slack, atol=0)
-    a, b = gaussian(2, 4, 3, seed=1), gaussian(2, 4, 3, seed=2)
+    a, b = gaussian64(2, 4, 3, seed=1), gaussian64(2, 4, 3, seed=2)
     a, b = (c / n.value(c)[:, None, None] for c, n in ((a, norm.norm), (b, other)))
     assert (norm.value(norm.alpha * a + weight * b) <= 1 + slack).all()
 
@@ -193,7 +191,7 @@ def test_lemma_9_both_ways(norm):
     "inside", [norms.Spectral(), norms.Nuclear(), norms.KyFanDual(2)], ids=repr
 )
 def test_limits_of_alpha_and_k(inside):
-    x = gaussian(5, 6)
+    x = gaussian64(5, 6)
     for alpha, limit in ((1.0, inside), (0.0, norms.Frobenius())):
         blend = norms.Blend(inside, alpha)
         torch.testing.assert_close(blend.value(x), limit.value(x))
@@ -207,7 +205,7 @@ def test_limits_of_alpha_and_k(inside):
 
 
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
-def test_zero(norm):
+def test_zero_has_no_direction_and_no_norm(norm):
     zero = torch.zeros(2, 3, 4)
     for compute in (norm.lmo, norm.dual, norm.value):
         assert not compute(zero).any()
@@ -215,20 +213,20 @@ def test_zero(norm):
     torch.testing.assert_close(norm.value(half_zero)[1], norm.value(half_zero[1]))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("norm", [*PLAIN, *BLENDS, *SIGN_BLENDS], ids=repr)
 def test_the_oracle_is_scale_invariant(norm, scale):
-    m = gaussian(5, 4)
+    m = gaussian64(5, 4)
     torch.testing.assert_close(norm.lmo(m * scale), norm.lmo(m))
 
 
 def test_rank_deficient_matrices_have_no_direction_in_their_kernel():
-    m = gaussian(6, 2) @ gaussian(2, 5)
+    m = gaussian64(6, 2) @ gaussian64(2, 5)
     assert torch.linalg.matrix_rank(norms.Spectral().lmo(m)) == 2
     assert norms.Spectral().lmo(m).square().sum().item() == pytest.approx(2)
 
 
-def test_bad_arguments():
+def test_impossible_arguments_are_refused():
     for k in (0, -1, 1.5, True, "2"):
         with pytest.raises(ValueError, match="k must be a whole number"):
             norms.KyFan(k)
@@ -237,6 +235,6 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="no blends"):
         norms.Blend(norms.Blend(norms.Spectral(), 0.5), 0.5)
     with pytest.raises(ValueError, match="is no norm"):
-        norms.Blend(norms.Spectral(), 1.1).value(gaussian(2, 2))
+        norms.Blend(norms.Spectral(), 1.1).value(gaussian64(2, 2))
     with pytest.raises(ValueError, match="a matrix or a batch"):
-        norms.Spectral().value(gaussian(3))
+        norms.Spectral().value(gaussian64(3))

@@ -14,7 +14,7 @@ GPU = torch.device("cuda", 1)
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def products(request, monkeypatch) -> torch.dtype:
-    """The dtype of fast products, whatever this machine's is."""
+    """Set the dtype of fast products, whatever the machine."""
     has_bf16 = request.param == torch.bfloat16
     monkeypatch.setattr(polar_module, "_has_bf16", lambda device_type: has_bf16)
     return request.param
@@ -38,6 +38,6 @@ class DeviceBranches(TorchFunctionMode):
 
 @pytest.fixture(params=["cpu", "gpu"])
 def device(request, monkeypatch):
-    """A context in which the code takes its branches for a CPU, or those for a GPU."""
+    """Return a context in which the code takes its branches for a CPU, or those for a GPU."""
     monkeypatch.setattr(polar_module, "_has_bf16", lambda device_type: device_type == "cuda")
     return nullcontext() if request.param == "cpu" else DeviceBranches()

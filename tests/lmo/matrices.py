@@ -1,29 +1,15 @@
-"""Matrices of known spectrum, and measures of directions and triplets."""
+"""Matrices that every solver must take, and measures of directions and triplets."""
+
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from lit_fanions import norms
+from lit_fanions import lmo, norms
+from tests.matrices import gaussian, power_law, with_spectrum
 
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def orthonormal(rows: int, cols: int, seed: int = 0) -> Tensor:
-    """Return a matrix with orthonormal columns, in float64."""
-    return torch.linalg.qr(gaussian(rows, cols, seed=seed).double()).Q
-
-
-def with_spectrum(s: Tensor, rows: int, cols: int, seed: int = 0) -> Tensor:
-    """Return a float64 matrix with the nonzero singular values s and random singular vectors."""
-    u, v = orthonormal(rows, len(s), seed), orthonormal(cols, len(s), seed + 1)
-    return (u * s.double()) @ v.mT
-
-
-def power_law(n: int, power: float) -> Tensor:
-    return torch.arange(1, n + 1).double() ** -power
-
+# CuPy's is in test_cupy_svds.py.
+SOLVERS = [solver for solver in get_args(lmo.Solver) if solver != "cupy"]
 
 CLUSTER = torch.tensor([1.0] * 6 + [0.5] * 64)
 
@@ -63,6 +49,17 @@ def attained(m: Tensor, d: Tensor, dual: Tensor) -> float:
 def quality(m: Tensor, d: Tensor, norm: norms.Norm) -> float:
     """Return <m, d> divided by its largest value over the unit ball of the norm."""
     return attained(m, d, norm.dual(m))
+
+
+def least_quality(solver: str, *dtypes: torch.dtype) -> float:
+    """Return the quality that a solver must reach; power iteration has no oversampling."""
+    least = {"exact": 1 - 1e-6, "power": 0.97}.get(solver, 0.99)
+    return least - max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def largest_value(*dtypes: torch.dtype) -> float:
+    """Return the norm that a direction may have after rounding; exactly it would be 1."""
+    return 1 + 1e-4 + 4 * max(torch.finfo(dtype).eps for dtype in (torch.float32, *dtypes))
 
 
 def broken(m: Tensor) -> Tensor:

@@ -8,17 +8,8 @@ import torch
 from lit_fanions import lmo, norms
 from lit_fanions.lmo.block_power import dion, subspace
 from lit_fanions.lmo.factorisations import noise
-from tests.lmo.matrices import (
-    attained,
-    broken,
-    distances,
-    gaussian,
-    orthonormal,
-    orthonormal_vectors,
-    power_law,
-    quality,
-    with_spectrum,
-)
+from tests.lmo.matrices import attained, broken, distances, orthonormal_vectors, quality
+from tests.matrices import gaussian, orthonormal, power_law, with_spectrum
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from lit_fanions.lmo.factorisations import (
     wide,
 )
 from tests.lmo.conftest import DeviceBranches
-from tests.lmo.matrices import gaussian, orthonormal, power_law, with_spectrum
+from tests.matrices import gaussian, orthonormal, power_law, with_spectrum
 
 DTYPES = [torch.float32, torch.float64]
 ROWS = pytest.mark.parametrize("method", [orthonormal_rows, gram_schmidt, cholesky_rows])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lit_fanions import lmo
-from tests.lmo.matrices import broken, gaussian
+from tests.lmo.matrices import broken
+from tests.matrices import gaussian
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -41,7 +42,7 @@ def test_unit_frobenius_of_float64(scale):
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1])  # with a look at the largest entries, and without
-def test_zero_stays_zero_and_only_what_is_broken_breaks(scale):
+def test_zero_stays_zero_and_only_broken_matrices_become_nan(scale):
     m = torch.cat([broken(gaussian(20, 30) * scale), torch.zeros(1, 20, 30)])
     x, norm = lmo.unit_frobenius(m)
     assert norm[1:3].isnan().all()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
 from lit_fanions import Fanion, lmo, norms
-from tests.lmo.matrices import with_spectrum
+from tests.matrices import with_spectrum
 
 pytestmark = pytest.mark.slow
 

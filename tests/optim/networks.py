@@ -7,7 +7,7 @@ from lit_fanions import Fanion, split_parameters
 
 
 def table(module: nn.Module, config: dict | None = None) -> dict[str, str]:
-    """Name -> group, with layout and splits where they say more than that."""
+    """Return the group of each parameter, with layout and splits unless they are the default."""
     split = split_parameters(module, config)
     assert_complete(module, split)
     described = {}
@@ -26,12 +26,12 @@ def assert_complete(module: nn.Module, split) -> None:
 
 
 def before_a_head(**modules: nn.Module) -> nn.Module:
-    """The modules, followed by a classifier, which is no matrix."""
+    """Return the modules, followed by a classifier, which is no matrix."""
     return nn.ModuleDict({**modules, "head": nn.Linear(4, 3, bias=False)})
 
 
 def run(optimizer: Fanion) -> None:
-    """What was decided can be stepped."""
+    """Step once on random gradients, and assert that all weights stay finite."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.randn_like(p)
@@ -82,6 +82,20 @@ def body() -> nn.Module:
             "embed": nn.Embedding(9, 8),
             "layers": nn.ModuleList(nn.Linear(8, 8) for _ in range(3)),
             "conv": nn.Conv2d(8, 8, 3, groups=8),
+            "norm": nn.LayerNorm(8),
+            "head": nn.Linear(8, 3),
+        }
+    )
+
+
+def small_network() -> nn.Module:
+    """A layer of each kind, for every standard group."""
+    return nn.ModuleDict(
+        {
+            "embed": nn.Embedding(9, 8),
+            "conv": nn.Conv2d(4, 8, 3),
+            "body": nn.Linear(8, 8),
+            "attention": nn.MultiheadAttention(8, 2),
             "norm": nn.LayerNorm(8),
             "head": nn.Linear(8, 3),
         }

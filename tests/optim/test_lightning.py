@@ -188,21 +188,15 @@ def checkpoints(path: Path, every: int = 1) -> ModelCheckpoint:
     return ModelCheckpoint(path, "{step}", every_n_train_steps=every, save_top_k=-1)
 
 
-ALGORITHMS = [
-    "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",
-    "f_fanion", "s_muon", "s_neon", "s_fanion", "dion", "adamw", "sgd",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_run_resumed_inside_an_epoch_is_bit_equal(tmp_path, algorithm):
+@pytest.mark.parametrize("algorithm", ["muon", "f_neon", "kyfan", "dion", "signum", "adamw", "sgd"])
+def test_resume_inside_an_epoch_is_bit_equal(tmp_path, algorithm):
     matrix = {"algorithm": algorithm, "lr": 0.05, "weight_decay": 0.1}
     schedule = {"shape": "linear", "steps": 10, "warmup": 2, "momentum_warmup": 4}
     resumed_equals_uninterrupted(tmp_path, {**CONFIG, "matrix": matrix, "schedule": schedule}, 8)
 
 
 @pytest.mark.parametrize("step", [2, 8])
-def test_so_is_one_whose_schedule_is_as_long_as_the_run(tmp_path, step):
+def test_resume_is_bit_equal_with_a_schedule_as_long_as_the_run(tmp_path, step):
     """Asking the trainer for that must not lose the place of a loader that resumes itself."""
     resumed_equals_uninterrupted(tmp_path, CONFIG, step)
 

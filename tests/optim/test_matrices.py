@@ -1,4 +1,4 @@
-"""Parameters as matrices and back: layouts, splits, shapes, and the factors that follow."""
+"""Parameters as matrices and back: layouts, splits and shapes."""
 
 import math
 
@@ -8,11 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_fanions.optim.algorithms import oracle, resolve_rank
 from lit_fanions.optim.matrices import LAYOUTS, from_matrices, gather, local, matrix_shapes, scatter
 from lit_fanions.optim.matrices import to_matrices as convert
-from lit_fanions.optim.options import default_options
-from lit_fanions.optim.step_sizes import step_size_factor
 
 
 def counted(*shape: int) -> Tensor:
@@ -28,7 +25,7 @@ def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_a_weight_is_itself():
+def test_a_weight_is_one_matrix():
     x = counted(4, 3)
     assert_same(all_matrices(convert(x)), [x])
 
@@ -47,7 +44,7 @@ def test_a_transposed_convolution_is_out_by_the_rest_too(shape):
     assert_same(all_matrices(convert(x, "transposed")), want)
 
 
-def test_a_transposed_convolution_is_the_matrix_that_its_plain_twin_is():
+def test_a_transposed_convolution_applies_its_matrix():
     """The same linear map, so the same rows: one for each output channel."""
     up, x = nn.ConvTranspose1d(3, 5, 1, bias=False), torch.randn(2, 3, 7)
     (matrix,) = all_matrices(convert(up.weight.detach(), "transposed"))
@@ -122,7 +119,7 @@ def cases(draw):
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(cases())
-def test_there_and_back_is_the_identity(case):
+def test_from_matrices_inverts_to_matrices(case):
     shape, layout, splits = case
     x = counted(*shape)
     parts = convert(x, layout, splits)
@@ -147,40 +144,3 @@ def test_splits_that_do_not_fit_are_refused(splits, message):
 def test_plain_tensors_are_their_own_shards():
     x = counted(3, 3)
     assert local(x) is gather(x, x) is scatter(x, x) is x
-
-
-# Ranks and factors.
-
-
-@pytest.mark.parametrize(
-    ("rank", "want"),
-    [("full", 6), (1, 1), (5, 5), (6, 6), (99, 6), (1.0, 6), (0.5, 3), (0.01, 1), (0.9, 5)],
-)
-def test_rank(rank, want):
-    assert resolve_rank(rank, 6, 40) == resolve_rank(rank, 40, 6) == want
-
-
-@pytest.mark.parametrize(("rows", "cols"), [(8, 2), (2, 8), (5, 5)])
-def test_factors_are_torchs(rows, cols):
-    adjust = torch.optim._muon._adjust_lr
-    norm = math.sqrt(min(rows, cols))
-    for scale in ("original", "match_rms_adamw", "spectral_unclamped"):
-        want = adjust(1.0, scale, torch.Size((rows, cols)))
-        assert step_size_factor(scale, rows, cols, norm) == pytest.approx(want)
-    assert step_size_factor("none", rows, cols, norm) == 1
-
-
-def test_the_length_of_a_direction_is_known_where_it_does_not_depend_on_the_momentum():
-    def length(algorithm: str, **options: object) -> float | None:
-        group = {**default_options(algorithm), "algorithm": algorithm, **options}
-        return oracle(group, 8, 6).length(8, 6)
-
-    assert length("fanion", rank=3) == pytest.approx(math.sqrt(3))
-    assert length("fanion", alpha=0.0) == length("nsgd") == 1
-    assert length("signum", sign_scale=0.5) == pytest.approx(0.5 * math.sqrt(48))
-    assert length("fanion", alpha=0.0, blend="sign") == pytest.approx(math.sqrt(48))
-    assert length("coordinate") == 1
-    assert length("row") == pytest.approx(math.sqrt(8))
-    assert length("column") == pytest.approx(math.sqrt(6))
-    for unknown in ({"alpha": 0.3}, {"algorithm": "kyfan"}, {"algorithm": "dion"}):
-        assert length(**{"algorithm": "fanion", **unknown}) is None

@@ -12,13 +12,10 @@ from lit_fanions import Fanion, lmo
 from lit_fanions.optim import matrix_step
 from lit_fanions.optim.matrices import to_matrices
 from lit_fanions.optim.observing import Observation
+from tests.optim.steps import MATRIX
 
-ALGORITHMS = [
-    "muon", "neon", "fanion", "kyfan", "nsgd", "signum", "coordinate", "f_muon", "f_neon",
-    "f_fanion", "s_muon", "s_neon", "s_fanion", "dion",
-]  # fmt: skip
 FORMS: list[dict[str, Any]] = [
-    *({"algorithm": name} for name in ALGORITHMS),
+    *({"algorithm": name} for name in MATRIX),
     {"algorithm": "muon", "nesterov": False, "weight_decay": 0.1},
     {"algorithm": "f_muon", "scale": "match_rms_adamw", "renormalize": True},
     {"algorithm": "muon", "splits": 2},
@@ -39,11 +36,11 @@ def parameters() -> list[nn.Parameter]:
     ]  # fmt: skip
 
 
-def optimizer_of(ps: list[nn.Parameter], options: dict[str, Any]) -> Fanion:
-    return Fanion([p for p in ps if _splits(p, options)], lr=LR, **options)
+def make_optimizer(ps: list[nn.Parameter], options: dict[str, Any]) -> Fanion:
+    return Fanion([p for p in ps if is_divisible(p, options)], lr=LR, **options)
 
 
-def _splits(p: Tensor, options: dict[str, Any]) -> bool:
+def is_divisible(p: Tensor, options: dict[str, Any]) -> bool:
     return "splits" not in options or p.shape[0] == 6
 
 
@@ -56,15 +53,15 @@ def give_gradients(optimizer: Fanion, step: int) -> None:
 
 
 def run(options: dict[str, Any], observed: bool, steps: int = 3) -> tuple[Fanion, list[dict]]:
-    optimizer, seen = optimizer_of(parameters(), options), []
+    optimizer, seen = make_optimizer(parameters(), options), []
     for step in range(steps):
         give_gradients(optimizer, step)
-        optimizer.observers = (lambda o: seen.append(kept(o)),) if observed else ()
+        optimizer.observers = (lambda o: seen.append(copied(o)),) if observed else ()
         optimizer.step()
     return optimizer, seen
 
 
-def kept(seen: Observation) -> dict[str, Any]:
+def copied(seen: Observation) -> dict[str, Any]:
     return {
         name: value.detach().clone() if isinstance(value, Tensor) and name != "parameter" else value
         for name, value in seen._asdict().items()
@@ -73,7 +70,7 @@ def kept(seen: Observation) -> dict[str, Any]:
 
 @pytest.fixture(params=["as on a CPU", "stacked"])
 def stacks(request, monkeypatch):
-    """With all parameters of one shape in one stack too, as accelerators have them."""
+    """Run on stacks of one parameter, and of all parameters of a shape as on accelerators."""
 
     def by_shape(parameters: list[Tensor], group: object) -> list[list[Tensor]]:
         kinds = dict.fromkeys((p.shape, p.dtype) for p in parameters)
@@ -85,7 +82,7 @@ def stacks(request, monkeypatch):
 
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
-def test_looking_changes_no_bit(options):
+def test_observers_change_no_bit(options):
     plain, watched = run(options, False)[0], run(options, True)[0]
     for p, q in zip(plain.param_groups[0]["params"], watched.param_groups[0]["params"],
                     strict=True):  # fmt: skip
@@ -97,13 +94,13 @@ def test_looking_changes_no_bit(options):
 
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("options", FORMS, ids=str)
-def test_what_is_shown_is_what_was_done(options):
-    optimizer = optimizer_of(parameters(), options)
+def test_observations_equal_the_step(options):
+    optimizer = make_optimizer(parameters(), options)
     group = optimizer.param_groups[0]
     for step in range(3):
         give_gradients(optimizer, step)
         seen: list[dict] = []
-        optimizer.observers = (lambda o, seen=seen: seen.append(kept(o)),)
+        optimizer.observers = (lambda o, seen=seen: seen.append(copied(o)),)
         before = [p.detach().clone() for p in group["params"]]
         optimizer._initialise_state()
         momenta = [optimizer.state[p]["momentum"].clone() for p in group["params"]]
@@ -134,7 +131,7 @@ def test_what_is_shown_is_what_was_done(options):
                 continue
             for a, b in zip(shown["gradient"], matrices(p.grad), strict=True):
                 assert torch.equal(a, b)
-            for a, b in zip(shown["momentum"], matrices(looked_at(p, momentum, group)),
+            for a, b in zip(shown["momentum"], matrices(expected_momentum(p, momentum, group)),
                             strict=True):  # fmt: skip
                 assert torch.equal(a, b)
             if p.dtype == torch.float32 and not group["renormalize"]:
@@ -144,7 +141,7 @@ def test_what_is_shown_is_what_was_done(options):
                     torch.testing.assert_close(a * decayed - LR * d.float(), b)
 
 
-def looked_at(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
+def expected_momentum(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
     g, mu = p.grad.to(momentum.dtype), group["momentum"]
     if group["error_feedback"]:
         return momentum + g
@@ -154,7 +151,7 @@ def looked_at(p: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
 
 @pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("scale", ["none", "original", "match_rms_adamw", "spectral_unclamped"])
-def test_without_the_factor_it_is_the_direction(scale):
+def test_observed_direction_over_its_factor_is_the_oracle(scale):
     options = {"algorithm": "f_fanion", "rank": 2, "solver": "exact", "scale": scale}
     for o in run(options, True, steps=1)[1]:
         if o["before"].dtype == torch.float32:
@@ -173,7 +170,7 @@ def test_captured_is_what_error_feedback_takes():
         )
 
 
-def test_groups_of_adamw_and_sgd_are_not_shown():
+def test_groups_of_adamw_and_sgd_are_not_observed():
     p = nn.Parameter(torch.randn(3, 4))
     optimizer = Fanion([p], algorithm="adamw", lr=1e-3)
     seen: list[Observation] = []
@@ -183,8 +180,8 @@ def test_groups_of_adamw_and_sgd_are_not_shown():
     assert seen == []
 
 
-def test_observers_are_no_part_of_copies():
-    optimizer = optimizer_of(parameters(), {"algorithm": "muon"})
+def test_copies_have_no_observers():
+    optimizer = make_optimizer(parameters(), {"algorithm": "muon"})
     optimizer.observers = (lambda o: None,)
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert other.observers == ()
