@@ -55,7 +55,7 @@ class Lanczos(NamedTuple):
         Vh: (batch, width, cols).
         residuals: The larger of |m^T u - s v| and |m v - s u| over s, (batch, k), computed from
             the triplets. Above the tolerance where the search ended without reaching it.
-        products: Columns multiplied by m or by m^T; counted once for a batch that is solved together.
+        products: Columns multiplied by m or by m^T; counted once for matrices solved together.
     """
 
     U: Tensor
