@@ -178,7 +178,7 @@ def start_block(
     *batch, rows, cols = shape
     width = min(k + oversampling, rows, cols)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    block = torch.randn(*batch, cols, width, generator=generator, dtype=torch.float32)
+    block = torch.randn(*batch, cols, width, generator=generator, dtype=torch.float32, device="cpu")
     return torch.linalg.qr(block).Q.to(device)
 
 

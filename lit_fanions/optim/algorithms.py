@@ -19,6 +19,7 @@ from lit_fanions.lmo import BALLS, Oracle, Settings
 Rank = int | float | Literal["full"]
 
 _LOW_RANK = 0.25
+DEFAULT_ALGORITHM = "muon"
 
 
 @dataclass(frozen=True)

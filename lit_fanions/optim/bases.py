@@ -69,13 +69,28 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     }
 
 
+def is_basis(key: str) -> bool:
+    """Return whether a key of a state belongs to a basis."""
+    return key.startswith(key_of_part(0)[:-1])
+
+
 def is_cold(state: State) -> bool:
     """Return whether a state has bases that no gradient has turned yet; waits for the device.
 
-    A momentum of zero tells: the parameter had no gradient when its state was made, or the state
-    was saved before the first step.
+    A momentum of zero tells: the parameter had no gradient when its state was made, or none that
+    was usable, or the state was saved before the first step.
     """
-    return "basis0" in state and not bool(state["momentum"].any())
+    return any(map(is_basis, state)) and not bool(state["momentum"].any())
+
+
+def warms(gradient: Tensor) -> bool:
+    """Return whether a gradient turns a basis: on a CPU, if it is finite and not zero.
+
+    Elsewhere looking would wait for the device at the first step: it is taken to be usable.
+    """
+    if gradient.device.type != "cpu":
+        return True
+    return bool(gradient.any()) and bool(gradient.isfinite().all())
 
 
 def take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:

@@ -10,18 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_fanions.checks import whole_number
-from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
-from lit_fanions.optim.options import carry_over
+from lit_fanions.optim.options import carry_over, default_options
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
 from lit_fanions.optim.schedules import GroupSchedule, steps_left
 
 # Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
-_ALGORITHMS = {"matrix": "muon", "other": "adamw"}
+_ALGORITHMS = {"matrix": DEFAULT_ALGORITHM, "other": "adamw"}
 _ENTRYWISE_LR = 1e-3
-_MATRIX_LR = 0.02
 
 
 def split_parameters(
@@ -172,7 +171,7 @@ def _base(part: str, config: FanionConfig) -> dict[str, Any]:
     """Return the options of ``matrix`` or ``other``, with an algorithm and an lr."""
     given = getattr(config, part).given()
     algorithm = given.get("algorithm", _ALGORITHMS[part])
-    lr = _ENTRYWISE_LR if is_entrywise(algorithm) else _MATRIX_LR
+    lr = _ENTRYWISE_LR if is_entrywise(algorithm) else default_options(algorithm)["lr"]
     return {"algorithm": algorithm, "lr": lr, **given}
 
 

@@ -12,8 +12,8 @@ from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
 from lit_fanions.optim.adapting import initial_moments
-from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
-from lit_fanions.optim.bases import is_cold, start_bases, warm_bases
+from lit_fanions.optim.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, is_entrywise
+from lit_fanions.optim.bases import is_basis, is_cold, start_bases, warm_bases, warms
 from lit_fanions.optim.checkpoints import check_loadable, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import are_finite
 from lit_fanions.optim.groups import (
@@ -63,7 +63,7 @@ def _table() -> str:
         rows.append((name, summary, direction))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines = (f"{n:{widths[0]}}  {s:{widths[1]}}  {d}".rstrip() for n, s, d in rows)
-    return "\n".join(f"        {line}" for line in lines).lstrip()
+    return "\n".join(f"        {line}" for line in lines)
 
 
 class Fanion(torch.optim.Optimizer):
@@ -75,7 +75,7 @@ class Fanion(torch.optim.Optimizer):
 
     with D(N) the maximiser of <N, D> over the ball, N = M or its Nesterov form
     (1 - mu) G + mu M, and s the step-size rule ``scale``. The family has three numbers: the
-    ``rank`` of the direction, the weight ``alpha`` of it, and the ``blend`` that has the rest.
+    ``rank`` of the direction, its weight ``alpha``, and the ``blend`` that has 1 - alpha.
     A name sets them (algorithm, unit ball, direction of M = U S V^T)::
 
     {table}
@@ -90,7 +90,7 @@ class Fanion(torch.optim.Optimizer):
     Attributes:
         observers: Called in each step with an ``Observation`` of the matrices of each parameter;
             not for groups of adamw and sgd. Such a step needs memory for a few copies of one
-            parameter more. They are no part of copies, pickles and checkpoints.
+            parameter more. Observers are no part of copies, pickles and checkpoints.
 
     Raises:
         TypeError: If a group or a parameter is of a wrong type, or an argument is unknown.
@@ -110,7 +110,8 @@ class Fanion(torch.optim.Optimizer):
         momentum: float | None = None,
         **options: Any,
     ) -> None:
-        algorithm = options.pop("algorithm", None) or "muon"
+        algorithm = options.pop("algorithm", None)
+        algorithm = DEFAULT_ALGORITHM if algorithm is None else algorithm
         unknown = set(options) - set(GroupOptions.__dataclass_fields__)
         if unknown:
             _refuse_argument(min(unknown), algorithm)
@@ -292,14 +293,14 @@ class Fanion(torch.optim.Optimizer):
                 elif p.grad is not None:
                     fit_state(p, state, group)
                     if p not in self._warm and is_cold(state):
-                        bases = {key: x for key, x in state.items() if key.startswith("basis")}
+                        bases = {key: x for key, x in state.items() if is_basis(key)}
                         state.update(warm_bases(p, bases, group))
-                if p.grad is not None:
+                if p.grad is not None and warms(p.grad):
                     self._warm.add(p)
 
     @property
     def _warm(self) -> set[Tensor]:
-        """Parameters whose bases need no look any more; no part of copies and checkpoints."""
+        """Parameters whose bases are known to be warm; no part of copies and checkpoints."""
         return self.__dict__.setdefault("_warm_parameters", set())
 
     def _first_state(
@@ -346,7 +347,7 @@ class Fanion(torch.optim.Optimizer):
 
 
 _DOC = Fanion.__doc__ or ""
-Fanion.__doc__ = _DOC.replace("{table}", _table()).replace("{arguments}", argument_docs().lstrip())
+Fanion.__doc__ = _DOC.replace("    {table}", _table()).replace("    {arguments}", argument_docs())
 
 
 def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:

@@ -72,7 +72,7 @@ def are_finite(
     """
     on_cpu = all(p.device.type == "cpu" and not is_distributed(p) for p in parameters)
     if on_cpu and _all_finite(parameters, dtypes):
-        return dict.fromkeys(parameters, torch.ones((), dtype=torch.bool))
+        return dict.fromkeys(parameters, torch.ones((), dtype=torch.bool, device="cpu"))
     flags: dict[Tensor, Tensor] = {}
     meshes: dict[Any, list[Tensor]] = {}
     alike: dict[Any, dict[Tensor, Tensor]] = {}
