@@ -19,6 +19,7 @@ from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
 from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim.options import default_options
 
 # Keys that torch, its schedulers and the factory keep in a group beside the options.
 KEPT = (
@@ -110,6 +111,11 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         check_solver(group["solver"], group["solver_steps"], group["oversampling"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    if group["adapt"] == "none":
+        defaults = default_options(group["algorithm"])
+        for name in ("beta2", "eps"):
+            if group[name] != defaults[name]:
+                raise ValueError(f"{where}: {name} belongs to adamw and to adapt: set adapt too")
     if group["error_feedback"]:
         ball = BALLS[entry.ball]
         rank = group["rank"]

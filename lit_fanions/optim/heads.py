@@ -203,7 +203,7 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
         return module.in_features, module.out_features
     if isinstance(module, _CONV) and module.groups == 1:
         return module.in_channels, module.out_channels
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if type(module).__name__ == "Conv1D" and weight is not None:  # of transformers
         return weight.shape[0], weight.shape[1]
     return None

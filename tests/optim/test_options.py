@@ -57,6 +57,7 @@ REFUSED = [
     ({"momentum_dtype": torch.int32}, "momentum_dtype"),
     ({"seed": 0.5}, "seed"),
     ({"algorithm": "muon", "error_feedback": True}, "error feedback"),
+    ({"algorithm": "muon", "beta2": 0.5}, "set adapt"),
     ({"algorithm": "nsgd", "error_feedback": True, "rank": 2}, "error feedback"),
     ({"algorithm": "dion", "alpha": 0.0}, "alpha"),
 ]
