@@ -29,8 +29,8 @@ class WatchProgress(Callback):
         """Refuse to start from scratch where `last` found no checkpoint."""
         if self.checkpoint == "last" and trainer.ckpt_path is None:
             raise MisconfigurationException(
-                "--ckpt_path last found no checkpoint of this recipe; give the path of a "
-                "checkpoint, or leave --ckpt_path out to start from scratch"
+                "--ckpt_path last looks in this run's own folder only, which has no checkpoint: "
+                "give the path of one, or leave --ckpt_path out to start from scratch"
             )
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:

@@ -123,9 +123,16 @@ def is_metric(tag: str) -> bool:
 
     Learning rates, epochs, throughput, devices and the quantities of SpectralMonitor are none.
     """
-    if parse_tag(tag) is not None:
+    if parse_tag(tag) is not None or tag.startswith(_THROUGHPUT):
         return False
     return _words(tag)[0] in _STAGES or _direction(tag) != 0
+
+
+# Counts of ThroughputMonitor, which are no results of the training.
+_THROUGHPUT = (
+    "train/batches", "train/samples", "train/time", "train/epoch", "train/device", "train/flops",
+    "train/mfu", "train/total",
+)  # fmt: skip
 
 
 def _words(tag: str) -> list[str]:

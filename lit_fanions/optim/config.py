@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lit_fanions.checks import did_you_mean
-from lit_fanions.optim.options import GroupOptions
+from lit_fanions.optim.options import NAMES, GroupOptions
 from lit_fanions.optim.schedules import ScheduleConfig
 
 
@@ -44,8 +44,8 @@ class FanionConfig:
         other: Options of everything else: embeddings, output heads, biases and gains.
         overrides: Exceptions by group name, for one of the standard groups (matrix, embedding,
             head, vector, other) or for a group of your own, selected by ``parameters`` (name
-            patterns) or ``modules`` (class names). It starts from ``matrix`` or from ``other``,
-            whichever steps by its kind of algorithm.
+            patterns) or ``modules`` (class names). One of adamw or sgd starts from ``other``, any
+            other from ``matrix``.
         schedule: Schedule of lr and momentum, for groups without one of their own.
     """
 
@@ -91,6 +91,9 @@ class FanionConfig:
             if not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
                 raise ValueError(f"{name} must be a mapping, got {value!r}")
             parts[name] = _build_part(name, {**_plain(parts[name]), **_plain(value)}, name)
+        known = [*parts, *NAMES]
+        for name in options.keys() - set(known):
+            raise ValueError(f"{name} is no option{did_you_mean(name, known)}")
         if options:
             given = {**_plain(parts["matrix"]), **options}
             parts["matrix"] = _build_part("matrix", given, "matrix")

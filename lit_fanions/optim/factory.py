@@ -114,6 +114,11 @@ def configure_optimizers(
     optimizer = Fanion(groups)
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     inform("Parameters by group:\n%s", split)
+    if config.matrix.given() and not any(a.group == "matrix" for a in split):
+        warn(
+            "no parameter is in the group 'matrix', so its options have no effect: the table of "
+            "print(split_parameters(module)) gives the reasons"
+        )
     total: int | Callable[[], int] = (
         0 if total_steps is None else whole_number("total_steps", total_steps)
     )
