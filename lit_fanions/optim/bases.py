@@ -88,9 +88,10 @@ def warms(gradient: Tensor) -> bool:
 
     Elsewhere looking would wait for the device at the first step: it is taken to be usable.
     """
-    if gradient.device.type != "cpu":
+    if gradient.device.type != "cpu" or not gradient.numel():
         return True
-    return bool(gradient.any()) and bool(gradient.isfinite().all())
+    low, high = gradient.aminmax()
+    return bool((low.isfinite() & high.isfinite()) & ((low != 0) | (high != 0)))
 
 
 def take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:

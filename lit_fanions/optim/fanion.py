@@ -295,7 +295,7 @@ class Fanion(torch.optim.Optimizer):
                     if p not in self._warm and is_cold(state):
                         bases = {key: x for key, x in state.items() if is_basis(key)}
                         state.update(warm_bases(p, bases, group))
-                if p.grad is not None and warms(p.grad):
+                if p not in self._warm and p.grad is not None and warms(p.grad):
                     self._warm.add(p)
 
     @property

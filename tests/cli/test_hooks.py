@@ -43,7 +43,7 @@ def test_last_without_a_checkpoint_is_refused(project, capfd):
     with pytest.raises(SystemExit) as stop:
         main([*FIT, "--ckpt_path", "last"])
     assert stop.value.code == 2
-    assert "--ckpt_path last found no checkpoint" in capfd.readouterr().err.splitlines()[-1]
+    assert "--ckpt_path last looks in this run" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_last_resumes_where_checkpoints_have_a_folder_of_their_own(project, caplog):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_fanions import Fanion
-from tests.matrices import decaying, gaussian64, parameter, parameter64
+from tests.matrices import decaying, gaussian64, parameter, parameter64, with_spectrum
 from tests.optim.steps import assert_same_state, take_steps, through_a_file, trained, update
 
 
@@ -101,3 +101,26 @@ def test_a_run_resumed_across_a_new_basis_is_bit_equal(algorithm, change):
     assert_same_state(optimizer, other)
     width = change["rank"] + (change.get("oversampling", 8) if algorithm != "dion" else 0)
     assert optimizer.state[straight[0]]["basis0"].shape[-1] == width
+
+
+@pytest.mark.parametrize("first", ["nan", "zero", "none"])
+@pytest.mark.parametrize("splits", [None, [4, 60]])
+def test_a_basis_waits_for_a_usable_gradient(first, splits):
+    gradient = with_spectrum(torch.logspace(0, -2, 64), 64, 64).float()
+
+    def quality(late: bool) -> float:
+        p = nn.Parameter(torch.zeros(64, 64))
+        optimizer = Fanion(
+            [p], algorithm="fanion", rank=4, lr=1.0, scale="none", momentum=0.0, nesterov=False,
+            splits=splits, solver="subspace",
+        )  # fmt: skip
+        if late:
+            broken = {"nan": torch.full_like(p, torch.nan), "zero": torch.zeros_like(p)}
+            p.grad = broken.get(first)
+            optimizer.step()
+        before = p.detach().clone()
+        p.grad = gradient.clone()
+        optimizer.step()
+        return float(((before - p.detach()) * gradient).sum())
+
+    assert quality(late=True) == pytest.approx(quality(late=False), rel=1e-3)
