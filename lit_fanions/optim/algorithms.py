@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_fanions.checks import check_choice
@@ -112,7 +112,8 @@ def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
     return min(limit, max(1, round(rank * limit))) if isinstance(rank, float) else min(rank, limit)
 
 
-_SETTINGS = ("polar", "polar_steps", "solver", "solver_steps", "oversampling", "sign_scale")
+# Groups have no tolerance: their solvers start warm and make a fixed number of steps.
+_SETTINGS = tuple(f.name for f in fields(Settings) if f.name != "tol")
 
 
 def oracle(group: Mapping[str, Any], rows: int, cols: int) -> Oracle:
