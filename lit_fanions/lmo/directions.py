@@ -108,10 +108,10 @@ class Oracle:
         columns = [ball.basis_columns(self.k, limit, self.settings) for ball, _ in self.parts]
         return max((n for n in columns if n is not None), default=None)
 
-    @property
-    def warms_up(self) -> bool:
-        """Whether the basis of a first step is turned towards the gradient."""
-        return any(ball.warms_up for ball, _ in self.parts)
+    def warms_up(self, limit: int) -> bool:
+        """Return whether the basis of a first step is turned towards the gradient."""
+        solving = [ball for ball, _ in self.parts if ball.solved_rank(self.k, limit) is not None]
+        return any(ball.warms_up for ball in solving)
 
     def length(self, rows: int, cols: int) -> float | None:
         """Return the Frobenius norm of the directions; None where it depends on the matrix."""

@@ -62,7 +62,7 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
     return {
         key_of_part(part): warmed(m, bases[key_of_part(part)])
-        if oracle(group, *m.shape[-2:]).warms_up
+        if oracle(group, *m.shape[-2:]).warms_up(min(m.shape[-2:]))
         else bases[key_of_part(part)]
         for part, m in enumerate(gradients)
         if key_of_part(part) in bases

@@ -124,3 +124,13 @@ def test_a_basis_waits_for_a_usable_gradient(first, splits):
         return float(((before - p.detach()) * gradient).sum())
 
     assert quality(late=True) == pytest.approx(quality(late=False), rel=1e-3)
+
+
+def test_a_blend_of_dion_starts_as_dion():
+    p, q = nn.Parameter(torch.zeros(12, 9)), nn.Parameter(torch.zeros(12, 9))
+    pure = Fanion([p], algorithm="dion", rank=2, lr=1.0)
+    blended = Fanion([q], algorithm="dion", rank=2, lr=1.0, alpha=0.5)
+    p.grad = q.grad = parameter(12, 9).detach()
+    for optimizer in (pure, blended):
+        optimizer.step()
+    assert torch.equal(pure.state[p]["basis0"], blended.state[q]["basis0"])
