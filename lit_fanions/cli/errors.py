@@ -146,7 +146,11 @@ def _hint(
     words = _quoted(text)
     for word in words:
         if option and option.is_named(word) and word not in names:
-            return _suggest_option(word, names)
+            hint = _suggest_option(word, names)
+            if not option.place.startswith("--"):
+                return hint
+            # A nested parser leaves out the names of the sections above it.
+            return hint.replace("'", f"'{option.name.removesuffix(word)}", 1)
         if os.path.isabs(word) and not os.path.exists(word):
             return similar_file(word)
     value = str(option.value) if option else next((arg for arg in args if arg in words), "")

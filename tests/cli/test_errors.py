@@ -29,15 +29,15 @@ COMMAND_LINE_MISTAKES = {
     "section": ([*FIT, "--modle.width", "1"], ["--modle.width", "did you mean 'model'?"]),
     "model option": (
         [*FIT, "--model.widht", "1"],
-        ["--model.widht", "did you mean 'width'?"],
+        ["--model.widht", "did you mean 'model.width'?"],
     ),
     "nested option": (
         [*FIT, "--model.optimizer.matrix.momentun", ".9"],
-        ["--model.optimizer.matrix.momentun", "did you mean 'optimizer.matrix.momentum'?"],
+        ["--model.optimizer.matrix.momentun", "did you mean 'model.optimizer.matrix.momentum'?"],
     ),
     "nested section": (
         [*FIT, "--model.optimizer.matrx.lr", ".9"],
-        ["did you mean 'optimizer.matrix.lr'?"],
+        ["did you mean 'model.optimizer.matrix.lr'?"],
     ),
     "type": ([*FIT, "--model.width", "wide"], ["--model.width", "int", "wide"]),
     "union": (
@@ -59,7 +59,7 @@ COMMAND_LINE_MISTAKES = {
     ),
     "synonym": (
         [*FIT, "--model.optimizer.matrix.learning_rate", "1"],
-        ["did you mean 'optimizer.matrix.lr'?"],
+        ["did you mean 'model.optimizer.matrix.lr'?"],
     ),
     "no choice": ([*FIT, "--model.optimizer.matrix.lr", "fast"], ["float", "fast"]),
     "last of another run": (
@@ -80,7 +80,7 @@ COMMAND_LINE_MISTAKES = {
     "checkpoint": ([*FIT, "--ckpt_path", "toy_zoo.ckpt"], ["--ckpt_path", "toy_zoo.ckpt"]),
     "override": (
         [*FIT, "--model.optimizer.overrides.head.lrr", "1"],
-        ["--model.optimizer.overrides.head.lrr", "'lr'?"],
+        ["--model.optimizer.overrides.head.lrr", "head.lr'?"],
     ),
     "abbreviation": ([*FIT, "--model.wid", "8"], ["--model.wid"]),
 }

@@ -72,7 +72,7 @@ def test_mistakes_are_named_in_one_line(args, message, project, capfd):
         (
             ["--set", "model.optimizer.matrix.alhpa=1"],
             "--model.optimizer.matrix.alhpa: unrecognized arguments: --optimizer.matrix.alhpa=1; "
-            "did you mean 'optimizer.matrix.alpha'?",
+            "did you mean 'model.optimizer.matrix.alpha'?",
         ),
         (
             ["--set", f"{ALPHA}=1,x"],
