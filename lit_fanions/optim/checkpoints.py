@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.groups import named_parameters
-
-if TYPE_CHECKING:
-    from lit_fanions.optim.fanion import Fanion
 
 _Groups = Sequence[Mapping[str, Any]]
 _MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")  # of the parameter's shape
@@ -114,7 +111,7 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> 
             state[key] = value.to(p.dtype)
 
 
-def restore_dtypes(optimizer: Fanion, state_dict: Mapping[str, Any]) -> None:
+def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Give the state of an optimizer the dtypes of the state_dict that torch has just loaded.
 
     torch casts the state to the parameter's dtype, which would round the float32 momentum of a
