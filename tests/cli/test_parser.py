@@ -125,7 +125,7 @@ def test_option_of_a_callback_reaches_the_run(project):
         ),
         (
             ["--trainer.callbacks.SpectralMonitor.every_n_step", "10"],
-            ["every_n_step", "did you mean 'every_n_steps'?"],
+            ["every_n_step", "SpectralMonitor.every_n_steps'?"],
         ),
         (
             ["--trainer.callbacks.SpectralMonitor.every_n_steps", "often"],
