@@ -4,11 +4,10 @@ The step X+ = X - lr D, with D the oracle's answer to the (momentum of the) grad
 in the norm of the oracle: the gradient is L-Lipschitz from the norm to its dual (A1), the noise of
 the gradient is ``rho`` times its Frobenius norm at most (A3), and ``plan`` turns both into a
 learning rate and a number of steps (Lemmas 7 and 8, after arXiv 2503.12645). ``smoothness`` is L
-for the least-squares problem of equation 19; ``gaussian_norm`` and what follows from it are the
-asymptotics of random matrices, by which the paper estimates the same L.
+for the least-squares problem of equation 19.
 
 ``norms`` are the ground truth here as elsewhere: everything is exact and in float64 but where the
-docstring says that it is a bound or an asymptotic.
+docstring says that it is a bound.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,19 +31,7 @@ from lit_fanions.norms import (
 )
 from lit_fanions.vector_norms import Euclidean, Largest, TopSumDual, root
 
-__all__ = [
-    "Plan",
-    "asymptotic_smoothness",
-    "gamma",
-    "gaussian_norm",
-    "gaussian_spectrum",
-    "plan",
-    "rho",
-    "smoothness",
-]
-
-# Points of the quadrature of the Marchenko-Pastur law; its error is of the order of their square.
-_GRID = 2**16
+__all__ = ["Plan", "plan", "rho", "smoothness"]
 
 
 class Plan(NamedTuple):
@@ -54,7 +40,7 @@ class Plan(NamedTuple):
     Attributes:
         lr: Learning rate, the radius of the ball (eta).
         steps: Number of steps (K).
-        momentum: Of ``Fanion``, 1 - alpha of Lemma 8; 0 without noise.
+        momentum: Momentum of ``Fanion``, 1 - alpha of Lemma 8; 0 without noise.
     """
 
     lr: float
@@ -65,7 +51,7 @@ class Plan(NamedTuple):
 def plan(
     smoothness: float, gap: float, precision: float, *, rho: float = 1.0, sigma: float = 0.0
 ) -> Plan:
-    r"""Learning rate, steps and momentum that reach a precision, with constants (Lemmas 7, 8).
+    r"""Return the learning rate, steps and momentum that reach a precision (Lemmas 7 and 8).
 
     From F(X+) <= F(X) - lr \|G\|_dual + 2 lr \|E\|_dual + L lr^2 / 2, where E is the error of the
     momentum M <- (1 - a) M + a g, follows for the mean over K steps of the dual norm of G
@@ -73,19 +59,20 @@ def plan(
         gap / (lr K) + L lr / 2 + 2 (rho sigma / (a K) + rho sigma sqrt(a / (2 - a))
         + L lr (1 - a) / a).
 
-    Half of the precision at most goes to the part that neither lr nor K changes, by
-    a = min(1, (precision / (4 rho sigma))^2); of the rest r, half to the terms with lr, half to
-    those with K. Without noise that is a = 1, lr = precision / L and
-    K = 2 L gap / precision^2, the best that the inequality gives.
+    a = min(1, (precision / (4 rho sigma))^2) gives at most half of the precision to the term that
+    neither lr nor K changes; of the rest, half goes to the terms with lr, half to those with K.
+    Without noise that is a = 1, lr = precision / L and K = 2 L gap / precision^2, the best that
+    the inequality gives.
 
-    ``Fanion`` starts its momentum from zero instead of from the first gradient: its oracle is blind
-    to scale and sees an average with bias correction, whose error is within the same bound.
+    ``Fanion`` starts its momentum from zero instead of from the first gradient. Its oracle does
+    not depend on the scale and so sees an average with bias correction, whose error is within the
+    same bound.
 
     Args:
         smoothness: L of (A1), in the oracle's norm.
         gap: F at the start minus its minimum.
-        precision: What the dual norm of the gradient shall be at most, in some step, in the mean.
-        rho: Of (A3).
+        precision: Largest dual norm of the gradient allowed in the best step, in the mean.
+        rho: Constant of (A3).
         sigma: Standard deviation of the gradient's noise, in the Frobenius norm (A2).
 
     Returns:
@@ -145,7 +132,7 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
     """Return L, from the products of eigenvalues, (..., size), descending."""
     if isinstance(norm, Blend):
         norm.check_alpha()
-        first, second = _coordinate_norm(norm.norm), _coordinate_norm(norm.other)
+        first, second = coordinate_norm(norm.norm), coordinate_norm(norm.other)
         extremes = first.vector.extremes(products.shape[-1])
         spectral = first.coordinates is singular_values and extremes is not None
         if spectral and isinstance(second.vector, Euclidean):
@@ -153,7 +140,7 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
             return _blended(products, extremes, norm.alpha, norm.weight)
         roots = [_smoothness(part, a, b, products).sqrt() for part in (first, second)]
         return (norm.alpha * roots[0] + norm.weight * roots[1]) ** 2
-    norm = _coordinate_norm(norm)
+    norm = coordinate_norm(norm)
     extremes = norm.vector.extremes(products.shape[-1])
     if extremes is None:  # Frobenius
         return products[..., 0]
@@ -171,7 +158,8 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
     return furthest**2 * _largest_eigenvalue(a) * _largest_eigenvalue(b)
 
 
-def _coordinate_norm(norm: Norm) -> CoordinateNorm:
+def coordinate_norm(norm: Norm) -> CoordinateNorm:
+    """Return the norm; refuse blends and what is no norm of ``lit_fanions.norms``."""
     if not isinstance(norm, CoordinateNorm):
         raise ValueError(f"norm must be one of lit_fanions.norms, got {norm!r}")
     return norm
@@ -253,10 +241,10 @@ def rho(norm: Norm, rows: int, cols: int) -> float:
     if min(rows, cols) < 1:
         raise ValueError(f"rows and cols must be at least 1, got {rows} and {cols}")
     if not isinstance(norm, Blend):
-        norm = _coordinate_norm(norm)
-        return norm.vector.furthest(_COUNTS[norm.coordinates](rows, cols))
+        norm = coordinate_norm(norm)
+        return norm.vector.longest(_COUNTS[norm.coordinates](rows, cols))
     norm.check_alpha()
-    first, second = _coordinate_norm(norm.norm), _coordinate_norm(norm.other)
+    first, second = coordinate_norm(norm.norm), coordinate_norm(norm.other)
     if first.coordinates is second.coordinates:
         # Extreme points of a sum are sums of extreme points, furthest where they are aligned.
         n = _COUNTS[first.coordinates](rows, cols)
@@ -274,124 +262,3 @@ _COUNTS: dict[Coordinates, Callable[[int, int], int]] = {
     row_lengths: lambda rows, cols: rows,
     column_lengths: lambda rows, cols: cols,
 }
-
-
-# Random matrices.
-
-
-def gaussian_spectrum(rows: int, cols: int) -> Tensor:
-    """Where the singular values of a matrix of independent standard normal entries lie.
-
-    The i-th is the mean of the Marchenko-Pastur law between its quantiles (i - 1) / n and i / n,
-    n = min(rows, cols), so that sums of the leading ones have the right constants; for a square
-    matrix the nuclear norm is 8 / (3 pi) n^1.5. Correct to leading order for large matrices: a
-    single value deviates by O(n^(-1/6)) at the upper edge, sqrt(rows) + sqrt(cols), less inside.
-
-    Args:
-        rows: Of the matrix.
-        cols: Of the matrix.
-
-    Returns:
-        (min(rows, cols),), float64, descending.
-    """
-    small, large = sorted((rows, cols))
-    ratio = small / large
-    # s^2 / large = 1 + y + 2 sqrt(y) cos(t): in t the law has no square roots.
-    t = (np.arange(_GRID) + 0.5) * math.pi / _GRID
-    squares = 1 + ratio + 2 * math.sqrt(ratio) * np.cos(t)
-    mass = 2 / math.pi * np.sin(t) ** 2 / squares
-    moment = np.concatenate([[0.0], np.cumsum(mass * np.sqrt(squares))]) / mass.sum()
-    mass = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
-    moment = np.interp(np.linspace(0, 1, small + 1), mass, moment)
-    return torch.from_numpy(np.diff(moment)) * small * math.sqrt(large)
-
-
-def gaussian_norm(norm: Norm, rows: int, cols: int) -> float:
-    """Return the norm of a rows x cols matrix of standard normal entries, asymptotically.
-
-    The coordinates are taken at the quantiles of their law: singular values by Marchenko-Pastur
-    (``gaussian_spectrum``), entries by the half-normal law, lengths of rows and columns by the
-    normal law that the chi law of many degrees of freedom tends to.
-
-    Args:
-        norm: Any of ``lit_fanions.norms`` but blends of norms of different coordinates, unless one
-            of them is Frobenius.
-        rows: Number of rows.
-        cols: Number of columns.
-
-    Raises:
-        ValueError: If a blend depends on two kinds of coordinates at once.
-    """
-    if not isinstance(norm, Blend):
-        norm = _coordinate_norm(norm)
-        if isinstance(norm.vector, Euclidean):
-            return math.sqrt(rows * cols)
-        return float(norm.vector.value(_GAUSSIAN[norm.coordinates](rows, cols)))
-    if norm.alpha in (0, 1):
-        part, radius = (norm.norm, 1.0) if norm.alpha == 1 else (norm.other, norm.weight)
-        return gaussian_norm(part, rows, cols) / radius
-    first, second = _coordinate_norm(norm.norm), _coordinate_norm(norm.other)
-    if isinstance(first.vector, Euclidean):
-        first, second = second, first
-    if first.coordinates is not second.coordinates and not isinstance(second.vector, Euclidean):
-        raise ValueError(f"{norm!r} depends on two kinds of coordinates: no asymptotic is known")
-    # A matrix with these coordinates: on the diagonal they are its singular values, its entries,
-    # and the lengths of its rows and columns.
-    coordinates = _GAUSSIAN[first.coordinates](rows, cols)
-    if first.coordinates is entries:
-        return float(norm.value(coordinates.view(rows, cols)))
-    return float(norm.value(torch.diag(coordinates)))
-
-
-def _gaussian_entries(rows: int, cols: int) -> Tensor:
-    """Return means of |N(0, 1)| between neighbouring quantiles, (rows * cols,)."""
-    count = rows * cols
-    edges = math.sqrt(2) * torch.erfinv(torch.linspace(0, 1, count + 1, dtype=torch.float64))
-    density = math.sqrt(2 / math.pi) * torch.exp(-edges.square() / 2)
-    return -density.diff() * count
-
-
-def _gaussian_lengths(count: int, size: int) -> Tensor:
-    """Return quantiles of the lengths of ``count`` normal vectors of ``size`` components."""
-    quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return math.sqrt(size - 0.5) + torch.special.ndtri(quantiles) / math.sqrt(2)
-
-
-_GAUSSIAN: dict[Coordinates, Callable[[int, int], Tensor]] = {
-    singular_values: gaussian_spectrum,
-    entries: _gaussian_entries,
-    row_lengths: lambda rows, cols: _gaussian_lengths(rows, cols),
-    column_lengths: lambda rows, cols: _gaussian_lengths(cols, rows),
-}
-
-
-def gamma(norm: Norm, rows: int, cols: int) -> float:
-    """The ratio of the norm to the Frobenius norm of large Gaussian matrices (section 5.1).
-
-    The paper has 1 for Frobenius, 2 / sqrt(n) for the spectral norm and sqrt(n) for the nuclear
-    norm of n x n matrices; the last is short of the constant 8 / (3 pi).
-
-    Args:
-        norm: As for ``gaussian_norm``.
-        rows: Of the matrix.
-        cols: Of the matrix.
-    """
-    return gaussian_norm(norm, rows, cols) / math.sqrt(rows * cols)
-
-
-def asymptotic_smoothness(norm: Norm, a: Tensor, b: Tensor) -> Tensor:
-    r"""The paper's estimate of L, gamma^2 \|A\|_dual \|B\|_dual (section 5.1).
-
-    It is no L. It follows from ratios of norms that hold for Gaussian matrices, not for all of the
-    ball; and what follows from them, dual norm = norm / gamma^2, would divide by gamma^2. Beside
-    ``smoothness``, to show by how much it is off.
-
-    Args:
-        norm: As for ``gaussian_norm``.
-        a: A, (..., rows, rows).
-        b: B, (..., cols, cols).
-
-    Returns:
-        (...), float64.
-    """
-    return gamma(norm, a.shape[-1], b.shape[-1]) ** 2 * norm.dual(a) * norm.dual(b)

@@ -1,11 +1,10 @@
 """Split a matrix between two balls, whose Minkowski sum is the unit ball of a blend (Lemma 9).
 
-For a point x and balls A and B the blend's norm is the smallest t with x in t * A + t * B. Every
-function here returns Z, the part of x in t * A, and a y that certifies t from below:
+For a matrix x and balls A and B the blend's norm is the smallest t with x in t * A + t * B. Every
+search returns Z, the part of x in t * A, and a y that bounds t from below:
 <x, y> = t * max <y, d> over A + B.
 
-Beside ``norms``, which says what a blend is: these searches are the only part that is more than a
-formula.
+A room of its own because ``norms`` consists of formulas, and these are searches.
 """
 
 from __future__ import annotations
@@ -27,31 +26,19 @@ _REBALANCE = 50  # rounds
 Coordinates = Callable[[Tensor], "tuple[Tensor, Callable[[Tensor], Tensor]]"]
 
 
-class Ball(NamedTuple):
-    """The ball {x : norm(coordinates(x)) <= radius}.
-
-    Attributes:
-        vector: Norm of the coordinates.
-        coordinates: Returns the coordinates of a matrix, and a function from coordinates back to
-            a matrix.
-        radius: Its radius, positive.
-    """
+class Body(NamedTuple):
+    """The ball of matrices x with vector.value(coordinates(x)[0]) <= radius."""
 
     vector: VectorNorm
     coordinates: Coordinates
     radius: float
 
 
-def split(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
-    """Return Z and y for a matrix and two balls (see the module).
+def split(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
+    """Return Z and y (see the module) for matrices (..., rows, cols) in float64.
 
     Exact by a search in one dimension where one ball is Euclidean, or where both are norms of the
     same coordinates and one is the largest of them; else by iteration to a relative ``TOLERANCE``.
-
-    Args:
-        x: Matrices, (..., rows, cols), float64.
-        first: The ball of Z.
-        second: The ball of x - Z.
 
     Raises:
         RuntimeError: If the iteration does not reach the tolerance.
@@ -67,14 +54,13 @@ def split(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
     return _split_iteratively(x, first, second)
 
 
-def _bracket(s: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
-    """Return bounds of t from the coordinates s of x."""
-    inside_one = first.vector.value(s) / first.radius, second.vector.value(s) / second.radius
-    high = torch.minimum(*inside_one)
+def _bracket(s: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
+    """Return bounds of t from the coordinates s of x: at the upper one x lies in one ball alone."""
+    high = torch.minimum(*(body.vector.value(s) / body.radius for body in (first, second)))
     return torch.zeros_like(high), high
 
 
-def _split_euclidean(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+def _split_euclidean(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
     """Find t where the distance from x to t * first is t * second.radius."""
     s, rebuild = first.coordinates(x)
 
@@ -88,7 +74,7 @@ def _split_euclidean(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tens
     return rebuild(part(t)), rebuild(s - part(t))  # the rest is normal to both balls
 
 
-def _split_largest(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+def _split_largest(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
     """Find t where what exceeds t * second.radius in x has norm t * first.radius."""
     s, rebuild = first.coordinates(x)
 
@@ -102,7 +88,7 @@ def _split_largest(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor
     return rebuild(z), rebuild(first.vector.dual_norm.vertex(z))
 
 
-def _split_iteratively(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Tensor]:
+def _split_iteratively(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
     """Find Z and y by the alternating direction method of multipliers.
 
     Maximises <x, y> over the y whose dual norms, weighted by the radii, sum to at most 1, with a
@@ -148,7 +134,7 @@ def _split_iteratively(x: Tensor, first: Ball, second: Ball) -> tuple[Tensor, Te
     )
 
 
-def _project_pair(first: Ball, second: Ball, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+def _project_pair(first: Body, second: Body, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """Return the nearest pair of coordinates whose weighted dual norms sum to at most 1.
 
     Each loses its projection onto a ball of its own term, with one radius t for both.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.checks import check_choice, real_number, whole_number
-from lit_fanions.minkowski import TOLERANCE, Ball, Coordinates, split
+from lit_fanions.minkowski import TOLERANCE, Body, Coordinates, split
 from lit_fanions.vector_norms import (
     Euclidean,
     Largest,
@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 
-# Coordinates: a matrix -> (s, rebuild). ``rebuild`` turns coordinates d of the shape of s into the
-# matrix with those coordinates in the bases, with the signs or in the directions of the first.
+# Coordinates: a matrix -> (s, rebuild). ``rebuild`` maps coordinates d, of the shape of s, to the
+# matrix that has them in the same singular vectors, signs or directions.
 
 
 def singular_values(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -86,33 +86,28 @@ class Norm(ABC):
     """A norm on matrices, with its dual and the oracle of its unit ball."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The same as ``value(x)``."""
+        """Return ``value(x)``."""
         return self.value(x)
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
-        """The norm of each matrix: (..., rows, cols) -> (...), float64, differentiable."""
+        """Return the norm of each matrix: (..., rows, cols) -> (...), float64, differentiable."""
 
     @abstractmethod
     def dual(self, x: Tensor) -> Tensor:
-        """The dual norm, max <x, d> over the unit ball: (..., rows, cols) -> (...), float64."""
+        """Return max <x, d> over the unit ball, the dual norm: (..., rows, cols) -> (...)."""
 
     @abstractmethod
     def lmo(self, m: Tensor) -> Tensor:
-        """A maximiser of <m, d> over the unit ball: (..., rows, cols) -> the same shape, float64.
+        """Return a maximiser of <m, d> in the unit ball: (..., rows, cols) -> the same, float64.
 
-        The answer to a zero matrix is zero. Where there are several maximisers (equal singular
-        values at the cut, equal largest entries) one of them is returned.
+        Zero for a zero matrix. Where there are several maximisers (equal singular values at the
+        cut, equal largest entries) it is one of them.
         """
 
 
 class CoordinateNorm(Norm):
-    """A vector norm of the coordinates of a matrix.
-
-    Attributes:
-        vector: The vector norm.
-        coordinates: One of ``singular_values``, ``entries``, ``row_lengths``, ``column_lengths``.
-    """
+    """A vector norm of the singular values, entries, or lengths of rows or columns of a matrix."""
 
     vector: VectorNorm
     coordinates: Coordinates = staticmethod(singular_values)
@@ -332,7 +327,7 @@ class Blend(Norm):
         for part, radius in ((self.norm, self.alpha), (self.other, self.weight)):
             if not isinstance(part, CoordinateNorm):
                 raise ValueError(f"the value of a blend with {part!r} is not known: only its dual")
-            balls.append(Ball(part.vector, part.coordinates, radius))
+            balls.append(Body(part.vector, part.coordinates, radius))
         return split(_float64(x).detach(), *balls)
 
 

@@ -1,8 +1,8 @@
 """Symmetric norms of non-negative vectors, which become norms of matrices by their coordinates.
 
-A room of its own because ``norms`` applies the same few vector norms to singular values, to
-entries and to the lengths of rows and columns, and ``bounds`` asks them for the extreme points of
-their balls. Vectors have shape (..., n); the order of their components never matters.
+``norms`` applies the same few to singular values, to entries and to the lengths of rows and
+columns; ``minkowski`` projects onto their balls, and ``bounds`` uses the extreme points. Vectors
+have shape (..., n); the order of their components never matters.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class VectorNorm(ABC):
         None for the Euclidean ball, which has infinitely many.
         """
 
-    def furthest(self, n: int) -> float:
-        """Return the largest Euclidean length in the unit ball of vectors of n components."""
+    def longest(self, n: int) -> float:
+        """Return the largest Euclidean length of vectors of n components in the unit ball."""
         extremes = self.extremes(n)
         return 1.0 if extremes is None else float(torch.linalg.vector_norm(extremes, dim=-1).max())
 
@@ -64,8 +64,7 @@ class Euclidean(VectorNorm):
         return self
 
     def vertex(self, s: Tensor) -> Tensor:  # noqa: D102
-        # Scaled first: the square of 1e-200 underflows to 0.
-        s = divide(s, s.amax(-1, keepdim=True))
+        s = divide(s, s.amax(-1, keepdim=True))  # as in ``value``
         return divide(s, self.value(s).unsqueeze(-1))
 
     def project(self, s: Tensor, radius: Tensor) -> Tensor:  # noqa: D102
@@ -111,13 +110,12 @@ class TopSum(VectorNorm):
     def vertex(self, s: Tensor) -> Tensor:  # noqa: D102
         concentrated = s.amax(-1) >= s.sum(-1) / self.k
         spread = (s > 0).to(s) / self.k
-        return torch.where(concentrated.unsqueeze(-1), largest_set(s, 1), spread)
+        return torch.where(concentrated.unsqueeze(-1), mark_largest(s, 1), spread)
 
     def project(self, s: Tensor, radius: Tensor) -> Tensor:
-        """See the base class.
+        """Return s minus its projection onto the dual ball that leaves a rest of norm ``radius``.
 
-        By Moreau's decomposition: s minus its projection onto the dual ball of that size which
-        leaves a rest of norm ``radius``.
+        That is Moreau's decomposition; the size of the dual ball is searched for.
         """
         dual = self.dual_norm
         size = root(
@@ -149,14 +147,13 @@ class TopSumDual(VectorNorm):
         return TopSum(self.k)
 
     def vertex(self, s: Tensor) -> Tensor:  # noqa: D102
-        return largest_set(s, self.k)
+        return mark_largest(s, self.k)
 
     def project(self, s: Tensor, radius: Tensor) -> Tensor:
-        """See the base class.
+        """Return clamp(s - t, 0, radius) with the smallest t >= 0 whose sum is <= k * radius.
 
-        The answer is clamp(s - t, 0, radius) with the smallest t >= 0 whose sum is at most
-        k * radius. The sum is piecewise linear in t: a binary search finds the two breakpoints
-        around it, interpolation the rest.
+        The sum is piecewise linear in t: a binary search finds the two breakpoints around the
+        budget, interpolation the rest.
         """
         radius = radius.unsqueeze(-1)
         budget = min(self.k, s.shape[-1]) * radius
@@ -190,7 +187,7 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), 0.0)
 
 
-def largest_set(s: Tensor, k: int) -> Tensor:
+def mark_largest(s: Tensor, k: int) -> Tensor:
     """Return 1 at the k largest positive components and 0 elsewhere."""
     if k >= s.shape[-1]:
         return (s > 0).to(s)
@@ -201,15 +198,8 @@ def largest_set(s: Tensor, k: int) -> Tensor:
 def root(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """Return the zero of a decreasing function to float64 accuracy.
 
-    Chandrupatla's method: inverse quadratic interpolation where that is safe, else bisection.
-
-    Args:
-        f: The function, elementwise.
-        low: Lower ends of the brackets.
-        high: Upper ends, where f is at most 0.
-
-    Returns:
-        The zeros; ``low`` where f is not above 0 there.
+    Chandrupatla's method: inverse quadratic interpolation where that is safe, else bisection. f is
+    elementwise and at most 0 at ``high``; where it is not above 0 at ``low``, that is the answer.
     """
     a, b = high, low  # the bracket; a is the newer end
     fa, fb = f(a), f(b)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from experiments.paper.bounds import smoothness
+from experiments.paper.bounds import asymptotics, smoothness
 from experiments.paper.bounds.smoothness import format_spread
-from lit_fanions import bounds, norms
+from lit_fanions import norms
 from lit_fanions.cli.console import Table
 from lit_fanions.cli.curves import spread
 
@@ -70,7 +70,7 @@ def ratios_of_norms(matrices: Samples, shape: Shape, top: str, bottom: str) -> l
 
 def exact_asymptotic(shape: Shape, name: str) -> float:
     """Return the norm of large Gaussian matrices by the Marchenko-Pastur law."""
-    return bounds.gaussian_norm(NORMS[name], *shape)
+    return asymptotics.gaussian_norm(NORMS[name], *shape)
 
 
 def square_shapes(matrices: Samples) -> list[Shape]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from experiments.paper.bounds import article
+from experiments.paper.bounds import article, asymptotics
 from experiments.paper.bounds.article import ALGORITHMS, PRINTED
 from lit_fanions import bounds
 from lit_fanions.cli.console import Table
@@ -59,7 +59,7 @@ def evaluate(left: Tensor, right: Tensor, target: Tensor) -> Values:
             gamma_squared = algorithm.gamma_squared(size)
             own[FORMULA] = gamma_squared * product
             own[FITTED] = (2 / math.sqrt(size) if name == "Muon" else gamma_squared) * product
-        own[GAMMA] = bounds.asymptotic_smoothness(norm, left, right)
+        own[GAMMA] = asymptotics.asymptotic_smoothness(norm, left, right)
         own[EXACT] = bounds.smoothness(norm, left, right)
         own[GAP] = gap
     return values
