@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_fanions.lmo import BALLS, Ball
+from lit_fanions.lmo import BALLS, Ball, Case
 from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
@@ -148,7 +148,12 @@ def render() -> str:
         ValueError: If a ball or an option has no text.
     """
     balls = [
-        (f"`{name}`", _text(name, ball.summary), _text(name, ball.direction), str(ball.norm(4)))
+        (
+            f"`{name}`",
+            _text(name, ball.summary),
+            _text(name, ball.direction),
+            str(ball.norm(Case(4, 8, 8))),
+        )
         for name, ball in BALLS.items()
     ]
     scales = [(f"`{name}`", *SCALE_TEXTS.get(name, ("", ""))) for name in SCALES]

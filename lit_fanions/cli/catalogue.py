@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_fanions.checks import check_choice
 from lit_fanions.cli.errors import one_line
-from lit_fanions.lmo import BALLS, PolarMethod
+from lit_fanions.lmo import BALLS, Case, PolarMethod
 from lit_fanions.optim.algorithms import ALGORITHMS
 
 Line = tuple[str, str]  # name, description
@@ -52,7 +52,7 @@ def _algorithms() -> Iterator[Line]:
             continue
         ball, options = BALLS[entry.ball], dict(entry.options)
         blend, alpha = options.pop("blend"), options.pop("alpha")
-        if ball.solved_rank(1, 2) is None:  # the direction depends on no rank
+        if ball.solved_rank(Case(1, 2, 2)) is None:  # the direction depends on no rank
             del options["rank"]
         parts = [f"{ball.summary} ball: {ball.direction}"]
         if alpha != 1:

@@ -5,15 +5,15 @@
 exact counterparts are in ``lit_fanions.norms``.
 """
 
-from lit_fanions.lmo.balls import BALLS, Answer, Ball, Problem
-from lit_fanions.lmo.directions import Oracle, direction, rules
+from lit_fanions.lmo.balls import BALLS, Ball
+from lit_fanions.lmo.directions import Oracle, direction
 from lit_fanions.lmo.newton_schulz import PolarMethod, polar, polar_dtype
+from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
-from lit_fanions.lmo.settings import OVERSAMPLING, Settings
 from lit_fanions.lmo.singular_triplets import (
     SOLVERS,
     Solver,
-    Triplets,
+    rules,
     start_block,
     top_singular,
     warmed,
@@ -25,6 +25,7 @@ __all__ = [
     "SOLVERS",
     "Answer",
     "Ball",
+    "Case",
     "Oracle",
     "PolarMethod",
     "Problem",

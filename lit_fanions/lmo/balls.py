@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,83 +19,31 @@ from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.block_power import dion
 from lit_fanions.lmo.factorisations import noise
 from lit_fanions.lmo.newton_schulz import polar_dtype, unit_polar
+from lit_fanions.lmo.problems import Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
-from lit_fanions.lmo.settings import Settings
-from lit_fanions.lmo.singular_triplets import Triplets, keeps_basis, leading_triplets
+from lit_fanions.lmo.singular_triplets import keeps_basis, leading_triplets
 from lit_fanions.lmo.spectrum import Spectrum
-
-
-@dataclass
-class Problem:
-    """Matrices whose directions are wanted.
-
-    Attributes:
-        m: Matrices, (..., rows, cols), of any float dtype.
-        k: Rank, from 1 to min(rows, cols), for the balls that have one.
-        settings: Solvers and their options.
-        warm_start: Right singular vectors for the rank-k solvers, (..., cols, width).
-        generator: CPU generator of their random starts.
-        unit: Whether the matrices have Frobenius norm 1 and ``polar_dtype`` already.
-        overwrite: Whether the memory of m may be used by the last oracle that reads it.
-    """
-
-    m: Tensor
-    k: int
-    settings: Settings = field(default_factory=Settings)
-    warm_start: Tensor | None = None
-    generator: torch.Generator | None = None
-    unit: bool = False
-    overwrite: bool = False
-
-    @property
-    def limit(self) -> int:
-        """The smaller side of the matrices."""
-        return min(self.m.shape[-2:])
-
-    def normalised(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the matrices over their Frobenius norms, and the norms; None if they came so.
-
-        Args:
-            dtype: Dtype of the result; None is float32, or float64 for float64. Matrices that are
-                of norm 1 already keep theirs.
-        """
-        if self.unit:
-            return self.m if self.overwrite else self.m.clone(), None
-        return unit_frobenius(self.m, dtype=dtype, overwrite=self.overwrite)
-
-
-class Answer(NamedTuple):
-    """What an oracle returns.
-
-    Attributes:
-        direction: (..., rows, cols), in the dtype it was computed in.
-        triplets: The triplets that a rank-k solver found, k or more; None without a solver. Their
-            Vh.mT is the next warm start, and U_k S_k Vh_k is what error feedback subtracts.
-    """
-
-    direction: Tensor
-    triplets: Triplets | None = None
 
 
 @dataclass(frozen=True)
 class Ball:
-    """A norm ball. Functions of k and limit get the rank and min(rows, cols) of the matrices.
+    """A norm ball. What it is for matrices of a shape, a rank and settings is asked by a ``Case``.
 
     Attributes:
         summary: The ball in words, for tables.
         direction: The direction as a formula, for tables.
         oracle: Returns the direction of steepest descent. D(0) = 0; NaN for a matrix with a NaN or
             an infinity.
-        norm: Maps k to the exact counterpart in ``lit_fanions.norms``.
-        dual: Maps a spectrum, the matrices and k to the dual norm, (...): what <m, D> can reach in
-            the unit ball.
-        length: Maps k, rows and cols to the Frobenius norm of directions of matrices of full rank
-            in the unit ball; None where it depends on the matrix.
-        solved_rank: Maps k and limit to the rank that a solver is asked for; None: no solver.
+        norm: The exact counterpart in ``lit_fanions.norms``.
+        dual: Maps a spectrum, the matrices and a case to the dual norm, (...): what <m, D> can
+            reach in the unit ball.
+        length: Frobenius norm of directions of matrices of full rank in the unit ball; None where
+            it depends on the matrix.
+        solved_rank: Rank that a solver is asked for; None: no solver.
         is_polar: Whether the direction is a polar factor: then matrices may come with Frobenius
             norm 1 in ``polar_dtype``, and a blend is fused into the last product.
-        part: Direction computed in place from matrices of Frobenius norm 1; it may lose NaN. None:
-            use the oracle.
+        in_place: Direction computed in the memory of matrices of Frobenius norm 1; it may lose
+            NaN. None: use the oracle.
         radius: Radius that multiplies the unit ball's direction.
         warms_up: Whether the basis of a first step is turned towards the gradient.
         oversamples: Whether its basis has more columns than the rank.
@@ -107,26 +54,26 @@ class Ball:
     summary: str
     direction: str
     oracle: Callable[[Problem], Answer]
-    norm: Callable[[int], norms.Norm]
-    dual: Callable[[Spectrum, Tensor, int], Tensor]
-    length: Callable[[int, int, int], float | None]
-    solved_rank: Callable[[int, int], int | None] = lambda k, limit: None
-    is_polar: Callable[[int, int], bool] = lambda k, limit: False
-    part: Callable[[Tensor, Settings], Tensor] | None = None
+    norm: Callable[[Case], norms.Norm]
+    dual: Callable[[Spectrum, Tensor, Case], Tensor]
+    length: Callable[[Case], float | None]
+    solved_rank: Callable[[Case], int | None] = lambda case: None
+    is_polar: Callable[[Case], bool] = lambda case: False
+    in_place: Callable[[Tensor, Settings], Tensor] | None = None
     radius: Callable[[Settings], float] = lambda settings: 1.0
     warms_up: bool = True
     oversamples: bool = True
     any_shape: bool = False
     feedback: bool = False
 
-    def basis_columns(self, k: int, limit: int, settings: Settings) -> int | None:
+    def basis_columns(self, case: Case) -> int | None:
         """Return the columns of the basis that its solver starts from; None without a basis."""
-        rank = self.solved_rank(k, limit)
+        rank = self.solved_rank(case)
         if rank is None or not self.oversamples:
             return rank
-        if not keeps_basis(settings.solver):
+        if not keeps_basis(case.settings.solver):
             return None
-        return min(rank + settings.oversampling, limit)
+        return min(rank + case.settings.oversampling, case.limit)
 
 
 # Oracles.
@@ -135,7 +82,7 @@ class Ball:
 def spectral(problem: Problem) -> Answer:
     """Return U V^T, by Newton-Schulz or SVD."""
     x, overwrite = polar_input(problem)
-    settings = problem.settings
+    settings = problem.case.settings
     return Answer(unit_polar(x, settings.polar, settings.polar_steps, overwrite=overwrite))
 
 
@@ -143,23 +90,24 @@ def polar_input(problem: Problem) -> tuple[Tensor, bool]:
     """Return the matrices as ``unit_polar`` takes them, and whether it may overwrite them."""
     if problem.unit:
         return problem.m, problem.overwrite
-    dtype = polar_dtype(problem.m, problem.settings.polar)
+    dtype = polar_dtype(problem.m, problem.case.settings.polar)
     return unit_frobenius(problem.m, dtype=dtype, overwrite=problem.overwrite)[0], True
 
 
 def fanion(problem: Problem) -> Answer:
     """Return U_k V_k^T."""
-    return spectral(problem) if problem.k >= problem.limit else _low_rank(problem, problem.k)
+    k, limit = problem.case.k, problem.case.limit
+    return spectral(problem) if k >= limit else _low_rank(problem, k)
 
 
 def nuclear(problem: Problem) -> Answer:
     """Return u_1 v_1^T."""
-    return spectral(problem) if problem.limit == 1 else _low_rank(problem, 1)
+    return spectral(problem) if problem.case.limit == 1 else _low_rank(problem, 1)
 
 
 def _low_rank(problem: Problem, k: int) -> Answer:
     triplets = leading_triplets(
-        problem.m, k, problem.settings, problem.warm_start, problem.generator
+        problem.m, k, problem.case.settings, problem.warm_start, problem.generator
     )
     s = triplets.S[..., :k]
     # The vectors of a zero singular value are arbitrary: D(0) = 0.
@@ -169,7 +117,8 @@ def _low_rank(problem: Problem, k: int) -> Answer:
 
 def kyfan(problem: Problem) -> Answer:
     """Return u_1 v_1^T where s_1 >= |m|_* / k, else U V^T / k."""
-    settings, dtype = problem.settings, polar_dtype(problem.m, problem.settings.polar)
+    settings = problem.case.settings
+    dtype = polar_dtype(problem.m, settings.polar)
     triplets = leading_triplets(problem.m, 1, settings, problem.warm_start, problem.generator)
     # The matrices are needed again after the products, as exactly as they came.
     x, norm = problem.normalised(torch.promote_types(problem.m.dtype, dtype))
@@ -181,9 +130,9 @@ def kyfan(problem: Problem) -> Answer:
     nuclear_norm = sums if norm is None else sums * norm
     del product
     largest = triplets.S[..., :1, None]
-    concentrated = (largest >= nuclear_norm / problem.k) & (largest > 0)
+    concentrated = (largest >= nuclear_norm / problem.case.k) & (largest > 0)
     # In the memory of the polar factor. One of the two weights is 0; NaN stays NaN.
-    full.div_(problem.k).mul_((~concentrated).to(full))
+    full.div_(problem.case.k).mul_((~concentrated).to(full))
     left = triplets.U[..., :1] * concentrated
     return Answer(full.addcmul_(left.to(full), triplets.Vh[..., :1, :].to(full)), triplets)
 
@@ -196,7 +145,7 @@ def dion_step(problem: Problem) -> Answer:
     """
     assert problem.warm_start is not None
     x, norm = unit_frobenius(problem.m)
-    p, r, q = dion(x, problem.warm_start[..., : problem.k].to(x.dtype))
+    p, r, q = dion(x, problem.warm_start[..., : problem.case.k].to(x.dtype))
     lengths = torch.linalg.vector_norm(r, dim=-2) * norm[..., 0]
     return Answer(p @ q.mT, Triplets(p, lengths, q.mT))
 
@@ -210,10 +159,10 @@ def sign(problem: Problem) -> Answer:
     """Return the sign of every entry, times sign_scale."""
     x, _ = problem.normalised()
     broken = largest_entry(x) * 0  # torch.sign maps NaN to 0
-    return Answer(sign_part(x, problem.settings).add_(broken))
+    return Answer(sign_in_place(x, problem.case.settings).add_(broken))
 
 
-def sign_part(x: Tensor, settings: Settings) -> Tensor:
+def sign_in_place(x: Tensor, settings: Settings) -> Tensor:
     """Return sign_scale * sign(x) in the memory of x; NaN becomes 0."""
     x = x.sign_()
     return x if settings.sign_scale == 1 else x.mul_(settings.sign_scale)
@@ -236,28 +185,27 @@ def row(problem: Problem) -> Answer:
 
 def column(problem: Problem) -> Answer:
     """Return each column over its length; zero columns stay zero."""
-    problem = Problem(problem.m.mT, problem.k, problem.settings)
+    problem = Problem(problem.m.mT, problem.case)
     return Answer(row(problem).direction.mT)
 
 
 # Dual norms.
 
 
-def _entry_sum(s: Spectrum, x: Tensor, k: int) -> Tensor:
+def _entry_sum(s: Spectrum, x: Tensor, case: Case) -> Tensor:
     return x.abs().sum((-2, -1), dtype=torch.promote_types(x.dtype, torch.float32)).to(s.frobenius)
 
 
-def _largest(s: Spectrum, x: Tensor, k: int) -> Tensor:
+def _largest(s: Spectrum, x: Tensor, case: Case) -> Tensor:
     return largest_entry(x)[..., 0, 0].to(s.frobenius)
 
 
-def _lengths(dim: int) -> Callable[[Spectrum, Tensor, int], Tensor]:
-    return lambda s, x, k: torch.linalg.vector_norm(x.to(s.frobenius), dim=dim).sum(-1)
+def _lengths(dim: int) -> Callable[[Spectrum, Tensor, Case], Tensor]:
+    return lambda s, x, case: torch.linalg.vector_norm(x.to(s.frobenius), dim=dim).sum(-1)
 
 
-def _ky_fan(s: Spectrum, x: Tensor, k: int) -> Tensor:
-    full = k >= min(x.shape[-2:])
-    return spectra.nuclear(s) if full else spectra.ky_fan(s, k)
+def _ky_fan(s: Spectrum, x: Tensor, case: Case) -> Tensor:
+    return spectra.nuclear(s) if case.k >= case.limit else spectra.ky_fan(s, case.k)
 
 
 # Balls.
@@ -266,87 +214,87 @@ BALLS: dict[str, Ball] = {
     "frobenius": Ball(
         "Frobenius", "M / ‖M‖_F",
         frobenius,
-        norm=lambda k: norms.Frobenius(),
-        dual=lambda s, x, k: s.frobenius,
-        length=lambda k, rows, cols: 1.0,
-        part=lambda x, settings: x,
+        norm=lambda case: norms.Frobenius(),
+        dual=lambda s, x, case: s.frobenius,
+        length=lambda case: 1.0,
+        in_place=lambda x, settings: x,
         any_shape=True,
     ),
     "spectral": Ball(
         "spectral", "U Vᵀ",
         spectral,
-        norm=lambda k: norms.Spectral(),
-        dual=lambda s, x, k: spectra.nuclear(s),
-        length=lambda k, rows, cols: math.sqrt(min(rows, cols)),
-        is_polar=lambda k, limit: True,
+        norm=lambda case: norms.Spectral(),
+        dual=lambda s, x, case: spectra.nuclear(s),
+        length=lambda case: math.sqrt(case.limit),
+        is_polar=lambda case: True,
     ),
     "nuclear": Ball(
         "nuclear", "u₁ v₁ᵀ",
         nuclear,
-        norm=lambda k: norms.Nuclear(),
-        dual=lambda s, x, k: spectra.spectral(s),
-        length=lambda k, rows, cols: 1.0,
-        solved_rank=lambda k, limit: 1 if limit > 1 else None,
-        is_polar=lambda k, limit: limit == 1,
+        norm=lambda case: norms.Nuclear(),
+        dual=lambda s, x, case: spectra.spectral(s),
+        length=lambda case: 1.0,
+        solved_rank=lambda case: 1 if case.limit > 1 else None,
+        is_polar=lambda case: case.limit == 1,
         feedback=True,
     ),
     "fanion": Ball(
         "dual of Ky Fan k", "U_k V_kᵀ",
         fanion,
-        norm=norms.KyFanDual,
+        norm=lambda case: norms.KyFanDual(case.k),
         dual=_ky_fan,
-        length=lambda k, rows, cols: math.sqrt(k),
-        solved_rank=lambda k, limit: k if k < limit else None,
-        is_polar=lambda k, limit: k >= limit,
+        length=lambda case: math.sqrt(case.k),
+        solved_rank=lambda case: case.k if case.k < case.limit else None,
+        is_polar=lambda case: case.k >= case.limit,
         feedback=True,
     ),
     "kyfan": Ball(
         "Ky Fan k", "u₁ v₁ᵀ if σ₁ ≥ ‖M‖_* / k, else U Vᵀ / k",
         kyfan,
-        norm=norms.KyFan,
-        dual=lambda s, x, k: torch.maximum(spectra.spectral(s), spectra.nuclear(s) / k),
-        length=lambda k, rows, cols: None,
-        solved_rank=lambda k, limit: 1,
+        norm=lambda case: norms.KyFan(case.k),
+        dual=lambda s, x, case: torch.maximum(spectra.spectral(s), spectra.nuclear(s) / case.k),
+        length=lambda case: None,
+        solved_rank=lambda case: 1,
     ),
     "sign": Ball(
         "largest entry", "sign(M)",
         sign,
-        norm=lambda k: norms.MaxEntry(),
+        norm=lambda case: norms.MaxEntry(),
         dual=_entry_sum,
-        length=lambda k, rows, cols: math.sqrt(rows * cols),
-        part=sign_part,
+        length=lambda case: math.sqrt(case.rows * case.cols),
+        in_place=sign_in_place,
         radius=lambda settings: settings.sign_scale,
         any_shape=True,
     ),
     "coordinate": Ball(
         "sum of entries", "sign of the largest entry, 0 elsewhere",
         coordinate,
-        norm=lambda k: norms.SumEntry(),
+        norm=lambda case: norms.SumEntry(),
         dual=_largest,
-        length=lambda k, rows, cols: 1.0,
+        length=lambda case: 1.0,
         any_shape=True,
     ),
     "row": Ball(
         "largest row length", "each row over its length",
         row,
-        norm=lambda k: norms.MaxRow(),
+        norm=lambda case: norms.MaxRow(),
         dual=_lengths(-1),
-        length=lambda k, rows, cols: math.sqrt(rows),
+        length=lambda case: math.sqrt(case.rows),
     ),
     "column": Ball(
         "largest column length", "each column over its length",
         column,
-        norm=lambda k: norms.MaxColumn(),
+        norm=lambda case: norms.MaxColumn(),
         dual=_lengths(-2),
-        length=lambda k, rows, cols: math.sqrt(cols),
+        length=lambda case: math.sqrt(case.cols),
     ),
     "dion": Ball(
         "dual of Ky Fan k, approximately", "P Qᵀ of one power iteration",
         dion_step,
-        norm=norms.KyFanDual,
+        norm=lambda case: norms.KyFanDual(case.k),
         dual=_ky_fan,
-        length=lambda k, rows, cols: None,
-        solved_rank=lambda k, limit: k,
+        length=lambda case: None,
+        solved_rank=lambda case: case.k,
         warms_up=False,
         oversamples=False,
         feedback=True,

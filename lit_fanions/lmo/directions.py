@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lit_fanions import norms
 from lit_fanions.checks import check_choice, real_number, whole_number
-from lit_fanions.lmo.balls import BALLS, Answer, Ball, Problem, polar_input
-from lit_fanions.lmo.newton_schulz import check_polar, polar_rules, unit_polar
+from lit_fanions.lmo.balls import BALLS, Ball, polar_input
+from lit_fanions.lmo.newton_schulz import check_polar, unit_polar
+from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import check_matrices
-from lit_fanions.lmo.settings import OVERSAMPLING, Settings
-from lit_fanions.lmo.singular_triplets import Triplets, check_solver, solver_rules
+from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.lmo.spectrum import Spectrum
 
 
@@ -23,17 +23,15 @@ class Oracle:
 
     Attributes:
         ball: The ball whose direction has the weight alpha.
-        k: Rank of both directions, from 1 to min(rows, cols), where they have one.
+        case: Shape of the matrices, rank of both directions, and options of the solvers.
         alpha: The weight, any finite number.
         partner: The ball whose direction has the weight 1 - alpha.
-        settings: Solvers and their options.
     """
 
     ball: Ball
-    k: int
+    case: Case
     alpha: float = 1.0
     partner: Ball = BALLS["frobenius"]
-    settings: Settings = field(default_factory=Settings)
 
     @property
     def parts(self) -> list[tuple[Ball, float]]:
@@ -64,11 +62,10 @@ class Oracle:
             The directions, (..., rows, cols), in the dtype they were computed in, and the widest
             block of triplets that a rank-k solver found.
         """
-        problem = Problem(m, self.k, self.settings, warm_start, generator, unit, overwrite)
+        problem = Problem(m, self.case, warm_start, generator, unit, overwrite)
         if len(self.parts) == 1:
-            ball = self.parts[0][0]
-            return ball.oracle(problem)
-        if self.ball.is_polar(self.k, problem.limit):
+            return self.parts[0][0].oracle(problem)
+        if self.ball.is_polar(self.case):
             return self._fused(problem)
         answer = self.ball.oracle(replace(problem, overwrite=False))
         rest = self._partner_answer(problem)
@@ -89,37 +86,40 @@ class Oracle:
             return answer.direction.to(x.dtype).view(x.shape)
 
         x, _ = polar_input(problem)
-        settings = self.settings
+        settings = self.case.settings
         d = unit_polar(x, settings.polar, settings.polar_steps, alpha=self.alpha, partner=rest)
         return Answer(d, found[0])
 
     def _partner_answer(self, problem: Problem) -> Answer:
         """Return the partner's answer; the other direction carries NaN."""
-        if self.partner.part is None:
+        if self.partner.in_place is None:
             return self.partner.oracle(problem)
-        return Answer(self.partner.part(problem.normalised()[0], self.settings))
+        return Answer(self.partner.in_place(problem.normalised()[0], self.case.settings))
 
-    def takes_unit(self, limit: int) -> bool:
-        """Return whether matrices may come normalised in the dtype of ``polar_dtype``."""
-        return bool(self.alpha) and self.ball.is_polar(self.k, limit)
+    @property
+    def takes_unit(self) -> bool:
+        """Whether matrices may come normalised in the dtype of ``polar_dtype``."""
+        return bool(self.alpha) and self.ball.is_polar(self.case)
 
-    def basis_columns(self, limit: int) -> int | None:
-        """Return the columns of the basis that the solvers start from; None without a solver."""
-        columns = [ball.basis_columns(self.k, limit, self.settings) for ball, _ in self.parts]
+    @property
+    def basis_columns(self) -> int | None:
+        """Columns of the basis that the solvers start from; None without a solver."""
+        columns = [ball.basis_columns(self.case) for ball, _ in self.parts]
         return max((n for n in columns if n is not None), default=None)
 
-    def warms_up(self, limit: int) -> bool:
-        """Return whether the basis of a first step is turned towards the gradient."""
-        solving = [ball for ball, _ in self.parts if ball.solved_rank(self.k, limit) is not None]
-        return any(ball.warms_up for ball in solving)
+    @property
+    def warms_up(self) -> bool:
+        """Whether the basis of a first step is turned towards the gradient."""
+        return any(ball.warms_up for ball, _ in self.parts if ball.solved_rank(self.case))
 
-    def length(self, rows: int, cols: int) -> float | None:
-        """Return the Frobenius norm of the directions; None where it depends on the matrix."""
+    @property
+    def length(self) -> float | None:
+        """Frobenius norm of the directions; None where it depends on the matrix."""
         if len(self.parts) > 1:
             return None
         ((ball, weight),) = self.parts
-        unit = ball.length(self.k, rows, cols)
-        return None if unit is None else weight * unit * ball.radius(self.settings)
+        unit = ball.length(self.case)
+        return None if unit is None else weight * unit * ball.radius(self.case.settings)
 
     def dual(self, spectrum: Spectrum, m: Tensor) -> Tensor:
         """Return the dual norm, what <m, D> can reach: (...).
@@ -130,13 +130,14 @@ class Oracle:
         """
         total = torch.zeros_like(spectrum.frobenius)
         for ball, weight in self.parts:
-            total = total + weight * ball.radius(self.settings) * ball.dual(spectrum, m, self.k)
+            radius = ball.radius(self.case.settings)
+            total = total + weight * radius * ball.dual(spectrum, m, self.case)
         return total
 
     def norm(self) -> norms.Norm:
         """Return the exact norm in whose unit ball the directions are."""
-        exact, partner = self.ball.norm(self.k), self.partner.norm(self.k)
-        radius, other = (ball.radius(self.settings) for ball in (self.ball, self.partner))
+        exact, partner = (ball.norm(self.case) for ball in (self.ball, self.partner))
+        radius, other = (ball.radius(self.case.settings) for ball in (self.ball, self.partner))
         if self.alpha == 1 and radius == 1:
             return exact
         if radius == 1:
@@ -197,26 +198,20 @@ def direction(
     check_matrices(m)
     if "dion" in (ball, blend) and warm_start is None:
         raise ValueError("dion iterates on a basis: give warm_start, (..., cols, rank)")
+    check_choice("ball", ball, BALLS)
+    check_choice("blend", blend, BALLS)
     settings = Settings(polar, polar_steps, solver, solver_steps, oversampling, tol, sign_scale)
-    oracle = _checked_oracle(ball, rank, alpha, blend, settings, min(m.shape[-2:]))
+    case = _checked_case(m, rank, settings)
+    oracle = Oracle(BALLS[ball], case, real_number("alpha", alpha), BALLS[blend])
     answer = oracle.solve(m.detach(), warm_start=warm_start, generator=generator)
     return answer.direction.to(m.dtype)
 
 
-def _checked_oracle(
-    ball: str, rank: int | None, alpha: float, blend: str, settings: Settings, limit: int
-) -> Oracle:
-    """Return the oracle of checked options for matrices of a smaller side ``limit``."""
-    check_choice("ball", ball, BALLS)
-    check_choice("blend", blend, BALLS)
+def _checked_case(m: Tensor, rank: int | None, settings: Settings) -> Case:
     check_polar(settings.polar, settings.polar_steps)
     check_solver(settings.solver, settings.solver_steps, settings.oversampling)
     real_number("tol", settings.tol, 0.0)
     real_number("sign_scale", settings.sign_scale, above=0.0)
-    k = limit if rank is None else min(whole_number("rank", rank), limit)
-    return Oracle(BALLS[ball], k, real_number("alpha", alpha), BALLS[blend], settings)
-
-
-def rules() -> list[tuple[str, str]]:
-    """Return what "auto" chooses, in order: (condition, choice) of solvers, then of methods."""
-    return [*solver_rules(), *polar_rules()]
+    rows, cols = m.shape[-2:]
+    k = min(rows, cols) if rank is None else min(whole_number("rank", rank), rows, cols)
+    return Case(k, rows, cols, settings)

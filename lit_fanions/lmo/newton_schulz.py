@@ -350,14 +350,3 @@ def _has_bf16(device_type: str) -> bool:
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
     return False
-
-
-def polar_rules() -> list[tuple[str, str]]:
-    """Return what ``polar="auto"`` chooses, in order: (condition, choice)."""
-    return [
-        ("full rank", f"polar {AUTO}, {len(coefficients('auto'))} steps"),
-        (
-            f"the same in float32 or float64, one side at least {GRAM_ASPECT:g} times the other",
-            "its Gram form",
-        ),
-    ]

@@ -14,9 +14,9 @@ from lit_fanions.lmo.block_power import subspace
 from lit_fanions.lmo.cupy_svds import BEYOND, svds
 from lit_fanions.lmo.factorisations import wide
 from lit_fanions.lmo.krylov import block_width, lanczos
-from lit_fanions.lmo.newton_schulz import fast_dtype
+from lit_fanions.lmo.newton_schulz import AUTO, GRAM_ASPECT, coefficients, fast_dtype
+from lit_fanions.lmo.problems import OVERSAMPLING, Settings, Triplets
 from lit_fanions.lmo.scaling import check_matrices, unit_frobenius
-from lit_fanions.lmo.settings import OVERSAMPLING, Settings
 
 # From this size on Lanczos does its search in bfloat16 where that is fast.
 _COARSE_SIZE = 2048
@@ -25,20 +25,6 @@ _EXACT_SIZE = (192, 32)
 _EXACT_PART = 4
 # Block iterations that turn a random block towards the leading singular vectors.
 _WARMING = 8
-
-
-class Triplets(NamedTuple):
-    """Singular triplets of a batch of matrices, in descending order.
-
-    Attributes:
-        U: (..., rows, k).
-        S: (..., k).
-        Vh: (..., k, cols).
-    """
-
-    U: Tensor
-    S: Tensor
-    Vh: Tensor
 
 
 class _Task(NamedTuple):
@@ -322,14 +308,15 @@ def _choose_solver(m: Tensor, k: int, *, warm: bool) -> str:
     return "subspace" if warm else "lanczos"
 
 
-def solver_rules() -> list[tuple[str, str]]:
-    """Return what ``solver="auto"`` chooses, in order: (condition, choice)."""
+def rules() -> list[tuple[str, str]]:
+    """Return what "auto" chooses, in order: (condition, choice) of solvers, then of methods."""
     subspace_steps = SOLVERS["subspace"].steps
     assert subspace_steps is not None
+    warm, cold = _EXACT_SIZE[True], _EXACT_SIZE[False]
     return [
-        (f"rank k on a CPU, min(rows, cols) <= {_EXACT_SIZE[True]}", "solver exact"),
+        (f"rank k on a CPU, min(rows, cols) <= {warm}", "solver exact"),
         (
-            f"rank k on a CPU, cold, min(rows, cols) <= {_EXACT_SIZE[False]} or < {_EXACT_PART} k",
+            f"rank k on a CPU, cold, min(rows, cols) <= {cold} or < {_EXACT_PART} k",
             "solver exact",
         ),
         ("rank k, warm start", f"solver subspace, {subspace_steps[1]} iteration"),
@@ -337,5 +324,10 @@ def solver_rules() -> list[tuple[str, str]]:
         (
             f"the same, min(rows, cols) >= {_COARSE_SIZE}, with bfloat16 hardware",
             "searched in bfloat16, improved in float32",
+        ),
+        ("full rank", f"polar {AUTO}, {len(coefficients(AUTO))} steps"),
+        (
+            f"the same in float32 or float64, one side at least {GRAM_ASPECT:g} times the other",
+            "its Gram form",
         ),
     ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_fanions.checks import check_choice
-from lit_fanions.lmo import BALLS, Oracle, Settings
+from lit_fanions.lmo import BALLS, Case, Oracle, Settings
 
 Rank = int | float | Literal["full"]
 
@@ -126,11 +126,13 @@ def oracle(group: Mapping[str, Any], rows: int, cols: int) -> Oracle:
     """
     k = resolve_rank(group["rank"], rows, cols)
     settings = tuple(group[name] for name in _SETTINGS)
-    return _oracle(group["algorithm"], k, group["alpha"], group["blend"], settings)
+    return _oracle(group["algorithm"], k, rows, cols, group["alpha"], group["blend"], settings)
 
 
 @functools.lru_cache(maxsize=1024)
-def _oracle(name: str, k: int, alpha: float, blend: str, settings: tuple[Any, ...]) -> Oracle:
+def _oracle(
+    name: str, k: int, rows: int, cols: int, alpha: float, blend: str, settings: tuple[Any, ...]
+) -> Oracle:
     ball = BALLS[ALGORITHMS[name].ball]
     options = Settings(**dict(zip(_SETTINGS, settings, strict=True)))
-    return Oracle(ball, k, alpha, BALLS[blend], options)
+    return Oracle(ball, Case(k, rows, cols, options), alpha, BALLS[blend])

@@ -41,7 +41,7 @@ def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator)
     bases = {}
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
         solver = oracle(group, *shape[-2:])
-        columns = solver.basis_columns(min(shape[-2:])) if shape.numel() else None
+        columns = solver.basis_columns if shape.numel() else None
         if columns is not None:
             bases[key_of_part(part)] = start_block(
                 shape, columns, device=p.device, generator=generator, oversampling=0
@@ -62,7 +62,7 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
     return {
         key_of_part(part): warmed(m, bases[key_of_part(part)])
-        if oracle(group, *m.shape[-2:]).warms_up(min(m.shape[-2:]))
+        if oracle(group, *m.shape[-2:]).warms_up
         else bases[key_of_part(part)]
         for part, m in enumerate(gradients)
         if key_of_part(part) in bases
@@ -143,7 +143,7 @@ def gather_bases(
         seed: The group's seed.
     """
     key = key_of_part(part)
-    columns = solver.basis_columns(min(m.shape[-2:]))
+    columns = solver.basis_columns
     if columns is None:
         for state in states:
             state.pop(key, None)

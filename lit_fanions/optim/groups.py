@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import BALLS
+from lit_fanions.lmo import BALLS, Case
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
@@ -120,7 +120,7 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         ball = BALLS[entry.ball]
         rank = group["rank"]
         full = rank == "full" or (isinstance(rank, float) and rank == 1)
-        if not ball.feedback or group["alpha"] == 0 or (full and ball.is_polar(2, 2)):
+        if not ball.feedback or group["alpha"] == 0 or (full and ball.is_polar(Case(2, 2, 2))):
             able = [
                 name
                 for name, one in ALGORITHMS.items()

@@ -150,7 +150,7 @@ def _step_slices(
 def _sliced_basis(
     state: State, one: Slice, m: Tensor, solver: Oracle, group: Group
 ) -> Tensor | None:
-    columns = solver.basis_columns(min(m.shape[-2:]))
+    columns = solver.basis_columns
     if columns is None:
         return None
     stored = state.get(key_of_part(one.part))

@@ -219,6 +219,6 @@ def _factors(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
     if is_entrywise(options["algorithm"]) or not parameter.numel():
         return
     for _, rows, cols in shapes(parameter, options):
-        length = oracle(options, rows, cols).length(rows, cols)
+        length = oracle(options, rows, cols).length
         factor = step_size_factor(options["scale"], rows, cols, length)
         yield "~" if factor is None else f"{factor:.4g}"

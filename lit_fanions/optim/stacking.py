@@ -37,9 +37,7 @@ def takes_unit(group: Mapping[str, Any], shape: torch.Size) -> bool:
 
     Not with error feedback, which needs the momentum as it is.
     """
-    rows, cols = shape[-2:]
-    solver = oracle(group, rows, cols)
-    return not group["error_feedback"] and solver.takes_unit(min(rows, cols))
+    return not group["error_feedback"] and oracle(group, *shape[-2:]).takes_unit
 
 
 def stacks(parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Iterator[list[Tensor]]:

@@ -133,7 +133,7 @@ def _direction(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return D, what error feedback captures of m, and the next basis."""
     feedback = group["error_feedback"]
-    k = solver.ball.solved_rank(solver.k, min(m.shape[-2:]))
+    k = solver.ball.solved_rank(solver.case)
     answer = solver.solve(
         m,
         warm_start=basis,
@@ -171,7 +171,7 @@ def size_factor(d: Tensor, solver: Oracle, group: Group) -> Tensor | float:
         A number, or (matrices, 1, 1) where it depends on the directions.
     """
     rows, cols = d.shape[-2:]
-    factor = step_size_factor(group["scale"], rows, cols, solver.length(rows, cols))
+    factor = step_size_factor(group["scale"], rows, cols, solver.length)
     if factor is not None:
         return factor
     norm = frobenius_norm(d)

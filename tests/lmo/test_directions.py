@@ -96,16 +96,15 @@ class TestDirection:
         settings = lmo.Settings(**{k: v for k, v in options.items() if k in known})
         oracle = lmo.Oracle(
             lmo.BALLS[options.get("ball", "fanion")],
-            options.get("rank") or 70,
+            lmo.Case(options.get("rank") or 70, 70, 80, settings),
             options.get("alpha", 1.0),
             lmo.BALLS[options.get("blend", "frobenius")],
-            settings,
         )
         wanted = lmo.direction(m, **options)
         for overwrite in (False, True):
             d = oracle.solve(m.clone(), overwrite=overwrite).direction
             torch.testing.assert_close(d.to(m.dtype), wanted, rtol=0, atol=1e-6)
-            if not oracle.takes_unit(70):
+            if not oracle.takes_unit:
                 continue
             x, _ = lmo.unit_frobenius(m, dtype=lmo.polar_dtype(m, settings.polar))
             before = x.clone()

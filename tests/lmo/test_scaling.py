@@ -81,8 +81,8 @@ def test_the_frobenius_norm(dtype):
 def test_parts_of_blends_use_the_memory_of_the_matrices():
     x, _ = lmo.unit_frobenius(gaussian(20, 30))
     x[0, 0] = 0
-    assert lmo.BALLS["frobenius"].part(x, lmo.Settings(sign_scale=0.3)) is x
+    assert lmo.BALLS["frobenius"].in_place(x, lmo.Settings(sign_scale=0.3)) is x
     for scale in (1.0, 0.3):
         part = x.clone()
-        assert lmo.BALLS["sign"].part(part, lmo.Settings(sign_scale=scale)) is part
+        assert lmo.BALLS["sign"].in_place(part, lmo.Settings(sign_scale=scale)) is part
         assert torch.equal(part, scale * x.sign())

@@ -155,7 +155,7 @@ def test_ranks_resolve_to_whole_numbers(rank, want):
 def test_the_length_of_a_direction_is_known_where_it_does_not_depend_on_the_momentum():
     def length(algorithm: str, **options: object) -> float | None:
         group = {**default_options(algorithm), "algorithm": algorithm, **options}
-        return oracle(group, 8, 6).length(8, 6)
+        return oracle(group, 8, 6).length
 
     assert length("fanion", rank=3) == pytest.approx(math.sqrt(3))
     assert length("fanion", alpha=0.0) == length("nsgd") == 1

@@ -32,7 +32,7 @@ def group_of(algorithm: str, **options: object) -> dict:
 def solved(algorithm: str, m: torch.Tensor, **options: object) -> tuple[lmo.Oracle, torch.Tensor]:
     solver = oracle(group_of(algorithm, **options), *m.shape[-2:])
     start = None
-    if columns := solver.basis_columns(min(m.shape[-2:])):
+    if columns := solver.basis_columns:
         block = lmo.start_block(m.shape, columns, device=m.device, oversampling=0)
         start = lmo.warmed(m, block)
     return solver, solver.solve(m, warm_start=start).direction
@@ -83,10 +83,10 @@ def test_direction_has_the_length_that_the_table_says(algorithm):
     for shape in SHAPES:
         m = gaussian(*shape).double()
         solver, d = solved(algorithm, m, **EXACT)
-        length = solver.length(*shape)
+        length = solver.length
         if length is not None:
             assert float(d.norm()) == pytest.approx(length, rel=1e-6)
-        alone = lmo.BALLS[ALGORITHMS[algorithm].ball].length(solver.k, *shape)
+        alone = lmo.BALLS[ALGORITHMS[algorithm].ball].length(solver.case)
         assert (length is None) == (solver.alpha not in (0, 1) or alone is None)
 
 
