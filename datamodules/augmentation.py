@@ -44,15 +44,7 @@ class ImageRecipe:
 
 
 def reflect_pad(images: Tensor, margin: int) -> Tensor:
-    """Extend images by their own reflection, without repeating the edge pixels.
-
-    Args:
-        images: (n, channels, height, width), any dtype.
-        margin: Pixels added on each side; less than the height and the width.
-
-    Returns:
-        (n, channels, height + 2 margin, width + 2 margin).
-    """
+    """Extend images by ``margin`` reflected pixels on each side, without repeating the edge."""
 
     def reflected(size: int) -> Tensor:
         position = torch.arange(-margin, size + margin, device=images.device).abs()
@@ -63,17 +55,9 @@ def reflect_pad(images: Tensor, margin: int) -> Tensor:
 
 
 def crop(images: Tensor, index: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Cut one square window out of each chosen image.
+    """Cut a square window at (top, left) out of each chosen image: (k, channels, size, size).
 
-    Args:
-        images: (n, channels, height, width).
-        index: Index of each window's image, int64 (k,).
-        top: First row of the window, int64 (k,).
-        left: First column of the window, int64 (k,).
-        size: Height and width of the window in pixels.
-
-    Returns:
-        (k, channels, size, size).
+    ``index``, ``top`` and ``left`` are int64 (k,).
     """
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # a view: no copy is made
     return windows[index, :, top, left]
@@ -85,18 +69,7 @@ def mirror(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int, fill: Tensor) -> Tensor:
-    """Paint one square of each image.
-
-    Args:
-        images: (n, channels, height, width).
-        top: First row of the square, int64 (n,).
-        left: First column of the square, int64 (n,).
-        size: Height and width of the square in pixels.
-        fill: Colour of the squares, (channels,), dtype of the images.
-
-    Returns:
-        (n, channels, height, width).
-    """
+    """Paint a square at (top, left), int64 (n,), of each image in the colour ``fill``."""
 
     def inside(first: Tensor, length: int) -> Tensor:
         offset = torch.arange(length, device=images.device) - first[:, None]
@@ -108,15 +81,9 @@ def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int, fill: Tensor) 
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bring uint8 images to zero mean and unit deviation.
+    """Bring uint8 images to mean 0 and deviation 1: float32, channels last in memory.
 
-    Args:
-        images: uint8 (n, channels, height, width).
-        mean: Mean per channel in [0, 1], (channels,).
-        std: Standard deviation per channel in [0, 1], (channels,).
-
-    Returns:
-        float32 (n, channels, height, width), channels last in memory.
+    ``mean`` and ``std`` are per channel, of intensities from 0 to 1.
     """
     pixels = images.to(torch.float32, memory_format=torch.channels_last)
     return pixels.sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
@@ -127,34 +94,18 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices of one epoch over n examples; all but ``order`` are per example.
+    """The random choices of one epoch over n examples; all but ``order`` are per example."""
 
-    Attributes:
-        order: Permutation of the examples, int64 (n,).
-        mirrored: Whether the example is mirrored, bool (n,).
-        top: First row of the window in the padded image, int64 (n,).
-        left: First column of the window in the padded image, int64 (n,).
-        hole_top: First row of the painted square, int64 (n,).
-        hole_left: First column of the painted square, int64 (n,).
-    """
-
-    order: Tensor
-    mirrored: Tensor
-    top: Tensor
+    order: Tensor  # permutation of the examples, int64 (n,)
+    mirrored: Tensor  # bool (n,)
+    top: Tensor  # first row of the window in the padded image, int64 (n,)
     left: Tensor
-    hole_top: Tensor
+    hole_top: Tensor  # first row of the painted square, int64 (n,)
     hole_left: Tensor
 
 
 def draw_epoch(count: int, size: int, epoch: int, recipe: ImageRecipe) -> Draw:
-    """Draw one epoch's choices on the CPU, as a function of the arguments alone.
-
-    Args:
-        count: Number of examples.
-        size: Height and width of an image in pixels.
-        epoch: Number of the epoch, from 0.
-        recipe: Seed and augmentation.
-    """
+    """Draw an epoch's choices for ``count`` images on the CPU, from the arguments alone."""
     # Random stream 0 belongs to the run, stream 1 + e to epoch e. Everything is drawn whether used
     # or not, so that switching one augmentation on does not change the others.
     of_run = np.random.default_rng((recipe.seed, 0))
@@ -174,14 +125,7 @@ def draw_epoch(count: int, size: int, epoch: int, recipe: ImageRecipe) -> Draw:
 def rank_share(order: Tensor, batch_size: int, rank: int, world_size: int) -> Tensor:
     """Return one rank's part of each global batch, in order; the last partial batch is dropped.
 
-    Args:
-        order: Order of the examples, int64 (n,).
-        batch_size: Number of examples of a global batch, divisible by ``world_size``.
-        rank: Rank of the process.
-        world_size: Number of processes.
-
-    Returns:
-        int64 (n // batch_size * batch_size / world_size,).
+    ``batch_size`` is that of the global batch, divisible by ``world_size``.
     """
     whole = order[: len(order) // batch_size * batch_size]
     return whole.view(-1, world_size, batch_size // world_size)[:, rank].flatten()
@@ -206,9 +150,6 @@ def train_epoch(
         recipe: Seed, batch size and augmentation.
         rank: Rank of the process.
         world_size: Number of processes.
-
-    Returns:
-        uint8 (m, channels, size, size) and int64 (m,).
     """
     size = images.shape[-1] - 2 * recipe.translate
     draw = draw_epoch(len(images), size, epoch, recipe)
@@ -230,19 +171,7 @@ def train_epoch(
 def split_epoch(
     images: Tensor, labels: Tensor, length: int, first: int, mean: Tensor, std: Tensor
 ) -> Iterator[Batch]:
-    """Split an epoch into batches, evenly to within one example.
-
-    Args:
-        images: uint8 (n, channels, height, width).
-        labels: int64 (n,).
-        length: Number of batches.
-        first: Number of the first batch to yield.
-        mean: See ``normalize``.
-        std: See ``normalize``.
-
-    Yields:
-        float32 images (b, channels, height, width) and int64 labels (b,).
-    """
+    """Yield ``length`` normalised batches, even to within one example, from number ``first`` on."""
     parts = zip(images.tensor_split(length), labels.tensor_split(length), strict=True)
     for pixels, targets in islice(parts, first, None):
         yield normalize(pixels, mean, std), targets

@@ -1,45 +1,36 @@
 """CIFAR-10 on the training device."""
 
-import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from datamodules.augmentation import Batch, Flip
+from datamodules.files import only_writer, whole_file
 from datamodules.images import ImageDataModule, Split
 
 
 def save_cache(path: Path, images: Tensor, labels: Tensor, classes: list[str]) -> None:
-    """Write one split as airbench does; the file appears whole or not at all.
-
-    Args:
-        path: File to write, in a folder that exists.
-        images: uint8 (n, 32, 32, 3).
-        labels: int64 (n,).
-        classes: Names of the classes.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    """Write one split as airbench does: images uint8 (n, 32, 32, 3), labels int64 (n,)."""
+    with whole_file(path) as partial:
         torch.save({"images": images, "labels": labels, "classes": classes}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_cache(path: Path) -> Batch:
     """Read one split that ``save_cache`` or the original airbench script wrote.
-
-    Returns:
-        uint8 (n, 32, 32, 3) and int64 (n,).
 
     Raises:
         RuntimeError: If the file cannot be read or holds something else.
     """
     remedy = "delete it to have it downloaded again, or replace it"
     try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile
         cache = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in a dozen ways on a damaged file
         reason = type(error).__name__
@@ -61,6 +52,11 @@ def load_cache(path: Path) -> Batch:
     return images, labels
 
 
+def is_cached(folder: Path) -> bool:
+    """Return whether a folder has the cache files of both splits."""
+    return all((folder / f"{split}.pt").is_file() for split in ("train", "test"))
+
+
 def download(folder: Path) -> None:
     """Let torchvision fetch CIFAR-10 into ``folder`` and write train.pt and test.pt there.
 
@@ -70,11 +66,13 @@ def download(folder: Path) -> None:
     from torchvision.datasets import CIFAR10
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for split in ("train", "test"):
-            data = CIFAR10(folder, train=split == "train", download=True)
-            images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
-            save_cache(folder / f"{split}.pt", images, labels, data.classes)
+        with only_writer(folder):
+            if is_cached(folder):  # by another process meanwhile
+                return
+            for split in ("train", "test"):
+                data = CIFAR10(folder, train=split == "train", download=True)
+                images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
+                save_cache(folder / f"{split}.pt", images, labels, data.classes)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
         # No network, a server's error, no permission to write, or a damaged download of before.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -125,7 +123,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download the set unless both cache files exist."""
-        if not all((self.data_dir / f"{split}.pt").is_file() for split in ("train", "test")):
+        if not is_cached(self.data_dir):
             download(self.data_dir)
 
     def read(self, split: Split) -> Batch:

@@ -12,27 +12,14 @@ from lit_fanions.checks import whole_number
 
 
 class Examples(NamedTuple):
-    """Examples of a classification.
+    """Examples of a classification."""
 
-    Attributes:
-        features: Features of each example, float64 (n, features).
-        labels: Class of each example, int64 (n,).
-    """
-
-    features: Tensor
-    labels: Tensor
+    features: Tensor  # float64 (n, features)
+    labels: Tensor  # classes, int64 (n,)
 
 
 def polynomial(pixels: Tensor, degree: Literal[1, 2]) -> Tensor:
-    """Return a constant 1, the pixels and, for degree 2, all products of two of them.
-
-    Args:
-        pixels: (n, pixels).
-        degree: 1, or 2, whose products include squares.
-
-    Returns:
-        (n, 1 + pixels), or (n, 1 + pixels + pixels * (pixels + 1) / 2).
-    """
+    """Return a constant 1, the pixels, (n, pixels), and for degree 2 all products of two pixels."""
     parts = [torch.ones_like(pixels[:, :1]), pixels]
     if degree == 2:
         first, second = torch.triu_indices(pixels.shape[1], pixels.shape[1])

@@ -9,14 +9,7 @@ from datamodules.images import ImageDataModule, Split
 
 
 def original_digits() -> tuple[Tensor, Tensor]:
-    """Return the whole set as scikit-learn has it.
-
-    Returns:
-        float64 (1797, 8, 8), whole numbers from 0 to 16, and int64 (1797,).
-
-    Raises:
-        ModuleNotFoundError: If scikit-learn is not installed.
-    """
+    """Return scikit-learn's set: float64 (1797, 8, 8), whole numbers 0 to 16, and int64 (1797,)."""
     try:
         from sklearn import datasets
     except ModuleNotFoundError:
@@ -29,14 +22,7 @@ def original_digits() -> tuple[Tensor, Tensor]:
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Return the whole set, enlarged bilinearly from 8 x 8 to 32 x 32, with three equal channels.
-
-    Returns:
-        uint8 (1797, 3, 32, 32) and int64 (1797,).
-
-    Raises:
-        ModuleNotFoundError: If scikit-learn is not installed.
-    """
+    """Return the set enlarged bilinearly, with three equal channels: uint8 (1797, 3, 32, 32)."""
     images, labels = original_digits()
     grey = images.float()[:, None] * (255 / 16)
     enlarged = interpolate(grey, size=32, mode="bilinear").round().to(torch.uint8)
@@ -44,15 +30,7 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 
 def split_indices(labels: Tensor, seed: int = 0) -> dict[Split, Tensor]:
-    """Return a split: 80 % of each class to train on, the rest to test on.
-
-    Args:
-        labels: int64 (n,).
-        seed: Seed of the split; ``DigitsDataModule`` always uses 0.
-
-    Returns:
-        Indices of each split, int64, disjoint and together all.
-    """
+    """Return the indices of each split: 80 % of each class to train on, the rest to test on."""
     from sklearn.model_selection import train_test_split
 
     train, test = train_test_split(

@@ -14,29 +14,15 @@ Target = Literal["gaussian", "uniform"]
 
 
 class Problems(NamedTuple):
-    """F(X) = 1/2 <X - S, M (X - S) N> for several M, N and S (equation 19).
+    """F(X) = 1/2 <X - S, M (X - S) N> for several M, N and S (equation 19)."""
 
-    Attributes:
-        left: M, symmetric positive semidefinite, (problems, rows, rows).
-        right: N, symmetric positive semidefinite, (problems, cols, cols).
-        target: S, (problems, rows, cols).
-    """
-
-    left: Tensor
-    right: Tensor
-    target: Tensor
+    left: Tensor  # M, symmetric positive semidefinite, (problems, rows, rows)
+    right: Tensor  # N, symmetric positive semidefinite, (problems, cols, cols)
+    target: Tensor  # S, (problems, rows, cols)
 
 
 def random_psd(size: int, rng: np.random.Generator) -> Tensor:
-    """Draw a symmetric matrix, its eigenvalues uniform in (0, 1), its eigenvectors by Haar measure.
-
-    Args:
-        size: Number of rows and of columns.
-        rng: Source of randomness.
-
-    Returns:
-        float64 (size, size).
-    """
+    """Draw a float64 symmetric matrix, eigenvalues uniform in (0, 1), eigenvectors by Haar."""
     vectors = np.linalg.qr(rng.standard_normal((size, size))).Q  # Haar up to signs, which cancel
     return torch.from_numpy((vectors * rng.random(size)) @ vectors.T)
 
@@ -49,18 +35,9 @@ def random_problems(
     target_scale: float = 1.0,
     seed: int = 0,
 ) -> Problems:
-    """Draw problems, each from a seed of its own, so that a larger number has the same first ones.
+    """Draw float64 problems as ``LeastSquaresDataModule`` describes.
 
-    Args:
-        problems: Number of problems.
-        rows: Number of rows of the unknown matrix.
-        cols: Number of columns of the unknown matrix.
-        target: Distribution of the entries of S: normal around 0, or uniform from 0 to 1.
-        target_scale: Factor on the entries of S.
-        seed: Non-negative seed; problem i is a function of it and of i.
-
-    Returns:
-        The problems, float64.
+    Problem i depends on the seed and on i alone: a larger number has the same first ones.
     """
     drawn = []
     for problem in range(problems):

@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 
 from lightning.pytorch import Trainer
 
-from datamodules.lightning_internals import batches_trained
 from lit_fanions.checks import whole_number
 
 T = TypeVar("T")
@@ -68,13 +67,7 @@ class EpochLoader(Generic[T]):
 
 
 def repeated(batch: T, times: int, trainer: Trainer | None) -> EpochLoader[T]:
-    """Return a loader of one batch, the whole of a small set, several times per epoch.
-
-    Args:
-        batch: The batch, on the device of the training.
-        times: Number of batches per epoch; more than one, as the end of an epoch costs time too.
-        trainer: Trainer whose progress gives the position; None: no trainer.
-    """
+    """Return a loader that yields one batch, the whole of a small set, ``times`` per epoch."""
     return EpochLoader(
         lambda epoch, first: repeat(batch, times - first), times, lambda: fit_progress(trainer)
     )
@@ -91,6 +84,15 @@ def fit_progress(trainer: Trainer | None) -> tuple[int, int] | None:
     epoch, done = divmod(batches_trained(trainer), int(trainer.num_training_batches))
     overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
     return 0 if overfits else epoch, done
+
+
+def batches_trained(trainer: Trainer) -> int:
+    """Return how many batches all fits of a trainer have trained on.
+
+    A private count of Lightning's: current_epoch and batch_idx, which are public, are stale after a
+    checkpoint that was saved at the end of a fit; this count is right in every checkpoint.
+    """
+    return trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
 
 def rank_and_world(trainer: Trainer | None) -> tuple[int, int]:

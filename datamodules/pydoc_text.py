@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.files import only_writer
 from datamodules.shards import Shard, write_shard
 from datamodules.tokenizers import ByteTokenizer
 from datamodules.tokens import Split, TokenDataModule
@@ -23,16 +24,10 @@ VERSION = 1  # of the cached files: counts changes of what is gathered
 
 
 def gather_documents(stdlib: Path) -> list[str]:
-    """Return the documentation of Python, as far as this installation has it.
+    """Return the documentation of Python as texts without duplicates, in a fixed order.
 
     The documents are the topics of the language reference that pydoc shows, each module's
     docstrings, and those of the built-in functions and classes. Sources are parsed, not imported.
-
-    Args:
-        stdlib: Folder of the standard library.
-
-    Returns:
-        Texts without duplicates, in an order that depends on the installation alone.
     """
     documents = [*_topics(stdlib / "pydoc_data" / "topics.py"), *_docstrings(stdlib), _builtins()]
     return list(dict.fromkeys(text for text in documents if text.strip()))
@@ -114,8 +109,26 @@ class PydocDataModule(TokenDataModule):
         Raises:
             RuntimeError: If this Python has no documentation.
         """
-        if all(_is_intact(path) for split in ("train", "val") for path in self.shard_paths(split)):
+        if self._is_cached():
             return
+        with only_writer(self.data_dir):
+            if not self._is_cached():  # by another process meanwhile
+                self._gather()
+
+    def shard_paths(self, split: Split) -> list[Path]:
+        """Return the file of one split for this version of Python."""
+        version = f"{platform.python_implementation().lower()}-{platform.python_version()}"
+        return [self.data_dir / f"pydoc{VERSION}-{version}_{split}_000000.bin"]
+
+    def _is_cached(self) -> bool:
+        try:
+            for split in ("train", "val"):
+                Shard(*self.shard_paths(split)).verify()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _gather(self) -> None:
         documents = gather_documents(Path(sysconfig.get_path("stdlib")))
         start = np.array([self.bos], np.uint16)
         for split in ("val", "train"):
@@ -128,18 +141,4 @@ class PydocDataModule(TokenDataModule):
                     "-OO?): train on another text, see python -m datamodules.fineweb tokenize"
                 )
             (path,) = self.shard_paths(split)
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_shard(path, np.concatenate([part for text in tokens for part in (start, text)]))
-
-    def shard_paths(self, split: Split) -> list[Path]:
-        """Return the file of one split for this version of Python."""
-        version = f"{platform.python_implementation().lower()}-{platform.python_version()}"
-        return [self.data_dir / f"pydoc{VERSION}-{version}_{split}_000000.bin"]
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        Shard(path)
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,16 +1,20 @@
 """Token shards: files of tokens in the format of FineWeb's GPT-2 versions and modded-nanogpt.
 
-A shard is a header of 256 little-endian int32 (magic number, version, number of tokens, zeros) and
-then that many tokens, little-endian uint16. ``Shards`` makes several of them one long sequence.
+A shard is a header of 256 little-endian int32 (magic number, version, number of tokens, CRC-32 of
+the tokens, zeros) and then that many tokens, little-endian uint16. Shards made elsewhere have 0 for
+the checksum, and damaged tokens go unnoticed there. ``Shards`` makes several one long sequence.
 """
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.files import whole_file
 
 Tokens = NDArray[np.uint16]
 
@@ -22,14 +26,12 @@ REMEDY = "delete it, then make or download it again"
 
 
 class Shard:
-    """One shard, memory-mapped, checked when it is opened and before each use.
-
-    Args:
-        path: The file.
+    """One shard, memory-mapped; its header is checked when it is opened.
 
     Attributes:
         path: The file.
-        tokens: The file's tokens, uint16 (n,); call ``check_unchanged`` before reading them.
+        tokens: The file's tokens, uint16 (n,), not checked; ``read`` checks them.
+        checksum: CRC-32 of the tokens by the header; 0: none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -56,10 +58,29 @@ class Shard:
             )
         if not count:
             raise ValueError(f"{self.path} holds no tokens: {REMEDY}")
+        self.checksum = int(header[3]) & 0xFFFFFFFF
+        self._verified = False
         self.tokens = self._map()
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> Tokens:
+        """Return the tokens of a range; the first call reads and verifies all.
+
+        Raises:
+            RuntimeError: If the file was changed since it was opened.
+            ValueError: If the tokens are not those of the checksum.
+        """
+        self.check_unchanged()
+        self.verify()
+        return self.tokens[start:stop]
+
+    def verify(self) -> None:
+        """Raise a ValueError if the tokens are not those of the checksum; computed once."""
+        if not self._verified and self.checksum and zlib.crc32(self.tokens.data) != self.checksum:
+            raise ValueError(f"{self.path} is damaged: its checksum differs: {REMEDY}")
+        self._verified = True
 
     def check_unchanged(self) -> None:
         """Raise a RuntimeError if the file is not the one that was opened.
@@ -90,16 +111,7 @@ class Shard:
 
 
 class Shards:
-    """Several shards as one sequence of tokens.
-
-    Args:
-        paths: The files, in order.
-        vocab_size: Bound that every token must be below.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file is no intact shard, see ``Shard``.
-    """
+    """Several shards as one sequence of tokens, each below ``vocab_size``; see ``Shard``."""
 
     def __init__(self, paths: Sequence[str | Path], vocab_size: int) -> None:
         self.shards = [Shard(path) for path in paths]
@@ -111,19 +123,12 @@ class Shards:
         return int(self.edges[-1])
 
     def read(self, start: int, length: int) -> Tokens:
-        """Read consecutive tokens, across the edges of shards if necessary.
-
-        Args:
-            start: Position of the first token.
-            length: Number of tokens, at least 1.
-
-        Returns:
-            uint16 (length,), read-only.
+        """Read consecutive tokens, at least one, across the edges of shards: uint16 (length,).
 
         Raises:
             IndexError: If the positions are outside of the shards.
             RuntimeError: If a file was changed meanwhile.
-            ValueError: If a token is outside of the vocabulary.
+            ValueError: If a shard is damaged or has a token outside of the vocabulary.
         """
         if not 0 <= start < start + length <= len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
@@ -132,8 +137,7 @@ class Shards:
         parts = []
         while start < end:
             shard, edge = self.shards[index], int(self.edges[index])
-            shard.check_unchanged()
-            part = shard.tokens[start - edge : end - edge]
+            part = shard.read(start - edge, end - edge)
             if part.max() >= self.vocab_size:
                 raise ValueError(
                     f"{shard.path} holds token {part.max()}, and the vocabulary has "
@@ -153,23 +157,17 @@ class Shards:
         return np.concatenate(positions)
 
 
-def write_shard(path: Path, tokens: Tokens) -> None:
-    """Write a shard; the file appears whole or not at all.
-
-    Args:
-        path: File to write, in a folder that exists.
-        tokens: uint16 (n,).
-    """
+def write_shard(path: Path, tokens: Tokens) -> int:
+    """Write a shard into an existing folder, whole or not at all; return its checksum."""
+    content = np.ascontiguousarray(tokens, TOKEN)
+    checksum = zlib.crc32(content.data)
     header = np.zeros(HEADER[1], HEADER[0])
     header[:3] = MAGIC, VERSION, len(tokens)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(header.tobytes())
-            file.write(np.ascontiguousarray(tokens, TOKEN).data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    header[3:4].view("<u4")[:] = checksum
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(header.tobytes())
+        file.write(content.data)
+    return checksum
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

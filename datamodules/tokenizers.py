@@ -19,13 +19,7 @@ DOCUMENT_START = "<|endoftext|>"  # OpenAI's name of the token between documents
 
 
 class Tokenizer(Protocol):
-    """Turns text into tokens and back.
-
-    Attributes:
-        name: Name of the tokenizer.
-        vocab_size: Number of different tokens.
-        bos: The token that every document starts with.
-    """
+    """Turns text into tokens and back; every document starts with the token ``bos``."""
 
     name: TokenizerName
     vocab_size: int

@@ -5,12 +5,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from datamodules.lightning_internals import (
-    replace_progress,
-    rescale_batches_trained,
-    saved_progress,
-)
-
 
 def at_whole_step(progress: dict[str, Any], old: int, new: int) -> tuple[dict[str, Any], bool]:
     """Rewrite the progress of a fit so that it is resumed with a whole optimizer step.
@@ -92,7 +86,9 @@ class WholeSteps(Callback):
                 setattr(trainer, name, value)
         old, new = (made.get("accumulate_grad_batches") for made in (before, self._applied))
         if old is not None and new is not None and old != new:  # earlier fits counted in the old
-            rescale_batches_trained(trainer, old, new)
+            total = trainer.fit_loop.epoch_loop.batch_progress.total
+            counts = total.state_dict().items()
+            total.load_state_dict({name: count // old * new for name, count in counts})
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -102,7 +98,7 @@ class WholeSteps(Callback):
         saved = checkpoint.get(type(data).__qualname__, {}).get("accumulate_grad_batches")
         if saved is None or not trainer.training:
             return
-        progress, unfinished = at_whole_step(
-            saved_progress(checkpoint), saved, trainer.accumulate_grad_batches
-        )
-        replace_progress(checkpoint, progress, undone=int(unfinished))
+        loop, name = checkpoint["loops"]["fit_loop"], "epoch_loop.batch_progress"  # both private
+        loop[name], unfinished = at_whole_step(loop[name], saved, trainer.accumulate_grad_batches)
+        # Lightning counts a step that it finds saved at its end once more for the loggers.
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= unfinished

@@ -27,14 +27,9 @@ IGNORED = -100  # target without a loss: the ignore_index of torch's cross_entro
 
 
 def consecutive_windows(tokens: int, length: int) -> Starts:
-    """Return where consecutive windows start; each has ``length`` inputs and one more token.
+    """Return where windows of ``tokens`` tokens start: 0, length, 2 length and so on.
 
-    Args:
-        tokens: Number of tokens of the sequence.
-        length: Number of inputs of a window; the token after them is the last target.
-
-    Returns:
-        0, length, 2 length, …, int64 (max(tokens - 1, 0) // length,).
+    A window has ``length`` inputs; the token after them is its last target.
     """
     return np.arange(max(tokens - 1, 0) // length, dtype=np.int64) * length
 
@@ -43,15 +38,7 @@ def aligned_windows(documents: Starts, tokens: int, length: int) -> Starts:
     """Return where windows start that each start with a document.
 
     Greedy: the next window starts with the first document that starts at or after the end of the
-    window before, as in modded-nanogpt's loader.
-
-    Args:
-        documents: Positions where documents start, ascending, int64 (n,).
-        tokens: Number of tokens of the sequence.
-        length: Number of inputs of a window; the token after them is the last target.
-
-    Returns:
-        A subset of ``documents``.
+    window before, as in modded-nanogpt's loader. ``documents`` are their starts, ascending.
     """
     following = np.searchsorted(documents, documents + length).tolist()
     chosen, document = [], 0
@@ -72,17 +59,10 @@ def shuffled(starts: Starts, seed: int, epoch: int) -> Starts:
 
 @dataclass(frozen=True)
 class Share:
-    """How a batch is divided among processes and forward passes.
+    """How a batch is divided among processes and forward passes."""
 
-    Attributes:
-        sequences: Number of windows of a batch.
-        passes: Number of forward passes of each process per batch.
-        rank: Rank of this process.
-        world_size: Number of processes.
-    """
-
-    sequences: int
-    passes: int
+    sequences: int  # windows of a batch
+    passes: int  # forward passes of each process per batch
     rank: int
     world_size: int
 
@@ -117,25 +97,18 @@ def piece(sequences: int, pieces: int, index: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Pieces(Dataset[Batch]):
-    """The pieces that one process reads, batch after batch.
+    """The pieces that one process reads, batch after batch; an incomplete last batch is dropped.
 
-    Attributes:
-        shards: The tokens.
-        starts: Starts of the windows in the order of the batches; an incomplete last batch is
-            dropped.
-        length: Number of inputs of a window.
-        targets: Number of valid target positions, from the start; later targets are masked with
-            -100, and tokens after the last valid target are not read.
-        share: Which part of each batch this process reads.
-        fill: Token of positions without a target.
+    Targets at or after position ``targets`` are masked with -100, and tokens after the last valid
+    target are not read.
     """
 
     shards: Shards
-    starts: Starts
-    length: int
-    targets: int
+    starts: Starts  # of the windows, in the order of the batches
+    length: int  # inputs of a window
+    targets: int  # valid target positions, from the start
     share: Share
-    fill: int
+    fill: int  # token of positions without a target
 
     def __len__(self) -> int:
         return len(self.starts) // self.share.sequences * self.share.passes

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.files import whole_file
 from datamodules.shards import Shard
 from datamodules.tokenizers import TokenizerName, load_tokenizer
 from datamodules.tokenizing import MANIFEST, recorded_tokenizer
@@ -77,12 +78,8 @@ def find_shards(folder: Path, split: Split) -> list[Path]:
 def download(folder: Path, dataset: Dataset, shards: int) -> None:
     """Download those of the validation shard and the first training shards that are missing.
 
-    huggingface_hub keeps unfinished files, so that a later call continues them.
-
-    Args:
-        folder: Folder of the shards, made when the hub has answered.
-        dataset: Name of the data set.
-        shards: Number of training shards; may be 0.
+    huggingface_hub keeps unfinished files, so that a later call continues them, and locks each
+    file against other processes. The folder is made when the hub has answered.
 
     Raises:
         ModuleNotFoundError: If huggingface_hub is not installed.
@@ -95,7 +92,8 @@ def download(folder: Path, dataset: Dataset, shards: int) -> None:
         if not (folder / name).is_file():
             _fetch(folder, source.repository, name, reached)
             reached = True
-            (folder / MARKER).write_text(f"{source.repository}\n", encoding="utf-8")
+            with whole_file(folder / MARKER) as partial:
+                partial.write_text(f"{source.repository}\n", encoding="utf-8")
         Shard(folder / name)
 
 

@@ -4,13 +4,12 @@ Documents are read in order, encoded in chunks that come back in order, and cut 
 one for validation, then those to train on. A manifest beside the shards says after each of them
 where in the input the next one starts, so that a run that was killed can be resumed.
 
-A package because reading, encoding, cutting and the manifest are a file each.
+A package because reading, encoding and the job with its manifest are a file each.
 """
 
 from datamodules.tokenizing.documents import SUFFIXES, read_documents
-from datamodules.tokenizing.job import tokenize
-from datamodules.tokenizing.manifest import MANIFEST, UsageError, recorded_tokenizer
-from datamodules.tokenizing.stream import VAL_TOKENS, TokenStream
+from datamodules.tokenizing.encoding import VAL_TOKENS, TokenStream
+from datamodules.tokenizing.job import MANIFEST, UsageError, recorded_tokenizer, tokenize
 
 __all__ = [
     "MANIFEST",

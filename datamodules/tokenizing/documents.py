@@ -25,46 +25,43 @@ OTHER_ENCODINGS = {  # UTF-32 first: its little-endian mark starts with UTF-16's
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 REMEDY = "replace the file or leave it out"
+CONVERT = "convert it to UTF-8 or leave it out"
+
+
+def decode(data: bytes, place: str) -> str:
+    """Decode UTF-8; otherwise raise a ValueError that names the place and the likely encoding."""
+    for encoding, marks in OTHER_ENCODINGS.items():
+        if data.startswith(marks):
+            raise ValueError(f"{place} is {encoding} and no UTF-8 text: {CONVERT}")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is no UTF-8 text, at byte {error.start}: {CONVERT}") from None
+    if "\0" in text:  # valid UTF-8, and what UTF-16 without a mark looks like
+        raise ValueError(
+            f"{place} has a NUL character, at byte {data.index(0)}: it is binary, damaged or "
+            f"UTF-16; {CONVERT}"
+        )
+    return text
 
 
 def read_text(path: Path, column: str) -> Iterator[str]:
     """Yield a whole file as one document, with line feeds as line ends.
 
     Byte order marks are left out, also those in the middle of concatenated files.
-
-    Raises:
-        ValueError: If the file is no UTF-8 text.
     """
-    data = path.read_bytes()
-    marks = (name for name, marks in OTHER_ENCODINGS.items() if data.startswith(marks))
-    encoding = next(marks, None)
-    if encoding:
-        raise ValueError(f"{path} is {encoding} and no UTF-8 text: convert it to UTF-8")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no UTF-8 text, at byte {error.start}: convert it to UTF-8"
-        ) from None
-    if "\0" in text:  # valid UTF-8, and what UTF-16 without a mark looks like
-        raise ValueError(
-            f"{path} has a NUL character, at byte {data.index(0)}: it is binary, damaged or "
-            "UTF-16; convert it to UTF-8 or leave it out"
-        )
+    text = decode(path.read_bytes(), str(path))
     yield text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n")
 
 
 def read_json_lines(path: Path, column: str) -> Iterator[str]:
-    """Yield the field ``column`` of each line's JSON object.
-
-    Raises:
-        ValueError: If a line is no such object, or a gzip file is damaged.
-    """
+    """Yield the field ``column`` of each line's JSON object."""
     for number, line in _numbered_lines(path):
         if line.isspace():
             continue
+        content = decode(line, f"{path}, line {number},").removeprefix(BYTE_ORDER_MARK)
         try:
-            entry = json.loads(line)  # bytes: a byte order mark is left out
+            entry = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}, is no JSON ({_one_line(error)}): mend it, or {REMEDY}"
@@ -94,12 +91,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_parquet(path: Path, column: str) -> Iterator[str]:
-    """Yield each row's ``column``; rows without a text are left out.
-
-    Raises:
-        ModuleNotFoundError: If pyarrow is not installed.
-        ValueError: If the file is damaged or has no such column of texts.
-    """
+    """Yield each row's ``column``; rows without a text are left out."""
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError:

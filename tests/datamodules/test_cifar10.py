@@ -12,6 +12,7 @@ import torchvision
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import load_cache, save_cache
+from tests.datamodules.processes import at_once
 
 CLASSES = [str(i) for i in range(10)]
 
@@ -103,7 +104,7 @@ def test_download_is_cached_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCIFAR10)
     data = CIFAR10DataModule(str(tmp_path / "new" / "cifar10"), batch_size=40)
     data.prepare_data()
-    names = sorted(path.name for path in data.data_dir.iterdir())
+    names = sorted(path.name for path in data.data_dir.glob("[!.]*"))
     assert names == ["test.pt", "train.pt"]
     cache = torch.load(data.data_dir / "train.pt", weights_only=True)
     assert torch.equal(cache["images"], random_split(40)[0])
@@ -125,7 +126,36 @@ def test_cache_file_appears_whole_or_not_at_all(
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(FileNotFoundError, match="No space left on device"):
         CIFAR10DataModule(str(tmp_path)).prepare_data()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
+
+
+def test_two_processes_make_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnceCIFAR10(FakeCIFAR10):
+        def __init__(self, root: Path, train: bool, download: bool) -> None:
+            (Path(root) / f"raw{train}").touch(exist_ok=False)  # torchvision's files clash
+            super().__init__(root, train, download)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", OnceCIFAR10)
+    at_once(lambda: CIFAR10DataModule(str(tmp_path)).prepare_data())
+    assert torch.equal(load_cache(tmp_path / "train.pt")[0], random_split(40)[0])
+
+
+def test_flipped_bits_of_a_cache_file_are_found(folder: Path) -> None:
+    path = folder / "train.pt"
+    content, (images, labels) = path.read_bytes(), load_cache(path)
+    random, found = np.random.default_rng(0), 0
+    for _ in range(30):
+        damaged = bytearray(content)
+        damaged[random.integers(len(content))] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            pixels, targets = load_cache(path)
+        except RuntimeError as error:
+            assert str(path) in str(error)
+            found += 1
+        else:  # an entry that nobody reads, such as padding
+            assert torch.equal(pixels, images) and torch.equal(targets, labels)
+    assert found >= 25  # nearly all of the file are pixels
 
 
 @pytest.mark.parametrize("keep", [0, 100, 20_000])

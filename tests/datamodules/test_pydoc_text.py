@@ -102,7 +102,7 @@ def test_text_is_gathered_once(
     data = PydocDataModule()
     assert data.data_dir == tmp_path / "xdg" / "lit_fanions"
     data.prepare_data()
-    files = {path: path.read_bytes() for path in data.data_dir.iterdir()}
+    files = {path: path.read_bytes() for path in data.data_dir.glob("*.bin")}
     assert len(files) == 2
     assert all(f"cpython-{platform.python_version()}" in path.name for path in files)
     gather = pydoc_text.gather_documents
@@ -112,10 +112,10 @@ def test_text_is_gathered_once(
     (train,) = data.shard_paths("train")
     train.write_bytes(files[train][:2000])
     data.prepare_data()
-    assert {path: path.read_bytes() for path in data.data_dir.iterdir()} == files
+    assert {path: path.read_bytes() for path in data.data_dir.glob("*.bin")} == files
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
     data.prepare_data()
-    assert len(list(data.data_dir.iterdir())) == 4
+    assert len(list(data.data_dir.glob("*.bin"))) == 4
 
 
 def test_cache_folder_follows_the_environment(

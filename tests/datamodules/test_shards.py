@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ HEADER_BYTES = 1024
 
 def raw(magic: int, version: int, count: int, tokens: list[int]) -> bytes:
     """Return the bytes of a shard, written by the definition of the format."""
-    header = b"".join(n.to_bytes(4, "little") for n in (magic, version, count))
-    return header.ljust(HEADER_BYTES, b"\0") + b"".join(t.to_bytes(2, "little") for t in tokens)
+    content = b"".join(t.to_bytes(2, "little") for t in tokens)
+    entries = magic, version, count, zlib.crc32(content)
+    return b"".join(n.to_bytes(4, "little") for n in entries).ljust(HEADER_BYTES, b"\0") + content
 
 
 GOOD = raw(20240520, 1, 3, [7, 50256, 65535])
@@ -84,6 +86,55 @@ def test_failed_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="No space"):
         write_shard(path, np.arange(5, dtype=np.uint16))
     assert list(path.parent.iterdir()) == [path] and path.read_bytes() == GOOD
+
+
+def test_shard_without_a_checksum_is_read(path: Path) -> None:
+    path.write_bytes(GOOD[:12] + bytes(4) + GOOD[16:])
+    assert Shards([path], 65536).read(0, 3).tolist() == [7, 50256, 65535]
+
+
+def damage(content: bytes, random: np.random.Generator) -> bytes:
+    """Return a file as a bad disk, copy or editor leaves it."""
+    changed = bytearray(content)
+    place, size = random.integers(len(content)), random.integers(1, 600)
+    kind = random.integers(6)
+    if kind == 0:
+        changed[place] ^= 1 << random.integers(8)
+    elif kind == 1:
+        changed[place : place + size] = bytes(len(changed[place : place + size]))
+    elif kind == 2:
+        del changed[place:]
+    elif kind == 3:
+        del changed[place : place + size]
+    elif kind == 4:
+        changed[place:place] = random.bytes(size)
+    else:
+        other = random.integers(len(content))
+        changed[place : place + size] = content[other : other + size]
+    return bytes(changed)
+
+
+def assert_damage_is_found(path: Path, count: int) -> None:
+    tokens = np.random.default_rng(1).integers(0, 256, 700).astype(np.uint16)
+    write_shard(path, tokens)
+    content, random = path.read_bytes(), np.random.default_rng(2)
+    for _ in range(count):
+        path.write_bytes(damage(content, random))
+        try:
+            read = Shards([path], 256).read(0, 700)
+        except (ValueError, IndexError) as error:
+            assert str(path) in str(error)
+        else:  # zeros behind the header's entries, or nothing changed
+            assert np.array_equal(read, tokens)
+
+
+def test_damaged_shards_are_named(path: Path) -> None:
+    assert_damage_is_found(path, 100)
+
+
+@pytest.mark.slow
+def test_two_thousand_damaged_shards_are_named(path: Path) -> None:
+    assert_damage_is_found(path, 2000)
 
 
 def test_every_range_is_read_across_files(three: list[Path]) -> None:

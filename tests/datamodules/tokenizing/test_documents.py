@@ -70,6 +70,13 @@ def test_gpt2_shards_are_decoded_across_files(
         ("a.txt", "text".encode("utf-16"), r"a\.txt is UTF-16 and no UTF-8 text: convert"),
         ("a.txt", "text".encode("utf-32"), r"a\.txt is UTF-32 and no UTF-8 text: convert"),
         ("a.txt", "text".encode("utf-16-le"), r"a\.txt has a NUL character, at byte 1: .* UTF-16"),
+        (
+            "a.jsonl",
+            b'{"text": "\xe9"}\n',
+            r"a\.jsonl, line 1, is no UTF-8 text, at byte 10: convert",
+        ),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), r"line 1, is UTF-16 and no UTF-8 text"),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), r"line 1, has a NUL .* UTF-16"),
         ("a.bin", b"not tokens", r"a\.bin is no token shard"),
     ],
 )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from datamodules.shards import Shard
-from datamodules.tokenizing import MANIFEST, UsageError, encoding, stream, tokenize
+from datamodules.tokenizing import MANIFEST, UsageError, encoding, tokenize
+from tests.datamodules.processes import at_once
 from tests.datamodules.tokenizing.texts import (
     DOCUMENTS,
     all_tokens,
@@ -41,7 +42,7 @@ def test_whole_documents_are_held_out(source: Path, tmp_path: Path) -> None:
 def test_a_tenth_is_held_out_by_default(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: str
 ) -> None:
-    monkeypatch.setattr(stream, "VAL_TOKENS", most)
+    monkeypatch.setattr(encoding, "VAL_TOKENS", most)
     paths = tokenize([source], tmp_path / "out", "bytes")
     total = expected_tokens(DOCUMENTS)
     assert len(Shard(paths[0])) == (len(total) // 10 if expected == "tenth" else 100)
@@ -64,7 +65,7 @@ def test_too_little_text_is_refused(
     path = write_jsonl(tmp_path / "small.jsonl", texts)
     with pytest.raises(ValueError, match="the input is too small"):
         tokenize([path], tmp_path / "out", "bytes", **options)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert contents(tmp_path / "out") == {}
 
 
 def killed(at: int, *args: Any, **options: Any) -> int:
@@ -150,13 +151,24 @@ def test_resume_with_moved_inputs(source: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["remove", "truncate"])
+def test_two_processes_make_the_shards_once(source: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 300, "val_tokens": 200}
+    tokenize([source], tmp_path / "whole", **options)
+    at_once(lambda: tokenize([source], tmp_path / "out", **options))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate", "flip"])
 def test_damaged_shard_is_made_again(source: Path, tmp_path: Path, damage: str) -> None:
     options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 900}
     paths = tokenize([source], tmp_path / "out", **options)
     whole = contents(tmp_path / "out")
     if damage == "remove":
         paths[2].unlink()
+    elif damage == "flip":
+        content = bytearray(paths[2].read_bytes())
+        content[-1] ^= 1
+        paths[2].write_bytes(content)
     else:
         os.truncate(paths[2], 1100)
     tokenize([source], tmp_path / "out", **options)

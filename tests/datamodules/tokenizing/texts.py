@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+from datamodules.files import LOCK
 from datamodules.shards import Shard
 
 BOS = 256
@@ -28,7 +29,7 @@ def write_jsonl(path: Path, documents: list[str], field: str = "text") -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != LOCK}
 
 
 def all_tokens(paths: list[Path]) -> list[int]:
