@@ -3,7 +3,9 @@
 Reads every JSON file below --results that a command saved. Claims that no command has judged yet
 are listed too, as not run.
 
-  python -m experiments.paper claims --results results --out docs
+  python -m experiments.paper claims --results docs/results --out docs
+
+docs/results keeps the files behind the page: copy NAME.json there after a command has run.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.paper.outcome import PROGRAM, Claim
-from experiments.paper.statements import STATEMENTS, Statement
+from experiments.paper.statements import BY_ID, STATEMENTS, Statement
 from lit_fanions.cli.console import Refused
 
 NAME = "claims.md"
 NOT_RUN = "not run"
-# Sections of the article by their numbers, in the order of the page; the earlier draft comes last.
+# Sections of the article by their numbers, in the order of the page; its other versions come last.
 SECTIONS = {
     "2": "2 and appendix D: norms and the updates they imply",
     "3": "3: the matrix side of updates",
@@ -33,9 +35,15 @@ SECTIONS = {
     "6": "6: related work",
     "B": "Appendix B: duals of blends",
     "C": "Appendix C: the balls",
+    "final": "The final version (arXiv 2512.09678 v2)",
     "draft": "The earlier draft",
     "": "Elsewhere",
 }
+# Ids of the claims that the page begins with.
+SUMMARY = (
+    "trlan-faster", "neon-loss", "f-muon-robust", "airbench-equal", "alpha-outside",
+    "nanogpt-equal", "nanogpt-negative", "nanogpt-negative-blend", "final-match", "final-convex",
+)  # fmt: skip
 HEADINGS = ("claim", "where", "verdict", "rule", "result", "data", "n", "command")
 
 
@@ -146,6 +154,10 @@ def render_page(results: Sequence[Result]) -> str:
         "it from the numbers of the command in the last column. "
         f"Verdicts, one for each set of data: {_count_verdicts(judged)}. n: number of independent "
         "repetitions.",
+        "",
+        "The ten that matter most; several verdicts are those of several sets of data:",
+        "",
+        *(_summarise(BY_ID[id], [c for c, _ in judged if c.id == id]) for id in SUMMARY),
     ]
     for section, title in SECTIONS.items():
         if rows[section]:
@@ -164,10 +176,16 @@ def _count_verdicts(judged: Sequence[tuple[Claim, Result]]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
 
 
+def _summarise(statement: Statement, claims: Sequence[Claim]) -> str:
+    verdicts = [f"**{claim.verdict}** (n = {claim.n})" for claim in claims] or [NOT_RUN]
+    return f"- {_escape(statement.text)} ({_escape(statement.place)}): {', '.join(verdicts)}"
+
+
 def _section(place: str) -> str:
     """Return the key in SECTIONS of a place such as "section 5.1, Figure 1"."""
-    if "draft" in place.casefold():
-        return "draft"
+    for version in ("final", "draft"):
+        if version in place.casefold():
+            return version
     match = re.search(r"(?:section|appendix)\s+([\dA-E][\d.]*)", place, re.IGNORECASE)
     number = match[1].upper().rstrip(".") if match else ""
     while number and number not in SECTIONS:

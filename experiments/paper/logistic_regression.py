@@ -14,7 +14,7 @@ import functools
 
 from experiments.paper import tuning
 
-TIME = "about three minutes; quick: half a minute"
+TIME = "about ten minutes; quick: half a minute"
 COMPARISON = tuning.Comparison(
     name="logistic_regression",
     metrics=["train/loss", "gradient/spectral", "gradient/frobenius", "gradient/nuclear"],

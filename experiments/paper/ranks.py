@@ -30,7 +30,7 @@ from lit_fanions.cli.results import drawable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TIME = "about 90 minutes; quick: half a minute"
+TIME = "about five hours; quick: half a minute"
 RANKS = {"fanion": (1, 4, 16, 64), "f_fanion": (1, 16)}
 LARGEST = max(RANKS["fanion"])
 FEEDBACK = "-feedback"

@@ -48,6 +48,11 @@ def judge_all(
         for setting, found in compared.items()
         if {"muon", "f_muon"} <= found.keys()
     ]
+    claims += [
+        _judge_blends(setting, {name: found[name] for name in ("muon", "f_muon", "s_muon")})
+        for setting, found in compared.items()
+        if {"muon", "f_muon", "s_muon"} <= found.keys()
+    ]
     if {p.name for p in promises if p.source == "printed"} == set(THEORY):
         claims.append(_judge_theory(promises))
     return claims
@@ -117,6 +122,22 @@ def _judge_robustness(setting: Setting, f_muon: Trace, muon: Trace) -> Claim:
         "shorter, and the way there is longer. As the loss of the cycle is proportional to lr "
         f"squared, Muon with {np.median(ratio**0.5):.2f} of its lr would have F-Muon's loss, and "
         f"take {np.median(ratio**-0.5):.2f} times the steps.",
+    )
+
+
+def _judge_blends(setting: Setting, found: Found) -> Claim:
+    last = {name: trace.last("loss") for name, trace in found.items()}
+    muon, n = last["muon"], len(last["muon"])
+    counts = {name: int((last[name] < muon).sum()) for name in ("f_muon", "s_muon")}
+    losses = ", ".join(f"{name} {format_range(values)}" for name, values in last.items())
+    return judge(
+        "final-convex",
+        all_hold(sign_test(count, n) for count in counts.values()),
+        f"loss below Muon's after the last step, in how many of {n} problems: "
+        + ", ".join(f"{name} {count}" for name, count in counts.items())
+        + f"; median (least – largest): {losses}",
+        _describe_data(setting, found),
+        n,
     )
 
 

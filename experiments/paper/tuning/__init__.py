@@ -1,15 +1,17 @@
 """Recipes compared at their own best learning rates: what several commands share.
 
-Every recipe is trained with seed 0 at several learning rates of its matrices, multiples of the one
-that it states. While the best is the smallest or the largest one tried, the next one beyond is
-tried too, up to three times; a best that is still at the edge is marked. At the best learning rate
-it is trained with more seeds. Seed 0 is one of them, so that it both chooses and counts: a small
-bias in favour of every recipe.
+Every recipe is trained with seed 0 at seven learning rates of its matrices, from 1/64 to 64 times
+the one that it states: a narrow grid stops in a local optimum. While the best is the smallest or
+the largest one tried, the next one beyond is tried too, up to three times; a best that is still at
+the edge is marked. Then the geometric means of the best and its neighbours are tried, three times,
+so that neighbours differ by 20 %. At the best learning rate it is trained with more seeds. Seed 0
+is one of them, so that it both chooses and counts: a small bias in favour of every recipe.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Mapping, Sequence, Set
 
@@ -41,7 +43,9 @@ __all__ = [
     "stated_lr",
 ]
 
-FACTORS, QUICK_FACTORS = (0.5, 1.0, 2.0), (1.0, 2.0)  # multiples of the recipe's lr
+FACTORS = tuple(4.0**n for n in range(-3, 4))  # multiples of the recipe's lr
+QUICK_FACTORS = (1.0, 2.0)
+REFINEMENTS = 3  # how often the range around the best lr is halved, on a logarithmic scale
 QUICK_VARIANTS = 2  # number of variants with --quick
 EXTENSIONS = 3  # how often the range of learning rates is extended by one
 RESERVED = {
@@ -63,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser, comparison: Comparison) -> No
         help="learning rates to try, as multiples of the recipe's, at least two different ones "
         f"(default: {_join(FACTORS)}, with --quick {_join(QUICK_FACTORS)})",
     )
+    parser.add_argument(
+        "--refinements",
+        type=int,
+        help="how often the means of the best lr and its neighbours are tried (default: "
+        f"{REFINEMENTS}, with --quick 0)",
+    )
 
 
 def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparison) -> int:
@@ -80,6 +90,10 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     variants = comparison.make_variants(paths)
     if options.quick:
         variants = dict(list(variants.items())[:QUICK_VARIANTS])
+    if options.refinements is None:
+        options.refinements = 0 if options.quick else REFINEMENTS
+    if options.refinements < 0:
+        raise Refused(f"--refinements: give 0 or more, not {options.refinements}")
     grid = _first_grid(variants, options.factors or (QUICK_FACTORS if options.quick else FACTORS))
     metric = comparison.metrics[0]
     results: Results = {}
@@ -96,6 +110,9 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     for _ in range(1 if options.quick else EXTENSIONS + 1):
         train({(name, lr, 0) for name, lrs in grid.items() for lr in lrs})
         grid = {name: _extend(lrs, best_lr(name, results, metric)) for name, lrs in grid.items()}
+    for _ in range(options.refinements):
+        grid = {name: _refine(lrs, best_lr(name, results, metric)) for name, lrs in grid.items()}
+        train({(name, lr, 0) for name, lrs in grid.items() for lr in lrs})
     best = {name: lr for name in grid if (lr := best_lr(name, results, metric)) is not None}
     train({(name, lr, seed) for name, lr in best.items() for seed in range(options.seeds)})
     if not best:
@@ -133,6 +150,12 @@ def _extend(lrs: Sequence[float], best: float | None) -> list[float]:
     if best == lrs[-1]:
         return [*lrs, _round(lrs[-1] ** 2 / lrs[-2])]
     return list(lrs)
+
+
+def _refine(lrs: Sequence[float], best: float | None) -> list[float]:
+    """Return ascending learning rates, with the geometric means of the best and its neighbours."""
+    means = [_round((x * y) ** 0.5) for x, y in itertools.pairwise(lrs) if best in (x, y)]
+    return sorted({*lrs, *means})
 
 
 def _round(lr: float) -> float:

@@ -105,4 +105,4 @@ def losses_by_lr(name: str, results: Results, metric: str) -> dict[float, float]
 def best_lr(name: str, results: Results, metric: str) -> float | None:
     """Return the lr of the lowest loss, the smallest of equal ones; None if no run succeeded."""
     losses = losses_by_lr(name, results, metric)
-    return min(losses, key=lambda lr: losses[lr]) if losses else None
+    return min(losses, key=lambda lr: (math.isnan(losses[lr]), losses[lr])) if losses else None

@@ -118,13 +118,17 @@ def test_margin_of_airbench_is_smaller_with_the_whole_recipe():
         assert f"± {margin};" in equal.rule
 
 
-@pytest.mark.parametrize(("slope", "verdict"), [(-0.1, "refuted"), (0.0, "confirmed")])
-def test_verdicts_of_nanogpt_alpha(slope, verdict):
+@pytest.mark.parametrize(
+    ("slope", "expected"),
+    [(-0.1, ["refuted", "refuted", "confirmed"]), (0.1, ["confirmed", "confirmed", "refuted"])],
+)
+def test_verdicts_of_nanogpt_alpha_by_both_readings(slope, expected):
     values = values_by_recipe(
         nanogpt_alpha.STUDY, lambda name, alpha, seed: 3.3 + slope * alpha + 0.001 * seed
     )
     judged = nanogpt_alpha.judge_all(values, "web text", False)
-    assert [claim.verdict for claim in judged] == [verdict] * 2
+    assert [claim.verdict for claim in judged] == expected
+    assert f"Above alpha 1 at the same lr: alpha -0.1 {-1.1 * slope:+.4f}" in judged[1].remark
 
 
 def test_other_alphas_give_no_verdicts(trained):

@@ -151,3 +151,8 @@ def test_results_without_verdicts_overwrite_no_page(tmp_path, monkeypatch, capfd
         main(["claims"])
     assert "no file below results has a verdict on a claim" in capfd.readouterr().err
     assert Path("results/claims.md").read_text() == "kept"
+
+
+def test_page_in_docs_is_that_of_the_saved_results():
+    docs = Path(__file__).parents[3] / "docs"
+    assert render_page(read_results(docs / "results")) == (docs / "claims.md").read_text()

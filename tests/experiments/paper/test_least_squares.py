@@ -73,10 +73,13 @@ def trained(unchecked, monkeypatch, tmp_path):
     for folder in (*CHECKOUT, "configs/least_squares"):
         Path(folder).mkdir()
     for path in (*(f"configs/least_squares/{name}.yaml" for name in FIVE), SMALL):
-        lr = 0.001 if path == SMALL else 0.01
-        content = {"model": {"init_args": {"optimizer": {"matrix": {"lr": lr}}}}}
-        Path(path).write_text(yaml.safe_dump(content))
+        write_recipe(path, 0.001 if path == SMALL else 0.01)
     return replace
+
+
+def write_recipe(path, lr):
+    content = {"model": {"init_args": {"optimizer": {"matrix": {"lr": lr}}}}}
+    Path(path).write_text(yaml.safe_dump(content))
 
 
 RATES = {"neon": 1e-4, "f_neon": 2e-4, "nsgd": 5e-4, "f_muon": 4e-3, "muon": 6e-3}
@@ -148,7 +151,7 @@ def test_outcome_has_tables_and_all_numbers(trained, capfd):
         assert float(row[quantity]) == expected[quantity][STEPS.index(100)]
     # Two problems prove nothing.
     assert {claim["verdict"] for claim in outcome()["claims"]} == {"not testable here"}
-    expected = {s.id for s in STATEMENTS if s.command == "least_squares"}
+    expected = {s.id for s in STATEMENTS if s.command == "least_squares"} - {"final-convex"}
     assert {claim["id"] for claim in outcome()["claims"]} == expected
 
 
@@ -239,6 +242,18 @@ def test_neon_has_the_largest_loss_and_no_lead(trained):
         "loss 10, spectral 10, frobenius 10, nuclear 10; loss over Muon's: 0.5" in robust["found"]
     )
     assert "Muon with 0.71 of its lr" in robust["remark"]
+
+
+@pytest.mark.parametrize(("floor", "verdict"), [(1e-3, "confirmed"), (3e-3, "refuted")])
+def test_both_blends_must_end_below_muon(floor, verdict, trained):
+    write_recipe("configs/least_squares/s_muon.yaml", 0.01)
+    rates = {**RATES, "s_muon": RATES["f_muon"]}
+    floors = {"muon": 2e-3, "s_muon": floor}
+    trained(lambda s, r, p: falling(rates[r], floors.get(r, 1e-3)))
+    assert solve() == 0
+    (claim,) = claims("article", "final-convex")
+    assert (claim["verdict"], claim["n"]) == (verdict, 10)
+    assert f"f_muon 10, s_muon {10 if verdict == 'confirmed' else 0}" in claim["found"]
 
 
 @pytest.mark.parametrize("quantity", ["spectral", "best_nuclear"])

@@ -63,7 +63,10 @@ def bowl(center):
 
 
 def compare(*args, configs=("a.yaml",)):
-    return main(["nanogpt", "--config", *configs, "--out", "out", *args])
+    """Compare recipes on the grid .5, 1, 2 without refinements, unless others are given."""
+    search = ["--factors", "0.5", "1", "2"] * ("--factors" not in args)
+    search += ["--refinements", "0"] * ("--refinements" not in args)
+    return main(["nanogpt", "--config", *configs, "--out", "out", *search, *args])
 
 
 def refused(capfd, *args, configs=("a.yaml",)):
@@ -102,6 +105,29 @@ def test_range_of_lrs_is_extended_beyond_the_best(center, last, trained, capfd):
     assert names(asked)[-1] == f"a-lr{last}-seed0"
     assert "edge" not in capfd.readouterr().out
     assert json.loads(Path("out/nanogpt.json").read_text())["settings"]["best_lr"] == {"a": center}
+
+
+def test_narrow_optimum_far_from_the_stated_lr_is_found(trained):
+    def two_bowls(name, lr, seed):
+        return min(bowl(0.1)("a", lr, seed) + 1, bowl(0.004)("a", lr, seed))
+
+    asked = trained(two_bowls)
+    factors = [f"{factor:g}" for factor in tuning.FACTORS]
+    args = ["--factors", *factors, "--refinements", str(tuning.REFINEMENTS), "--seeds", "1"]
+    assert compare(*args) == 0
+    best = json.loads(Path("out/nanogpt.json").read_text())["settings"]["best_lr"]["a"]
+    assert 0.004 / 1.1 < best < 0.004 * 1.1
+    assert len(asked) == len(set(names(asked))) == len(factors) + 2 * tuning.REFINEMENTS
+
+
+def test_diverged_training_is_never_the_best(trained):
+    trained(lambda name, lr, seed: math.nan if lr < 0.1 else lr)
+    compare("--seeds", "1")
+    assert json.loads(Path("out/nanogpt.json").read_text())["settings"]["best_lr"] == {"a": 0.1}
+
+
+def test_negative_refinements_are_refused(capfd, trained):
+    assert refused(capfd, "--refinements", "-1") == "--refinements: give 0 or more, not -1"
 
 
 def test_best_at_the_edge_is_marked(trained, capfd):
