@@ -44,10 +44,7 @@ class Table:
 
 
 class Progress:
-    """Count trainings that have ended, and estimate how long the others will take.
-
-    Of ``total`` trainings, ``ended`` had ended before.
-    """
+    """Count trainings that have ended, and estimate how long the others will take."""
 
     def __init__(self, total: int, ended: int = 0) -> None:
         self._total, self._before, self._ended = total, ended, ended
@@ -56,7 +53,7 @@ class Progress:
     def advance(self, name: str, outcome: str, ended: int | None = None) -> str:
         """Count a training that has ended, and return the line that reports its outcome.
 
-        Where others work on the trainings too, ``ended`` is the number that have ended.
+        ``ended`` is the number that have ended where other processes work on them too.
         """
         self._ended = self._ended + 1 if ended is None else ended
         line = f"[{self._ended}/{self._total}] {name}: {outcome}"
@@ -75,15 +72,7 @@ def format_duration(seconds: float) -> str:
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import a module of a package that a command needs and the library does not.
-
-    Args:
-        module: Name of the module.
-        purpose: The command or option that needs it, for the message.
-
-    Raises:
-        Refused: If the package is not installed.
-    """
+    """Import a module; refuse the command or option that needs it if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -92,11 +81,7 @@ def require(module: str, purpose: str) -> ModuleType:
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:
-    """Refuse options that are not whole numbers of at least 1; None counts as not given.
-
-    Raises:
-        Refused: At the first such option.
-    """
+    """Refuse options that are not whole numbers of at least 1; None counts as not given."""
     for name in names:
         if (count := getattr(options, name)) is not None:
             try:
@@ -106,15 +91,9 @@ def check_counts(options: argparse.Namespace, *names: str) -> None:
 
 
 def refuse_reserved(args: Iterable[str], reserved: Mapping[str, str]) -> None:
-    """Refuse options of fit that a command sets itself.
+    """Refuse options of fit that a command sets itself, with advice by option.
 
-    Args:
-        args: Arguments that the user gave.
-        reserved: Advice by option. Options below a reserved one are reserved too, with or without
-            `init_args` in their name.
-
-    Raises:
-        Refused: At the first reserved option.
+    Options below a reserved one are reserved too, with or without `init_args` in their name.
     """
     for arg in args:
         given = arg.partition("=")[0].removesuffix("+")
@@ -125,11 +104,7 @@ def refuse_reserved(args: Iterable[str], reserved: Mapping[str, str]) -> None:
 
 
 def refuse_mistyped(args: Iterable[str], parser: argparse.ArgumentParser) -> None:
-    """Refuse mistyped options of a command, which fit could not explain.
-
-    Raises:
-        Refused: At the first argument that the parser left over and that resembles its options.
-    """
+    """Refuse arguments that resemble options of a command, because fit could not explain them."""
     own = [option for action in parser._actions for option in action.option_strings]
     for arg in args:
         given = arg.partition("=")[0]

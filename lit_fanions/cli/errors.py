@@ -48,9 +48,9 @@ def explain(
 
     Args:
         message: What jsonargparse says.
-        error: The exception with this message.
+        error: The exception with this message; one of a nested parser brings its `option_names`.
         args: The command line, in which the option is looked up.
-        names: Names of all options; an error of a nested parser brings its own (`option_names`).
+        names: Names of all options.
     """
     for file in config_files(args):
         if isinstance(reason := _read_yaml(file), yaml.YAMLError):
@@ -154,8 +154,7 @@ def _hint(
         if os.path.isabs(word) and not os.path.exists(word):
             return similar_file(word)
     value = str(option.value) if option else next((arg for arg in args if arg in words), "")
-    others = [word for word in words if word != value]
-    return did_you_mean(value.lower().replace("-", "_"), others)
+    return did_you_mean(value.lower().replace("-", "_"), [word for word in words if word != value])
 
 
 def _suggest_option(given: str, names: Sequence[str]) -> str:
@@ -165,7 +164,9 @@ def _suggest_option(given: str, names: Sequence[str]) -> str:
     if (synonym := f"{prefix}{dot}{_SYNONYMS.get(leaf)}") in names:
         return did_you_mean(synonym, [synonym])
     sections = {name.partition(".")[0] for name in names}
-    return did_you_mean(given, names) or did_you_mean(given.partition(".")[0], sections)
+    # Without sections it is given inside of one, and may stand in several of the names.
+    known = names if dot else sections | {name.rpartition(".")[2] for name in names}
+    return did_you_mean(given, known) or did_you_mean(given.partition(".")[0], sections)
 
 
 def _find(texts: Sequence[str], given: Sequence[_Given]) -> _Given | None:

@@ -86,18 +86,19 @@ def describe_logs(trainer: "Trainer") -> Iterator[str]:
 
 def program_command() -> str:
     """Return the command that starts this program again, wherever its Python is."""
-    on_path = shutil.which("python")
-    if on_path and Path(on_path).absolute() == Path(sys.executable).absolute():
-        return PROGRAM
-    return f"{shlex.quote(relative_path(sys.executable))} -m lit_fanions"
+    return _find_command("python", Path(sys.executable)) + " -m lit_fanions"
 
 
 def _tensorboard_command() -> str:
     """Return the command that starts the TensorBoard of this environment."""
     beside = Path(sys.executable).with_name("tensorboard")
-    on_path = shutil.which("tensorboard")
-    if on_path and Path(on_path).absolute() == beside:
-        return "tensorboard"
     if beside.exists():
-        return shlex.quote(relative_path(beside))
+        return _find_command("tensorboard", beside)
     return f"{shlex.quote(sys.executable)} -m tensorboard.main"
+
+
+def _find_command(name: str, file: Path) -> str:
+    """Return a name if the shell finds this file under it, else the file's path."""
+    on_path = shutil.which(name)
+    is_found = on_path is not None and Path(on_path).absolute() == file.absolute()
+    return name if is_found else shlex.quote(relative_path(file))

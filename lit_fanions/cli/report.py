@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,11 @@ from typing import NoReturn
 
 from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES
+from lit_fanions.cli import curves
 from lit_fanions.cli.console import Refused
+from lit_fanions.cli.curves import Curve, Run
 from lit_fanions.cli.report_figures import Drawing, draw, png
-from lit_fanions.cli.report_logs import Run, read_runs, summarise
+from lit_fanions.cli.results import plural
 
 USAGE_ERROR = 2
 _OTHER_FILES = (".png", ".htm", ".pdf", ".svg")
@@ -30,19 +33,20 @@ _HEAD = """<!doctype html>
 body{font-family:sans-serif;margin:2em}
 img{max-width:100%}
 table{border-collapse:collapse}
-td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}
+td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}
 .wide{overflow-x:auto}
 dt{font-weight:bold;margin-top:.5em}
-</style></head><body><h1>Report of a training</h1>
+</style></head><body>
 """
 _NOTATION = (
-    "G is the gradient as the step found it, clipped and accumulated; M is what the direction D is "
-    "taken of, the momentum; W is the weight, ΔW its change; σ₁ is the largest singular value of "
-    "a matrix and n its smaller side. k is the group's rank, or a quarter of n if that is full."
+    "G is the gradient as the step found it, clipped and accumulated; M is the momentum whose "
+    "oracle gives the direction D; W is the weight, ΔW its change; σ₁ is the largest singular "
+    "value of a matrix and n its smaller side. k is the group's rank, or a quarter of n if that "
+    "is full. Norms and sizes of updates have logarithmic scales."
 )
 _LEGEND = (  # of one run, and of several
-    "Thin lines are matrices, dashed red lines are means over a parameter group.",
+    "Thin lines are matrices, thick black lines are means over a parameter group.",
     "Each run has a colour. Lines are means over a parameter group, the bands behind them reach "
     "from the smallest to the largest value of its matrices.",
 )
@@ -50,7 +54,8 @@ _LEGEND = (  # of one run, and of several
 
 def page(runs: Sequence[Run]) -> str:
     """Return a stand-alone HTML page about some runs."""
-    parts = [_HEAD, _table(*summarise(runs)), f"<p>{_LEGEND[len(runs) > 1]}</p>"]
+    title = f"<h1>Report of {plural(len(runs), 'training')}</h1>"
+    parts = [_HEAD, title, _table(*summarize(runs)), f"<p>{_LEGEND[len(runs) > 1]}</p>"]
     explained: dict[str, None] = {}
     for drawing in draw(runs):
         explained |= dict.fromkeys(drawing.quantities)
@@ -58,6 +63,24 @@ def page(runs: Sequence[Run]) -> str:
     if explained:
         parts.append(_glossary(explained))
     return "\n".join([*parts, "</body></html>\n"])
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [
+        "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells)
+        for tag, cells in (("th", headings), *(("td", row) for row in rows))
+    ]
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<div class='wide'><table>\n{body}\n</table></div>"
+
+
+def _section(drawing: Drawing) -> str:
+    title = html.escape(drawing.title, quote=True)
+    links = ", ".join(f"<a href='#{name}'>{name}</a>" for name in drawing.quantities)
+    meanings = f"<p>What they mean: {links}</p>" if links else ""
+    data = base64.b64encode(png(drawing.figure)).decode()
+    image = f"<img alt='{title}' src='data:image/png;base64,{data}'>"
+    return f"<h2>{title}</h2>\n{meanings}\n{image}"
 
 
 def _glossary(names: Iterable[str]) -> str:
@@ -69,22 +92,36 @@ def _glossary(names: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        inner = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells)
-        return f"<tr>{inner}</tr>"
+def summarize(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of the runs: last and best metrics, settings that differ."""
+    tags = {tag for run in runs for tag in run.curves if curves.is_metric(tag)}
+    metrics = sorted(tags, key=curves.metric_order)
+    headings = ["run", "last step"]
+    for tag in metrics:
+        headings += [tag, *([f"best {tag}"] if _has_best(tag) else [])]
+    different = curves.differing_settings(runs)
+    rows = []
+    for run in runs:
+        cells = [run.name, str(run.last_step)]
+        for tag in metrics:
+            curve = run.curves.get(tag)
+            cells.append(f"{curve[-1][1]:.4g}" if curve else "–")
+            if _has_best(tag):
+                cells.append(_best(curve or [], curves.direction(tag)))
+        rows.append([*cells, *(str(run.settings.get(key, "–")) for key in different)])
+    return [*headings, *(key.replace(".init_args", "") for key in different)], rows
 
-    lines = [line("th", headings), *(line("td", row) for row in rows)]
-    return "\n".join(["<div class='wide'><table>", *lines, "</table></div>"])
+
+def _has_best(tag: str) -> bool:
+    return curves.direction(tag) != 0 and curves.stage(tag) not in ("train", "test")
 
 
-def _section(drawing: Drawing) -> str:
-    title = html.escape(drawing.title, quote=True)
-    links = ", ".join(f"<a href='#{name}'>{name}</a>" for name in drawing.quantities)
-    image = base64.b64encode(png(drawing.figure)).decode()
-    meanings = f"<p>What they mean: {links}</p>" if links else ""
-    image = f"<img alt='{title}' src='data:image/png;base64,{image}'>"
-    return "\n".join([f"<h2>{title}</h2>", meanings, image])
+def _best(curve: Curve, direction: int) -> str:
+    finite = [(direction * value, step) for step, value in curve if math.isfinite(value)]
+    if not finite:
+        return "–"
+    best, step = max(finite, key=lambda point: point[0])
+    return f"{direction * best:.4g} at {step}"
 
 
 def write(runs: Sequence[Run], output: Path) -> list[Path]:
@@ -116,15 +153,18 @@ def write(runs: Sequence[Run], output: Path) -> list[Path]:
     return written
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, and accepts no abbreviations."""
+
     def error(self, message: str) -> NoReturn:
+        """Print the mistake and exit with status 2."""
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR)
 
 
 def main(args: Sequence[str], prog: str = "report") -> int:
     """Write a report, and return the exit status: 0, or 2 for a mistake of the user."""
-    parser = _Parser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=prog, description=__doc__, allow_abbrev=False)
     parser.add_argument("logdir", type=Path, metavar="LOGDIR", help="folder of one or more runs")
     parser.add_argument(
         "--output", type=Path, help="a .html file, or a folder for PNGs (LOGDIR/report.html)"
@@ -133,9 +173,8 @@ def main(args: Sequence[str], prog: str = "report") -> int:
     try:
         if not figures.has_matplotlib():
             raise Refused("the report needs matplotlib: pip install matplotlib")
-        runs = read_runs(options.logdir)
-        output = options.output or options.logdir / "report.html"
-        for path in write(runs, output):
+        runs = curves.read_runs(options.logdir)
+        for path in write(runs, options.output or options.logdir / "report.html"):
             print(path)
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,16 +9,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES, parse_tag
-from lit_fanions.cli.report_logs import Curve, Run, is_metric, metric_order, print_progress
+from lit_fanions.cli.curves import (
+    Curve,
+    Curves,
+    Run,
+    is_metric,
+    metric_order,
+    print_progress,
+    stage,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS, OTHER = "losses and metrics", "learning rates and others"
+METRICS, RATES, OTHER = "losses and metrics", "learning rates", "throughput and others"
 STABLE_RANKS, SPECTRA = "stable ranks", "spectra"
 _COLUMNS = 3
 # Most runs whose matrices are drawn beside the means over groups.
 _MAX_BANDS = 6
+# Quantities that are sizes, drawn on a logarithmic scale in every report; by the end of the name.
+_SIZES = ("_dual", "_nuclear", "_kyfan", "_frobenius", "_spectral", "_rms", "_relative")
+_LINES = "-", "--", ":", "-."  # of runs beyond the ten colours, and of groups
 
 
 class Drawing(NamedTuple):
@@ -26,16 +37,15 @@ class Drawing(NamedTuple):
 
     title: str
     figure: Figure
-    quantities: list[str]
+    quantities: Sequence[str] = ()
 
 
 def draw(runs: Sequence[Run]) -> Iterator[Drawing]:
-    """Yield the figures of some runs, losses first."""
+    """Yield the figures of some runs, losses first; test metrics stand in the summary alone."""
     plain = {tag for run in runs for tag in run.curves if parse_tag(tag) is None}
-    metrics = sorted(filter(is_metric, plain), key=metric_order)
-    if metrics:
-        print_progress(f"drawing {METRICS}")
-        yield Drawing(METRICS, _scalar_grid(runs, metrics), [])
+    metrics = {tag for tag in plain if is_metric(tag)}
+    curved = sorted((tag for tag in metrics if stage(tag) != "test"), key=metric_order)
+    yield from _scalars(METRICS, runs, curved)
     quantities = {tag.quantity for run in runs for tag in map(parse_tag, run.curves) if tag}
     for family in dict.fromkeys(name.partition("_")[0] for name in QUANTITIES):
         members = [q for q in QUANTITIES if q in quantities and q.partition("_")[0] == family]
@@ -50,35 +60,35 @@ def draw(runs: Sequence[Run]) -> Iterator[Drawing]:
             yield Drawing(STABLE_RANKS + suffix, figure, ["weight_stable_rank"])
         if run.spectra:
             print_progress(f"drawing {SPECTRA}{suffix}")
-            yield Drawing(SPECTRA + suffix, figures.spectra(run.spectra), [])
-    if others := sorted(plain.difference(metrics)):
-        print_progress(f"drawing {OTHER}")
-        yield Drawing(OTHER, _scalar_grid(runs, others), [])
+            yield Drawing(SPECTRA + suffix, figures.spectra(run.spectra))
+    rates = sorted(tag for tag in plain - metrics if stage(tag) == "lr")
+    yield from _scalars(RATES, runs, rates)
+    yield from _scalars(OTHER, runs, sorted(plain - metrics - {*rates}))
+
+
+def _scalars(title: str, runs: Sequence[Run], tags: Sequence[str]) -> Iterator[Drawing]:
+    """Yield a figure with a panel for each tag and a line for each run, if there are tags."""
+    if not tags:
+        return
+    print_progress(f"drawing {title}")
+    figure, panels = panel_grid(len(tags), len(runs))
+    for axes, tag in zip(panels, tags, strict=True):
+        curves = {i: run.curves[tag] for i, run in enumerate(runs) if tag in run.curves}
+        for i, curve in curves.items():
+            plot_curve(axes, curve, runs[i].name, run_color(i), _LINES[i // 10 % 4])
+        label_panel(axes, tag, _spans_decades(curves.values()))
+    if len(runs) > 1:
+        figures.add_legend(figure, panels)
+    yield Drawing(title, figure)
 
 
 def _stable_ranks(run: Run) -> dict[int, dict[str, float]]:
     """Return the stable ranks of the weights: step -> matrix -> value."""
     history: dict[int, dict[str, float]] = {}
-    matrices, _ = _curves(run, "weight_stable_rank")
-    for matrix, curve in matrices.items():
+    for matrix, curve in _quantity_curves(run, "weight_stable_rank", groups=False).items():
         for step, value in curve:
             history.setdefault(step, {})[matrix] = value
     return dict(sorted(history.items()))
-
-
-def _scalar_grid(runs: Sequence[Run], tags: Sequence[str]) -> Figure:
-    """Return a figure with a panel for each tag and a line for each run."""
-    figure, panels = _panels(len(tags), len(runs))
-    for axes, tag in zip(panels, tags, strict=True):
-        curves = {}
-        for i, run in enumerate(runs):
-            if curve := run.curves.get(tag):
-                curves[run.name] = curve
-                _plot(axes, curve, _run_color(i, len(runs)), 1.4, run.name)
-        _finish(axes, tag, curves.values())
-    if len(runs) > 1:
-        figures.add_legend(figure, panels)
-    return figure
 
 
 def _quantity_grid(runs: Sequence[Run], quantities: Sequence[str]) -> Figure:
@@ -87,40 +97,40 @@ def _quantity_grid(runs: Sequence[Run], quantities: Sequence[str]) -> Figure:
     A single run has a line for each matrix. Of several runs, each has a line for each group and a
     band from the smallest to the largest value of its matrices.
     """
-    names = len(runs) if len(runs) > 1 else len(_curves(runs[0], quantities[0])[0])
-    figure, panels = _panels(len(quantities), names)
+    is_single = len(runs) == 1
+    names = len(_quantity_curves(runs[0], quantities[0], groups=False)) if is_single else len(runs)
+    figure, panels = panel_grid(len(quantities), names)
     for axes, quantity in zip(panels, quantities, strict=True):
-        curves: list[Curve] = []
         for i, run in enumerate(runs):
-            matrices, groups = _curves(run, quantity)
-            curves += [*matrices.values(), *groups.values()]
-            if len(runs) == 1:
+            matrices = _quantity_curves(run, quantity, groups=False)
+            if is_single:
                 for j, (name, curve) in enumerate(matrices.items()):
-                    _plot(axes, curve, figures.color(j, len(matrices)), 0.8, name)
+                    plot_curve(axes, curve, name, figures.color(j, len(matrices)), width=0.8)
             elif len(runs) <= _MAX_BANDS:
-                _plot_band(axes, matrices.values(), _run_color(i, len(runs)))
-            for group, curve in groups.items():
-                color = "tab:red" if len(runs) == 1 else _run_color(i, len(runs))
-                label = f"mean of group {group}" if len(runs) == 1 else run.name
-                _plot(axes, curve, color, 1.8, label, "--" if len(runs) == 1 else "-")
-                axes.annotate(group, curve[-1], fontsize=8, color=color, parse_math=False)
-        _finish(axes, QUANTITIES[quantity].title, curves)
+                _plot_band(axes, matrices.values(), run_color(i))
+            groups = _quantity_curves(run, quantity, groups=True)
+            for j, (group, curve) in enumerate(groups.items()):
+                label = f"mean of group {group}" if is_single else run.name
+                if not is_single and len(groups) > 1:
+                    label += f", {group}"
+                line = _LINES[(j + is_single) % 4]  # solid lines are the matrices of a single run
+                plot_curve(axes, curve, label, "black" if is_single else run_color(i), line, 1.8)
+        label_panel(axes, QUANTITIES[quantity].title, quantity.endswith(_SIZES))
     figures.add_legend(figure, panels)
     return figure
 
 
-def _curves(run: Run, quantity: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
-    """Return a run's curves of a quantity, by matrix and by group."""
-    matrices: dict[str, Curve] = {}
-    groups: dict[str, Curve] = {}
-    for tag, curve in run.curves.items():
-        parsed = parse_tag(tag)
-        if parsed and parsed.quantity == quantity:
-            (groups if parsed.is_group else matrices)[parsed.matrix] = curve
-    return matrices, groups
+def _quantity_curves(run: Run, quantity: str, groups: bool) -> Curves:
+    """Return a run's curves of a quantity by matrix, or the means by group."""
+    parsed = {tag: parse_tag(tag) for tag in run.curves}
+    return {
+        own.matrix: run.curves[tag]
+        for tag, own in parsed.items()
+        if own and own.quantity == quantity and own.is_group == groups
+    }
 
 
-def _panels(count: int, names: int) -> tuple[Figure, list[Any]]:
+def panel_grid(count: int, names: int) -> tuple[Figure, list[Any]]:
     """Return a figure with some panels, high enough for a legend of some names."""
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
@@ -132,14 +142,18 @@ def _panels(count: int, names: int) -> tuple[Figure, list[Any]]:
     return figure, grid[:count]
 
 
-def _run_color(i: int, count: int) -> Any:
-    return f"C{i}" if count <= 10 else figures.color(i, count)
+def run_color(i: int) -> str:
+    """Return the colour of the i-th run."""
+    return f"C{i % 10}"
 
 
-def _plot(axes: Any, curve: Curve, color: Any, width: float, label: str, style: str = "-") -> None:
-    marker = "o" if len(curve) == 1 else None  # one point makes no line
-    axes.plot(*zip(*curve, strict=True), style, color=color, linewidth=width, marker=marker,
-              label=label)  # fmt: skip
+def plot_curve(
+    axes: Any, curve: Curve, label: str, color: Any, line: str = "-", width: float = 1.4
+) -> None:
+    """Plot a curve; a single point, which makes no line, as a dot."""
+    marker = "o" if len(curve) == 1 else None
+    steps, values = zip(*curve, strict=True)
+    axes.plot(steps, values, line, color=color, linewidth=width, marker=marker, label=label)
 
 
 def _plot_band(axes: Any, curves: Iterable[Curve], color: Any) -> None:
@@ -148,19 +162,18 @@ def _plot_band(axes: Any, curves: Iterable[Curve], color: Any) -> None:
         for step, value in curve:
             values.setdefault(step, []).append(value)
     steps = sorted(values)
-    axes.fill_between(
-        steps, [min(values[step]) for step in steps], [max(values[step]) for step in steps],
-        color=color, alpha=0.12, linewidth=0,
-    )  # fmt: skip
+    low, high = ([choose(values[step]) for step in steps] for choose in (min, max))
+    axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
 
 
-def _finish(axes: Any, title: str, curves: Iterable[Curve]) -> None:
+def label_panel(axes: Any, title: str, is_logarithmic: bool = False) -> None:
+    """Give a panel its title, its grid, and a logarithmic scale if it has a positive value."""
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlabel("step", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    if _spans_decades(curves):
-        axes.set_yscale("log")
+    if is_logarithmic and any((line.get_ydata(orig=False) > 0).any() for line in axes.get_lines()):
+        axes.set_yscale("log", nonpositive="mask")
 
 
 def _spans_decades(curves: Iterable[Curve]) -> bool:

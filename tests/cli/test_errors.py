@@ -122,6 +122,16 @@ RECIPE_MISTAKES = {
         [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitr": 1}}],
         ["trainer.callbacks.init_args.monitr", "'monitor'?"],
     ),
+    "option of a callback's optimizer": (
+        "trainer.callbacks",
+        [
+            {
+                "class_path": "lit_fanions.callbacks.FanionOptimizer",
+                "init_args": {"optimizer": {"matrix": {"algoritm": "muon"}}},
+            }
+        ],
+        ["init_args.optimizer.matrix.algoritm in recipe.yaml", "did you mean 'algorithm'?"],
+    ),
 }
 
 

@@ -14,8 +14,9 @@ from lit_fanions.__main__ import start as main
 from lit_fanions.callbacks import SpectralMonitor, figures
 from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import report
+from lit_fanions.cli.curves import Run, differing_settings, is_metric, read_runs
+from lit_fanions.cli.report import summarize
 from lit_fanions.cli.report_figures import draw
-from lit_fanions.cli.report_logs import Run, differing_settings, is_metric, read_runs, summarise
 from tests.callbacks.nets import MATRICES, Net, fit
 
 pytestmark = [
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:SpectralMonitor draws no figures"),
 ]
 FAMILIES = ["gradient", "momentum", "oracle", "update", "weight"]
-HEADINGS = ["losses and metrics", *FAMILIES, "stable ranks", "spectra", "learning rates and others"]
+HEADINGS = ["losses and metrics", *FAMILIES, "stable ranks", "spectra", "throughput and others"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_the_summary_has_last_and_best_values_and_settings_that_differ(tmp_path)
     with SummaryWriter(str(tmp_path / "c")) as writer:
         writer.add_scalar("epoch", 1.0, 7)
     (tmp_path / "c/config.yaml").write_text("!!python/object:builtins.object {}")
-    headings, rows = summarise(read_runs(tmp_path))
+    headings, rows = summarize(read_runs(tmp_path))
     assert headings == [
         "run", "last step", "val/loss", "best val/loss", "val/acc", "best val/acc", "model.lr",
     ]  # fmt: skip
@@ -126,22 +127,72 @@ def test_the_summary_has_last_and_best_values_and_settings_that_differ(tmp_path)
     [("val/loss", True), ("train_loss", True), ("perplexity", True), ("epoch", False),
      ("lr-Fanion/matrix", False), ("device/batches_per_sec", False),
      ("spectral/oracle_quality/x", False), ("accuracy", True),
-     ("grads_applied", False)],
+     ("grads_applied", False), ("train/samples_per_sec", False)],
 )  # fmt: skip
 def test_metrics_are_told_from_other_scalars(tag, expected):
     assert is_metric(tag) is expected
 
 
-def test_scalars_and_histograms_of_others_are_drawn(tmp_path, capsys):
+def test_names_that_are_no_mathtext_are_drawn(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    for name in ("a/b", "a_b"):
-        with SummaryWriter(str(tmp_path / name)) as writer:
-            writer.add_scalar("a$_{b$", 1.0, 0)
+    bad = "a$_{b$"
+    for run in ("x$^$", "y_$\\frac$"):
+        with SummaryWriter(str(tmp_path / run)) as writer:
+            for quantity in ("momentum_nuclear", "weight_stable_rank"):
+                writer.add_scalar(f"spectral/{quantity}/{bad}", 1.0, 0)
+                writer.add_scalar(f"spectral/{quantity}/group/{bad}", 1.0, 0)
+            writer.add_scalar(f"val/loss{bad}", 1.0, 0)
+            writer.add_scalar(bad, 1.0, 0)
+            writer.add_histogram_raw(f"momentum_spectrum/{bad}", -1, 0, 1, 0, 0, [0.0], [1], 0)
+            # Histograms of others, and empty ones, are no spectra.
             writer.add_histogram("power_spectrum/x", torch.tensor([1.0, 500.0]), 0)
             writer.add_histogram_raw("momentum_spectrum/y", 0, 0, 0, 0, 0, [0.0], [0], 0)
-    assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    (written,) = capsys.readouterr().out.split()
-    assert written == str(tmp_path / "out/learning_rates_and_others.png")
+    for folder in (tmp_path, tmp_path / "x$^$"):
+        assert main(["report", str(folder), "--output", str(folder / "out")]) == 0
+        assert len(capsys.readouterr().out.split()) == (8 if folder == tmp_path else 6)
+
+
+def test_scale_of_a_quantity_is_the_same_in_all_reports(tmp_path):
+    pytest.importorskip("matplotlib")
+    scales = {}
+    for values in ((1.0, 2.0), (1e-5, 1e5)):
+        names = "momentum_nuclear", "momentum_nuclear_rank", "update_rms", "update_lr"
+        curves = {f"spectral/{name}/w": [*enumerate(values)] for name in names}
+        for drawing in draw([Run("run", curves)]):
+            for axes, name in zip(drawing.figure.axes, drawing.quantities, strict=False):
+                scales.setdefault(name, set()).add(axes.get_yscale())
+    assert scales == {
+        "momentum_nuclear": {"log"},
+        "momentum_nuclear_rank": {"linear"},
+        "update_rms": {"log"},
+        "update_lr": {"linear"},
+    }
+
+
+def test_runs_and_groups_differ_in_colour_or_line(tmp_path):
+    pytest.importorskip("matplotlib")
+    curves = {f"spectral/update_rms/group/{name}": [(0, 1.0), (1, 2.0)] for name in "ab"}
+    (drawing,) = draw([Run(str(i), curves) for i in range(3)])
+    lines = drawing.figure.axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 6
+    assert lines[1].get_label() == "0, b"
+    (drawing,) = draw([Run(str(i), {"loss": [(0, 1.0), (1, 2.0)]}) for i in range(40)])
+    lines = drawing.figure.axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 40
+
+
+def test_test_metrics_and_counts_are_no_training_curves():
+    pytest.importorskip("matplotlib")
+    tags = "val/loss", "test/loss", "lr/matrix", "train/samples"
+    figures = {
+        drawing.title: [axes.get_title() for axes in drawing.figure.axes]
+        for drawing in draw([Run("run", {tag: [(0, 1.0)] for tag in tags})])
+    }
+    assert figures == {
+        "losses and metrics": ["val/loss"],
+        "learning rates": ["lr/matrix"],
+        "throughput and others": ["train/samples"],
+    }
 
 
 def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
