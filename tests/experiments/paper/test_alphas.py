@@ -131,6 +131,13 @@ def test_verdicts_of_nanogpt_alpha_by_both_readings(slope, expected):
     assert f"Above alpha 1 at the same lr: alpha -0.1 {-1.1 * slope:+.4f}" in judged[1].remark
 
 
+def test_two_alphas_judge_one_reading(trained):
+    trained(lambda name, alpha, seed: 3.3 + 0.001 * seed)
+    assert main(["nanogpt_alpha", "--alphas", "0.7", "1.1", "--out", "out"]) == 0
+    (claim,) = contents("nanogpt_alpha")["claims"]
+    assert (claim["id"], claim["verdict"]) == ("nanogpt-negative-blend", "confirmed")
+
+
 def test_other_alphas_give_no_verdicts(trained):
     trained(lambda name, alpha, seed: 1.0)
     main(["airbench", "--alphas", "0", "1", "--out", "out"])
