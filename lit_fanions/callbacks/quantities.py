@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor
-
-from lit_fanions.lmo.spectrum import QUANTILES, Spectrum
-from lit_fanions.optim.algorithms import oracle
+from lit_fanions.lmo.spectrum import QUANTILES
 
 # Everything that SpectralMonitor logs has a tag that starts with this, so that loggers keep it
 # apart from losses and metrics.
@@ -111,14 +107,3 @@ _QUANTITIES = {
 }
 # The part of a name before the first underscore is its family.
 QUANTITIES = {name: Quantity(*text) for name, text in _QUANTITIES.items()}
-
-
-def own_dual(s: Spectrum, x: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """Return the dual of the norm in whose ball a group steps: what its oracle can reach, (...).
-
-    Args:
-        s: Spectrum of the matrices.
-        x: The matrices, (..., rows, cols).
-        group: Options of one of ``Fanion``'s matrix groups.
-    """
-    return oracle(group, *x.shape[-2:]).dual(s, x)

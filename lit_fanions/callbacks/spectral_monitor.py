@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lit_fanions.callbacks import figures, tensorboard
 from lit_fanions.callbacks.lightning_interface import optimizer_steps, tensorboard_writer
-from lit_fanions.callbacks.measuring import measure_step
+from lit_fanions.callbacks.measuring import Look, Measured
 from lit_fanions.callbacks.quantities import Tag
 from lit_fanions.callbacks.watching import MatrixStep, Watcher
 from lit_fanions.checks import whole_number
@@ -63,8 +63,7 @@ class SpectralMonitor(Watcher):
         super().__init__(every_n_steps, parameters)
         self.exact = exact
         self.rank = None if rank is None else whole_number("rank", rank)
-        self._values: dict[str, dict[str, float]] = {}  # quantity -> matrix -> value
-        self._groups: dict[str, str] = {}  # matrix -> group
+        self._look = Look(exact, self.rank)
         self._spectra: dict[str, figures.Sample] = {}
         self._history: dict[int, dict[str, float]] = {}  # step -> matrix -> stable rank
         self._recorded_step = self._drawn_step = -1
@@ -114,6 +113,7 @@ class SpectralMonitor(Watcher):
         super().on_train_start(trainer, pl_module)
         if trainer.ckpt_path is None and optimizer_steps(trainer) == 0:
             self._history, self._spectra = {}, {}
+        self._look = Look(self.exact, self.rank)
         self._recorded_step = self._drawn_step = max(self._history, default=-1)
 
     def _warn(self, message: str) -> None:
@@ -122,29 +122,21 @@ class SpectralMonitor(Watcher):
             rank_zero_warn(message)
 
     def record(self, step: MatrixStep) -> None:
-        """Measure every quantity of the matrices."""
-        measured, spectrum = measure_step(step, exact=self.exact, rank=self.rank)
-        # One transfer from the device for all numbers, and one for the spectra.
-        table = torch.stack([values.double() for values in measured.values()]).tolist()
-        for quantity, values in zip(measured, table, strict=True):
-            by_matrix = self._values.setdefault(quantity, {})
-            for name, value in zip(step.names, values, strict=True):
-                self._groups[name] = step.group
-                if math.isfinite(value):
-                    by_matrix[name] = value
-        if spectrum is None:
-            return
-        source = "gradient" if step.observation is None else "momentum"
-        samples = torch.stack([spectrum.values, spectrum.weights], 1).tolist()
-        for name, (sigmas, weights) in zip(step.names, samples, strict=True):
-            if 0 < sigmas[0] < math.inf:
-                self._spectra[name] = figures.Sample(sigmas, weights, source)
+        """Copy the matrices, to be measured when all of the step are there."""
+        self._look.add(step)
 
     def finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the values and, to TensorBoard, the histograms."""
-        values, groups, samples = self._values, self._groups, self._spectra
-        self._values, self._groups = {}, {}
-        step = optimizer_steps(trainer)
+        """Measure, and log the values and, to TensorBoard, the histograms."""
+        values: dict[str, dict[str, float]] = {}  # quantity -> matrix -> value
+        groups: dict[str, str] = {}  # matrix -> group
+        for found in self._look.results():
+            groups |= dict.fromkeys(found.names, found.group)
+            for quantity, numbers in found.values.items():
+                named = zip(found.names, numbers.tolist(), strict=True)
+                finite = {name: x for name, x in named if math.isfinite(x)}
+                values.setdefault(quantity, {}).update(finite)
+            self._spectra |= _samples(found)
+        step, samples = optimizer_steps(trainer), self._spectra
         if not values:  # a gradient scaler has skipped the step
             return
         self._recorded_step = step
@@ -194,6 +186,20 @@ class SpectralMonitor(Watcher):
             for writer in writers:
                 tensorboard.add_figure(writer, name, figure, optimizer_steps(trainer))
         return bool(drawn)
+
+
+def _samples(found: Measured) -> dict[str, figures.Sample]:
+    """Return the spectra of the momenta, or of the gradients where there are none."""
+    source = "momentum" if "momentum" in found.spectra else "gradient"
+    if source not in found.spectra:
+        return {}
+    values, weights, *_ = found.spectra[source]
+    rows = zip(found.names, values.tolist(), weights.tolist(), strict=True)
+    return {
+        name: figures.Sample(sigmas, counts, source)
+        for name, sigmas, counts in rows
+        if 0 < sigmas[0] < math.inf
+    }
 
 
 def _tag_values(

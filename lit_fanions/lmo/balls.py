@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_fanions import norms
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.block_power import dion
-from lit_fanions.lmo.factorisations import noise
+from lit_fanions.lmo.factorisations import noise, wide
 from lit_fanions.lmo.newton_schulz import polar_dtype, unit_polar
 from lit_fanions.lmo.problems import Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
@@ -193,7 +193,7 @@ def column(problem: Problem) -> Answer:
 
 
 def _entry_sum(s: Spectrum, x: Tensor, case: Case) -> Tensor:
-    return x.abs().sum((-2, -1), dtype=torch.promote_types(x.dtype, torch.float32)).to(s.frobenius)
+    return wide(x).abs().sum((-2, -1)).to(s.frobenius)
 
 
 def _largest(s: Spectrum, x: Tensor, case: Case) -> Tensor:

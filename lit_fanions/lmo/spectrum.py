@@ -3,18 +3,23 @@
 ``measure`` computes the singular values once, and each quantity is a function of its result,
 whether that is exact or an estimate. Leading dimensions are a batch. ``docs/quantities.md``
 explains each quantity.
+
+``measure`` is ``sketch``, matrix products on the device of the matrices, followed by ``decompose``,
+eigendecompositions of small matrices. On a GPU these are slow and make the host wait: a caller with
+many matrices copies all sketches to the CPU at once and decomposes them there.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.factorisations import wide
-from lit_fanions.lmo.scaling import unit_frobenius
+from lit_fanions.lmo.factorisations import gram_schmidt, wide
+from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 from lit_fanions.lmo.singular_triplets import start_block
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -32,6 +37,9 @@ _CONVERGED = 0.02
 _MAX_WEIGHT = 4.0
 _TINY = 1e-12  # against division by zero
 _FRESH = 1e-6  # size of the random directions that replace an exhausted Krylov block
+# Matrices whose largest entry is outside these are scaled by a power of two: their norms may be
+# outside the range of float32.
+_LOW, _HIGH, _SCALE = 1e-15, 1e15, 2.0**64
 
 
 class Spectrum(NamedTuple):
@@ -90,33 +98,66 @@ def measure(
     Returns:
         The spectrum; all values are NaN for a matrix with a NaN or an infinity.
     """
-    unit, norm = unit_frobenius(x.detach(), dtype=_compute_dtype(x))
-    finite = norm.isfinite()
-    unit = torch.where(finite, unit, 0.0)
+    return decompose(sketch(x, exact=exact, leading=leading, small=small))
+
+
+class Sketch(NamedTuple):
+    """What ``decompose`` needs of matrices of Frobenius norm 1, in float64.
+
+    Attributes:
+        gram: The Gram matrix of the smaller side, or its projection onto a Krylov space,
+            (..., n, n); the singular values, (..., n), if exact.
+        tail: Gram matrix of what the last product adds to the Krylov space, (..., width, width);
+            None without such a space.
+        frobenius: Frobenius norm of the matrices, (...); NaN for a NaN or an infinity.
+        limit: Smaller side of the matrices.
+    """
+
+    gram: Tensor
+    tail: Tensor | None
+    frobenius: Tensor
+    limit: int
+
+
+def sketch(x: Tensor, *, exact: bool = False, leading: bool = False, small: int = SMALL) -> Sketch:
+    """Return the sketch of matrices, on their device; arguments as for ``measure``.
+
+    Without ``exact`` the host does not wait for the device.
+    """
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    peak = largest_entry(x)
+    scale = torch.ones_like(peak).masked_fill_(peak > _HIGH, 1 / _SCALE)
+    scale = scale.masked_fill_((peak < _LOW) & (peak > 0), _SCALE)
+    unit, norm = unit_frobenius(x * scale, overwrite=True)
+    unit.masked_fill_(~norm.isfinite(), 0.0)
+    frobenius = (wide(norm) / wide(scale))[..., 0, 0]
+    frobenius = torch.where(frobenius.isfinite(), frobenius, torch.nan)
     unit = unit if x.shape[-2] >= x.shape[-1] else unit.mT
-    total = None
+    limit = unit.shape[-1]
     if exact:
-        values = torch.linalg.svdvals(wide(unit))
-        weights = torch.ones_like(values)
-    elif unit.shape[-1] <= small:
+        return Sketch(torch.linalg.svdvals(wide(unit)), None, frobenius, limit)
+    if limit <= small:
         tall = wide(unit)
-        values = torch.linalg.eigvalsh(tall.mT @ tall).clamp(min=0).sqrt().flip(-1)
-        weights = torch.ones_like(values)
-    else:
-        values, weights, total = _quadrature(unit, *(_LEADING if leading else _SPECTRUM))
-    norm = torch.where(finite, norm, torch.nan)[..., 0].to(values)
-    total = None if total is None else total * norm[..., 0]
-    return Spectrum(values * norm, weights, norm[..., 0], total)
+        return Sketch(tall.mT @ tall, None, frobenius, limit)
+    gram, tail = _krylov(unit, *(_LEADING if leading else _SPECTRUM))
+    return Sketch(gram, tail, frobenius, limit)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def decompose(s: Sketch) -> Spectrum:
+    """Return the spectrum of sketched matrices."""
+    norm = s.frobenius.unsqueeze(-1)
+    if s.tail is not None:
+        values, weights, total = _quadrature(s.gram, s.tail, s.limit)
+        return Spectrum(values * norm, weights, s.frobenius, total * s.frobenius)
+    values = s.gram
+    if values.ndim > norm.ndim:
+        values = torch.linalg.eigvalsh(s.gram).clamp(min=0).sqrt().flip(-1)
+    return Spectrum(values * norm, torch.ones_like(values), s.frobenius)
 
 
-def _quadrature(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return values, weights and total of the ``Spectrum`` of tall matrices of Frobenius norm 1."""
-    cols = x.shape[-1]
-    gram, coupling = _krylov(x, width, blocks)
+def _quadrature(gram: Tensor, tail: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values, weights and total of the ``Spectrum`` of matrices of Frobenius norm 1."""
+    width, coupling = tail.shape[-1], _root(tail)
     squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.clamp(min=0).flip(-1), vectors.flip(-1)
     weights = vectors[..., :width, :].square().sum(-2) * (cols / width) + _TINY
@@ -149,17 +190,11 @@ def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
     """Return A^T A in an orthonormal basis of a random block and its products with A^T A.
 
     Returns:
-        The projection (..., width * blocks, width * blocks); and the factor R (..., width, width)
-        of the QR decomposition of A^T A times the last block, minus its part in the basis.
+        ``gram`` and ``tail`` of the sketch.
     """
-    # A fixed seed: estimates of different matrices and steps differ by the matrices only.
-    generator = torch.Generator().manual_seed(0)
     block, *fresh = (
-        start_block(x.shape[-2:], width, device=x.device, oversampling=0, generator=generator)
-        .to(x)
-        .expand(*x.shape[:-2], x.shape[-1], width)
-        .contiguous()
-        for _ in range(blocks)
+        one.expand(*x.shape[:-2], -1, -1)
+        for one in _start_blocks(tuple(x.shape[-2:]), width, blocks, x.device, x.dtype)
     )
     basis, images = block, []
     for step in range(blocks):
@@ -170,11 +205,30 @@ def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
         if step + 1 < blocks:
             # For a matrix of low rank the rest is rounding noise, which may lie in the basis. Add
             # small random directions and project once more.
-            block = torch.linalg.qr(rest + _FRESH * fresh[step]).Q
-            block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
+            block = gram_schmidt((rest + _FRESH * fresh[step]).mT).mT
+            block = gram_schmidt((block - basis @ (basis.mT @ block)).mT).mT
             basis = torch.cat([basis, block], -1)
-    products = wide(torch.cat(images, -1))
-    return products.mT @ products, torch.linalg.qr(wide(rest)).R
+    products, rest = wide(torch.cat(images, -1)), wide(rest)
+    return products.mT @ products, rest.mT @ rest
+
+
+@functools.lru_cache(maxsize=64)
+def _start_blocks(
+    shape: tuple[int, int], width: int, blocks: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Return random orthonormal blocks; drawing and copying them at every look would be slow."""
+    # A fixed seed: estimates of different matrices and steps differ by the matrices only.
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        start_block(shape, width, device=device, oversampling=0, generator=generator).to(dtype)
+        for _ in range(blocks)
+    )
+
+
+def _root(gram: Tensor) -> Tensor:
+    """Return R with R^T R = gram."""
+    squares, vectors = torch.linalg.eigh(gram)
+    return squares.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
 
 
 def _radau(gram: Tensor, coupling: Tensor, width: int) -> Tensor:
@@ -255,5 +309,4 @@ def quantiles(s: Spectrum, fractions: Sequence[float] = QUANTILES) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner products of matrices: (..., rows, cols), (..., rows, cols) -> (...)."""
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return (a.to(dtype) * b.to(dtype)).sum((-2, -1))
+    return (wide(a) * wide(b)).sum((-2, -1))  # products of 1e20 and more overflow in float32

@@ -12,6 +12,7 @@ from lit_fanions import norms
 from lit_fanions.callbacks import quantities
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.spectrum import QUANTILES
+from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.options import default_options
 
 SHAPES = [(140, 300), (512, 160), (200, 200), (512, 512)]
@@ -203,7 +204,7 @@ def test_own_dual_is_the_dual_of_the_groups_ball(options, norm):
     group = {**default_options(options["algorithm"]), **options}
     for shape in [(9, 14), (3, 12, 8)]:
         x = matrices(shape, "gaussian", 0)
-        got = quantities.own_dual(spectra.measure(x, exact=True), x, group)
+        got = oracle(group, *shape[-2:]).dual(spectra.measure(x, exact=True), x)
         torch.testing.assert_close(got.double(), norm().dual(x), rtol=1e-6, atol=0)
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from lit_fanions import Fanion, lmo, norms
-from lit_fanions.callbacks import quantities
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.optim.algorithms import ALGORITHMS, oracle
 from lit_fanions.optim.options import NAMES, default_options
@@ -144,7 +143,7 @@ def test_observed_direction_is_measured_with_its_own_dual(algorithm):
         moved = float(one.group["lr"]) * one.direction
         torch.testing.assert_close(one.before - one.after, moved, rtol=0, atol=1e-6)
         m = one.momentum
-        dual = quantities.own_dual(spectra.measure(m, exact=True), m, one.group)
+        dual = oracle(one.group, *m.shape[-2:]).dual(spectra.measure(m, exact=True), m)
         quality = (m * one.direction / one.factor).sum((-2, -1)) / dual
         least = 0.5 if algorithm == "dion" else 0.95
         assert (quality > least).all() and (quality < 1.02).all()
