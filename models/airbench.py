@@ -18,13 +18,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_fanions import FanionConfig, configure_optimizers
 from lit_fanions.checks import check_flag, real_number, whole_number
 from models.data import HasTrainingImages, attached_data
-from models.hyperparameters import save_plain_hyperparameters
-from models.lightning_internals import attached_trainer, synchronises_batch_norm
+from models.modules import attached_trainer, save_plain_hyperparameters
 from models.whitening import PATCH, WHITENING_EPS, whitening_filters
 
 Level = Literal[0, 1, 2]
 SIZE = 32  # height and width of the images in pixels
-VIEWS = {0: 1, 1: 2, 2: 6}  # views of an image that a level of test-time augmentation averages
 
 
 def augmented_logits(
@@ -35,14 +33,6 @@ def augmented_logits(
     Level 0 takes the image alone, level 1 averages it with its mirror image. Level 2 averages
     level 1 of the image with level 1 of two shifted views: by one pixel down and right, and by one
     pixel up and left, over a reflected border.
-
-    Args:
-        network: Function from images to logits (n, classes).
-        images: (n, channels, height, width).
-        level: 0, 1 or 2.
-
-    Returns:
-        Logits without and with augmentation, (n, classes) each.
     """
 
     def with_mirror(view: Tensor, logits: Tensor) -> Tensor:
@@ -82,12 +72,7 @@ def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
 class ConvGroup(nn.Module):
     """Convolutions of one width; the first is followed by a pooling that halves height and width.
 
-    Args:
-        channels_in: Input channels.
-        channels_out: Output channels.
-        depth: Number of convolutions.
-        residual: Add the first one's activation before the last one's.
-        bn_momentum: Weight of the new batch in the running statistics.
+    With ``residual``, the first one's activation is added before the last one's.
     """
 
     def __init__(
@@ -124,11 +109,6 @@ def _top1(num_classes: int) -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
 
-def images(batch: tuple[Tensor, Tensor]) -> int:
-    """Return the number of images in a batch: batch_size_fn of Lightning's ThroughputMonitor."""
-    return len(batch[0])
-
-
 class Airbench(LightningModule):
     """The airbench CNN for 32 x 32 images: whitening, three groups of convolutions, a linear head.
 
@@ -161,6 +141,7 @@ class Airbench(LightningModule):
             the first layer instead, which grey images need.
         val_tta: Test-time augmentation in validation; 0: none, 1: mirror, 2: mirror and shift.
         test_tta: Test-time augmentation in test and predict, numbered as val_tta.
+        compile: Compile the network with torch.compile, which takes longer than a run of 8 epochs.
     """
 
     def __init__(
@@ -177,10 +158,13 @@ class Airbench(LightningModule):
         whiten: int = 5000,
         val_tta: Level = 0,
         test_tta: Level = 2,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         _check_architecture(widths, depth, residual, num_classes, whiten)
         _check_numbers(bn_momentum, logit_scale, label_smoothing)
+        check_flag("unit_head", unit_head)
+        check_flag("compile", compile)
         for name, level in (("val_tta", val_tta), ("test_tta", test_tta)):
             if level not in (0, 1, 2):
                 raise ValueError(
@@ -207,7 +191,7 @@ class Airbench(LightningModule):
         self.to(memory_format=torch.channels_last)
 
         self._has_filters = not whiten
-        self._batch_images = 0
+        self._to_compile = compile
         self.train_loss, self.val_loss, self.test_loss = _mean(), _mean(), _mean()
         self.train_acc, self.val_acc = _top1(num_classes), _top1(num_classes)
         self.test_acc, self.test_acc_no_tta = _top1(num_classes), _top1(num_classes)
@@ -226,14 +210,11 @@ class Airbench(LightningModule):
             x = group(x)
         return self.head(F.max_pool2d(x, 3).flatten(1)).float() * self.logit_scale
 
-    @property
-    def flops_per_batch(self) -> int:
-        """Floating-point operations of the last batch, for Lightning's ThroughputMonitor."""
-        if self.trainer.training:
-            passes = 3  # a backward pass costs two forward passes
-        else:
-            passes = VIEWS[self.val_tta if self.trainer.validating else self.test_tta]
-        return passes * self._batch_images * self.flops_per_image()
+    def count_work(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """Return what a training batch adds up to, for ``StepMonitor``."""
+        count = len(batch[0])
+        # A backward pass costs two forward passes.
+        return {"images": count, "flops": 3 * count * self.flops_per_image()}
 
     def flops_per_image(self) -> int:
         """Return the floating-point operations of one image's forward pass: two per product."""
@@ -253,6 +234,12 @@ class Airbench(LightningModule):
 
     # -- Lightning's hooks --
 
+    def configure_model(self) -> None:
+        """Compile the network, once; names of parameters stay."""
+        if self._to_compile:
+            self._to_compile = False
+            self.compile(dynamic=False)
+
     def setup(self, stage: str) -> None:
         """Compute the whitening filters when a fit starts, unless the model has them already.
 
@@ -260,7 +247,9 @@ class Airbench(LightningModule):
             RuntimeError: If the trainer's DataModule cannot provide training images.
             ValueError: If the trainer wants to synchronise batch norm.
         """
-        if synchronises_batch_norm(attached_trainer(self)):
+        strategy = getattr(attached_trainer(self), "strategy", None)
+        # Private, because nothing public tells what sync_batchnorm or a plugin was given.
+        if getattr(strategy, "_layer_sync", None) is not None:
             raise ValueError(
                 "sync_batchnorm cannot convert Airbench's batch norm, whose scale is no parameter: "
                 "leave it out; each rank then normalises with its own batch"
@@ -294,7 +283,6 @@ class Airbench(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return a loss whose gradient, once the trainer has averaged it, is that of the sum."""
         images, labels = batch
-        self._batch_images = len(labels)
         logits = self(images)
         losses = self.losses(logits, labels)
         self.train_loss.update(losses.detach())
@@ -306,7 +294,6 @@ class Airbench(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count correct answers."""
         images, labels = batch
-        self._batch_images = len(labels)
         _, logits = augmented_logits(self, images, self.val_tta)
         self.val_loss.update(self.losses(logits, labels))
         self.val_acc.update(logits, labels)
@@ -314,7 +301,6 @@ class Airbench(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count correct answers with and without augmentation."""
         images, labels = batch
-        self._batch_images = len(labels)
         plain, logits = augmented_logits(self, images, self.test_tta)
         self.test_loss.update(self.losses(logits, labels))
         self.test_acc.update(logits, labels)
@@ -327,7 +313,6 @@ class Airbench(LightningModule):
         of the data: ``torch.cat(torch.load("predictions.pt"))`` has a row for each image.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
-        self._batch_images = len(images)
         return augmented_logits(self, images, self.test_tta)[1].float().softmax(-1)
 
     def on_validation_epoch_start(self) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.lightning_internals import attached_trainer
+from models.modules import attached_trainer
 
 # --- batches ---
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from lit_fanions import FanionConfig, bounds
 from models.convex import ConvexProblem, own_norm
 from models.data import HasProblems, LeastSquaresBatch, attached_data
-from models.hyperparameters import save_plain_hyperparameters
+from models.modules import save_plain_hyperparameters
 
 
 class LeastSquares(ConvexProblem):

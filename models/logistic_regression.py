@@ -7,7 +7,7 @@ from lit_fanions import FanionConfig
 from lit_fanions.checks import real_number, whole_number
 from models.convex import ConvexProblem
 from models.data import ClassificationBatch, HasFeatures, attached_data
-from models.hyperparameters import save_plain_hyperparameters
+from models.modules import save_plain_hyperparameters
 
 
 class LogisticRegression(ConvexProblem):

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import SumMetric
 
 from lit_fanions import FanionConfig, configure_optimizers
-from lit_fanions.checks import real_number, whole_number
+from lit_fanions.checks import check_flag, real_number, whole_number
 from models.data import (
     HasDocuments,
     HasPrompts,
@@ -25,7 +25,7 @@ from models.data import (
     attached_data,
 )
 from models.gpt import GPT, IGNORED, GPTConfig
-from models.hyperparameters import save_plain_hyperparameters
+from models.modules import save_plain_hyperparameters
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,16 +33,6 @@ Batch = tuple[Tensor, Tensor]
 def _sum() -> SumMetric:
     # Checking for NaN would copy every value to the host, which makes a GPU wait.
     return SumMetric(nan_strategy="disable")
-
-
-def sequences(batch: Batch | Tensor) -> int:
-    """Return the number of sequences in a batch: ThroughputMonitor's batch_size_fn."""
-    return len(batch if isinstance(batch, Tensor) else batch[0])
-
-
-def tokens(batch: Batch | Tensor) -> int:
-    """Return the number of tokens in a batch: ThroughputMonitor's length_fn."""
-    return (batch if isinstance(batch, Tensor) else batch[0]).numel()
 
 
 class NanoGPT(LightningModule):
@@ -93,6 +83,8 @@ class NanoGPT(LightningModule):
             ignore=["init_from"],
         )
         self.network = GPT(config, activation_checkpointing, logits_chunk)
+        check_flag("compile", compile)
+        check_flag("activation_checkpointing", activation_checkpointing)
         self.compiled, self.init_from = compile, init_from
         self.sample_tokens = whole_number("sample_tokens", sample_tokens, 0)
         self.sample_prompt = sample_prompt
@@ -100,7 +92,6 @@ class NanoGPT(LightningModule):
         self.temperature = real_number("temperature", temperature, 0)
         self.top_k = None if top_k is None else whole_number("top_k", top_k)
         self._configured = False
-        self._batch_shape = 0, 0
         self._step_losses: list[tuple[Tensor, Tensor]] = []  # sum and count of each forward pass
         self._total_steps = 0
         self._sample = 0, ""  # step, text
@@ -136,12 +127,12 @@ class NanoGPT(LightningModule):
         finally:
             self.train(was_training)
 
-    @property
-    def flops_per_batch(self) -> int:
-        """Floating-point operations of the last batch, for Lightning's ThroughputMonitor."""
-        count, length = self._batch_shape
-        passes = 3 if self.trainer.training else 1  # a backward pass costs two forward passes
-        return passes * count * length * self.network.flops_per_token(length)
+    def count_work(self, batch: Batch) -> dict[str, float]:
+        """Return what a training batch adds up to, for ``StepMonitor``."""
+        count, length = batch[0].shape
+        # A backward pass costs two forward passes.
+        flops = 3 * count * length * self.network.flops_per_token(length)
+        return {"tokens": count * length, "flops": flops}
 
     # -- Lightning's hooks --
 
@@ -164,7 +155,8 @@ class NanoGPT(LightningModule):
                 fully_shard(layer, mesh=mesh)
             fully_shard(network, mesh=mesh)
         if self.compiled:
-            self.network.compile()
+            # Static shapes: FlexAttention is slow with symbolic ones, and a fit has two shapes.
+            self.network.compile(dynamic=False)
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit together, and load the weights to start from.
@@ -210,7 +202,6 @@ class NanoGPT(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return a loss whose gradient, once the trainer has averaged it, is that of the sum."""
         inputs, targets = batch
-        self._batch_shape = inputs.shape[0], inputs.shape[1]
         loss = self.network(inputs, targets, self._windows()).sum()
         self._step_losses.append((loss.detach(), (targets != IGNORED).sum().type_as(loss)))
         # The trainer averages over ranks and over accumulated micro-batches.
@@ -221,7 +212,8 @@ class NanoGPT(LightningModule):
         total = torch.stack([torch.stack(pair) for pair in self._step_losses]).sum(0)
         self._step_losses.clear()
         total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        self.log("train/loss", total[0] / total[1], prog_bar=True)
+        # In the progress bar, it would make the host wait for the device after every batch.
+        self.log("train/loss", total[0] / total[1])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up the losses."""
@@ -326,7 +318,6 @@ class NanoGPT(LightningModule):
 
     def _evaluate(self, batch: Batch) -> None:
         inputs, targets = batch
-        self._batch_shape = inputs.shape[0], inputs.shape[1]
         self.nats.update(self.network(inputs, targets, self._windows()).sum())
         counted = targets != IGNORED
         self.tokens.update(counted.sum())

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from lit_fanions.callbacks.advisor import NormAdvisor
     from lit_fanions.callbacks.drop_in import FanionOptimizer
     from lit_fanions.callbacks.spectral_monitor import SpectralMonitor
+    from lit_fanions.callbacks.step_monitor import StepMonitor
 
-__all__ = ["FanionOptimizer", "NormAdvisor", "SpectralMonitor"]
+__all__ = ["FanionOptimizer", "NormAdvisor", "SpectralMonitor", "StepMonitor"]
 
 _MODULES = {
     "FanionOptimizer": "drop_in",
     "NormAdvisor": "advisor",
     "SpectralMonitor": "spectral_monitor",
+    "StepMonitor": "step_monitor",
 }
 
 

@@ -26,16 +26,8 @@ def visible(
 ) -> Tensor:
     """Return whether a query may attend to a key: not later, same document, within the window.
 
-    Args:
-        query: Position of the query token.
-        key: Position of the key token.
-        query_document: Number of the query's document.
-        key_document: Number of the key's document.
-        window: Number of blocks of 128 tokens that a query reaches back, its own block included;
-            None: no limit.
-
-    Returns:
-        bool, of the shape to which the arguments broadcast.
+    All broadcast. The window is the number of blocks of 128 tokens that a query reaches back, its
+    own block included; None: no limit.
     """
     allowed = (key <= query) & (query_document == key_document)
     if window is None:
@@ -44,15 +36,12 @@ def visible(
 
 
 def dense_mask(document: Tensor, window: Tensor | int | None, queries: int | None = None) -> Tensor:
-    """Return the whole mask, for scaled_dot_product_attention.
+    """Return the whole mask, for scaled_dot_product_attention: bool (batch, 1, queries, keys).
 
     Args:
         document: Number of each token's document, int64 (batch, keys).
         window: See ``visible``.
         queries: Number of last tokens that are queries; None: all.
-
-    Returns:
-        bool (batch, 1, queries, keys).
     """
     position = torch.arange(document.shape[-1], device=document.device)
     first = 0 if queries is None else document.shape[-1] - queries
@@ -92,6 +81,11 @@ def block_mask(document: Tensor, window: Tensor | int | None) -> BlockMask:
     )
 
 
+def has_flex_attention(tokens: Tensor) -> bool:
+    """Return whether FlexAttention works for sequences, int64 (batch, length), on their device."""
+    return tokens.is_cuda and tokens.shape[-1] % WINDOW_BLOCK == 0
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)  # uncompiled, it makes the whole matrix of scores
@@ -108,12 +102,12 @@ def attend(
         v: Values.
         mask: Which queries attend to which keys; None: each to the keys up to its own position.
         scale: Factor on the scores. None: 1 / sqrt(features).
-
-    Returns:
-        Mixed values, of the shape of q.
     """
     if isinstance(mask, BlockMask):
-        return _compiled_flex()(q, k, v, block_mask=mask, scale=scale)
+        # Lightning wraps torch.compile; the wrapper would split the graph of a compiled network.
+        compiling = torch.compiler.is_compiling()
+        flex: Any = flex_attention if compiling else _compiled_flex()
+        return flex(q, k, v, block_mask=mask, scale=scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
     )

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_fanions.checks import whole_number
 from models.gpt.config import GPTConfig
 from models.gpt.layers import Block, KVCache, Norm, rotations
-from models.gpt.masks import WINDOW_BLOCK, block_mask, dense_mask, documents
+from models.gpt.masks import WINDOW_BLOCK, block_mask, dense_mask, documents, has_flex_attention
 
 LARGEST_MASK = 2**31  # bytes; one entry is one byte
 IGNORED = -100  # target without a loss: the ignore_index of torch's cross_entropy
@@ -271,7 +271,7 @@ class GPT(nn.Module):
                 all_keys = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
                 return {False: all_keys, True: all_keys}
         document = documents(tokens, config.bos if config.document_mask else -1)
-        flex = flex and tokens.is_cuda and length % WINDOW_BLOCK == 0
+        flex = flex and has_flex_attention(tokens)
         if not flex and len(tokens) * queries * length > LARGEST_MASK:
             raise ValueError(
                 f"the attention mask of {len(tokens)} sequences of {length} tokens would take "

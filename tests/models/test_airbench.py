@@ -1,12 +1,14 @@
 """The airbench network: its parts against slow references, its options."""
 
-from types import SimpleNamespace
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from models import Airbench
 from models.airbench import BatchNorm, augmented_logits
@@ -160,8 +162,14 @@ def test_batch_norm_stays_float32_under_autocast() -> None:
         ({"whiten": -1}, "whiten must be a whole number of at least 0, got -1"),
         ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
         ({"bn_momentum": 1.5}, "bn_momentum=1.5: "),
+        ({"bn_momentum": math.nan}, "bn_momentum must be a number of at least 0, got nan"),
         ({"logit_scale": 0.0}, "logit_scale must be a number above 0, got 0.0"),
+        ({"logit_scale": math.inf}, "logit_scale must be a number above 0, got inf"),
         ({"label_smoothing": 1.0}, "label_smoothing must be a number in [0, 1), got 1.0"),
+        ({"label_smoothing": -1.0}, "label_smoothing must be a number in [0, 1), got -1.0"),
+        ({"label_smoothing": math.nan}, "label_smoothing must be a number in [0, 1), got nan"),
+        ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
+        ({"unit_head": 1}, "unit_head must be true or false, got 1"),
         ({"val_tta": 3}, "val_tta=3: choose 0"),
         ({"test_tta": -1}, "test_tta=-1: choose 0"),
     ],
@@ -183,16 +191,36 @@ def test_flops_are_those_that_torch_counts(variant: str) -> None:
     assert model.flops_per_image() == counter.get_total_flops()
 
 
-def test_throughput_counts_flops_of_training_and_of_views() -> None:
-    model = small(val_tta=1, test_tta=2)
-    model.log = lambda *args, **kwargs: None
-    state = {"training": True, "validating": False}
-    model._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, **state)
-    model.training_step((images(4), torch.arange(4)), 0)
-    assert model.flops_per_batch == 3 * 4 * model.flops_per_image()
-    for validating, views in ((True, 2), (False, 6)):
-        model._trainer = SimpleNamespace(training=False, validating=validating)
-        assert model.flops_per_batch == views * 4 * model.flops_per_image()
+@pytest.mark.parametrize("sync", [False, True])
+def test_synchronised_batch_norm_is_refused(sync: bool) -> None:
+    model = small(whiten=0)
+    options = {"strategy": "ddp", "devices": 1, "logger": False}
+    model.trainer = Trainer(accelerator="cpu", sync_batchnorm=sync, **options)
+    if not sync:
+        model.setup("fit")
+        return
+    with pytest.raises(ValueError, match="sync_batchnorm cannot convert Airbench's batch norm"):
+        model.setup("fit")
+
+
+def test_work_of_a_training_batch_is_counted() -> None:
+    model = small()
+    batch = images(4), torch.arange(4)
+    assert model.count_work(batch) == {"images": 4, "flops": 3 * 4 * model.flops_per_image()}
+
+
+def test_network_is_one_graph_for_the_compiler() -> None:
+    model = small(compile=True)
+    names = [name for name, _ in model.named_parameters()]
+    model.configure_model()
+    assert model._compiled_call_impl is not None
+    assert [name for name, _ in model.named_parameters()] == names
+    graphs = CompileCounter()
+    compiled = torch.compile(model.forward, backend=graphs, fullgraph=True, dynamic=False)
+    x = images(4)
+    torch.testing.assert_close(compiled(x), model.forward(x))
+    compiled(x.flip(-1))
+    assert graphs.frame_count == 1
 
 
 def shifted(x: Tensor, rows: int, columns: int) -> Tensor:

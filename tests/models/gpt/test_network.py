@@ -5,11 +5,10 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from models.gpt import (
-    GPT,
-    GPTConfig,
-)
+from models.gpt import GPT, WINDOW_BLOCK, GPTConfig
+from models.gpt import network as gpt_network
 from tests.models.gpt.reference import (
     SHAPES,
     plain_logits,
@@ -168,3 +167,26 @@ def test_full_size_presets_train_a_step(preset) -> None:
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(math.log(50304), abs=1e-4)
     assert losses[-1] < losses[0] - 0.01
+
+
+@pytest.mark.parametrize("preset", [GPTConfig.track3, GPTConfig.speedrun])
+def test_published_networks_are_one_graph_for_the_compiler(preset, monkeypatch) -> None:
+    config = dataclasses.replace(
+        preset(), vocab_size=64, width=64, heads=2, mlp_width=128, bos=0, embedding_dtype="float32"
+    )
+    if config.window is not None:
+        config = dataclasses.replace(config, window=300)
+    network = GPT(config, logits_chunk=WINDOW_BLOCK)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0.05, 0.2)
+    tokens = torch.randint(0, 64, (1, 4 * WINDOW_BLOCK))
+    growing = [network.windows(progress) for progress in (0.1, 0.5, 1.0)]
+    # FlexAttention, for which a CPU has no backward pass; the dense masks are the reference.
+    with torch.set_grad_enabled(config.window is None):
+        expected = [network(tokens, tokens, windows) for windows in growing]
+        monkeypatch.setattr(gpt_network, "has_flex_attention", lambda tokens: True)
+        graphs = CompileCounter()
+        compiled = torch.compile(network, backend=graphs, fullgraph=True, dynamic=False)
+        found = [compiled(tokens, tokens, windows) for windows in growing]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert graphs.frame_count == 1

@@ -1,10 +1,15 @@
-"""Hyperparameters as plain data, so that a checkpoint outlives changes of the classes behind it."""
+"""What the models ask of Lightning: their trainer, and hyperparameters that outlive the code."""
 
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """Return a module's trainer, or None; the public property raises an error without one."""
+    return module._trainer
 
 
 def save_plain_hyperparameters(
