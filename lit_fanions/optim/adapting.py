@@ -17,8 +17,6 @@ from torch import Tensor
 from lit_fanions.lmo import frobenius_norm
 from lit_fanions.optim.matrices import matrix_shapes
 
-State = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Transform:
@@ -72,7 +70,7 @@ def moment_key(part: int) -> str:
     return f"second{part}"
 
 
-def initial_moments(p: Tensor, group: Mapping[str, Any]) -> State:
+def initial_moments(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return second moments of zero for a parameter, by their keys; none without a transform."""
     if group["adapt"] == "none":
         return {}
@@ -85,9 +83,9 @@ def initial_moments(p: Tensor, group: Mapping[str, Any]) -> State:
 
 
 def gather_moments(
-    states: Sequence[State], shape: torch.Size, part: int, group: Mapping[str, Any]
+    states: Sequence[dict[str, Tensor]], shape: torch.Size, part: int, group: Mapping[str, Any]
 ) -> Tensor | None:
-    """Return the moments of a batch of matrices of several parameters; None without a transform.
+    """Return the moments of matrices of several parameters; None without a transform.
 
     Options may have changed since they were stored: those of another shape start at zero, and
     without a transform they are dropped.
@@ -113,14 +111,9 @@ def gather_moments(
 
 
 def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return D transformed, rescaled to its length, and the new state.
+    """Return directions transformed, of the same Frobenius norms, and the new state.
 
-    The result lies outside the ball of D; its Frobenius norm is the same.
-
-    Args:
-        d: Directions, (matrices, rows, cols).
-        moment: State of the transform before this step.
-        group: Options of the group: ``adapt``, ``beta2`` and ``eps``.
+    They lie outside the ball.
     """
     adapted, moment = TRANSFORMS[group["adapt"]].apply(d.float(), moment, group)
     before, after = frobenius_norm(d), frobenius_norm(adapted)

@@ -19,59 +19,45 @@ from lit_fanions.optim.matrices import gather, local_grad, matrix_shapes, to_mat
 State = dict[str, Tensor]
 
 
-def key_of_part(part: int) -> str:
+def basis_key(part: int) -> str:
     """Return the key of the basis of a parameter's batch of matrices in its state."""
     return f"basis{part}"
 
 
 def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator) -> State:
-    """Return first bases for the solvers of a parameter, one for each batch of matrices.
+    """Return first bases for the solvers of a parameter, drawn from a CPU generator.
 
-    They are random, and turned towards the gradient where there is one, because a step makes only
-    one iteration.
-
-    Args:
-        p: The parameter.
-        group: Options of its group.
-        generator: A CPU generator.
+    They are turned towards the gradient where there is one, because a step makes one iteration.
 
     Returns:
         Tensors (count, cols, width) by their keys in the state; empty where no solver needs one.
     """
     bases = {}
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
-        solver = oracle(group, *shape[-2:])
-        columns = solver.basis_columns if shape.numel() else None
+        columns = oracle(group, *shape[-2:]).basis_columns if shape.numel() else None
         if columns is not None:
-            bases[key_of_part(part)] = start_block(
+            block = start_block(
                 shape, columns, device=p.device, generator=generator, oversampling=0
             )
+            bases[basis_key(part)] = block.contiguous()
     return warm_bases(p, bases, group)
 
 
 def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
-    """Return the bases turned towards the gradient, if there is one.
-
-    Args:
-        p: The parameter.
-        bases: Its bases by their keys.
-        group: Options of its group.
-    """
+    """Return the bases of a parameter turned towards its gradient, if there is one."""
     if p.grad is None or not bases:
         return bases
     gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
-    return {
-        key_of_part(part): warmed(m, bases[key_of_part(part)])
-        if oracle(group, *m.shape[-2:]).warms_up
-        else bases[key_of_part(part)]
-        for part, m in enumerate(gradients)
-        if key_of_part(part) in bases
-    }
+    keyed = {basis_key(part): m for part, m in enumerate(gradients)}
+    for key, basis in bases.items():
+        if oracle(group, *keyed[key].shape[-2:]).warms_up:
+            bases[key] = warmed(keyed[key], basis).contiguous()
+    return bases
 
 
 def is_basis(key: str) -> bool:
     """Return whether a key of a state belongs to a basis."""
-    return key.startswith(key_of_part(0)[:-1])
+    return key.startswith("basis")
 
 
 def is_cold(state: State) -> bool:
@@ -94,17 +80,11 @@ def warms(gradient: Tensor) -> bool:
     return bool((low.isfinite() & high.isfinite()) & ((low != 0) | (high != 0)))
 
 
-def take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:
-    """Return the basis that a step starts from, (count, cols, columns).
+def _take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:
+    """Return the basis that a step on matrices m starts from, (count, cols, columns).
 
     Options may have changed since the stored one was made: a missing or too narrow basis is drawn
     anew from the seed and warmed with the matrices, so that a resumed run draws the same.
-
-    Args:
-        basis: The stored basis, (count, cols, width), or None.
-        m: Matrices, (count, rows, cols).
-        columns: Columns that the solver needs.
-        seed: The group's seed.
     """
     if basis is not None and basis.shape[-1] >= columns:
         return basis[..., :columns]
@@ -117,10 +97,6 @@ def next_basis(triplets: Triplets, basis: Tensor) -> Tensor:
     """Return the basis for the next step: right singular vectors in place of the old columns.
 
     Columns that the triplets do not reach stay, and the whole basis of a zero matrix.
-
-    Args:
-        triplets: The triplets that the solver found.
-        basis: The basis that it started from, (count, cols, columns).
     """
     new = triplets.Vh.mT
     width = min(new.shape[-1], basis.shape[-1])
@@ -129,24 +105,24 @@ def next_basis(triplets: Triplets, basis: Tensor) -> Tensor:
 
 
 def gather_bases(
-    states: Sequence[State], m: Tensor, part: int, solver: Oracle, seed: int
+    states: Sequence[State], m: Tensor, part: int, oracle: Oracle, seed: int
 ) -> Tensor | None:
     """Return the bases of a batch of matrices of several parameters, (matrices, cols, columns).
 
-    None if the solver needs none; stored ones are dropped then, as they would be stale later.
+    None if the oracle needs none; stored ones are dropped then, as they would be stale later.
 
     Args:
         states: State of each parameter.
         m: Their matrices, (matrices, rows, cols), equally many for each.
         part: Number of the batch in ``to_matrices``.
-        solver: Oracle of the matrices.
+        oracle: Oracle of the matrices.
         seed: The group's seed.
     """
-    key = key_of_part(part)
-    columns = solver.basis_columns
+    key = basis_key(part)
+    columns = oracle.basis_columns
     if columns is None:
         for state in states:
             state.pop(key, None)
         return None
     each = zip(states, m.split(len(m) // len(states)), strict=True)
-    return torch.cat([take_basis(state.get(key), x, columns, seed) for state, x in each])
+    return torch.cat([_take_basis(state.get(key), x, columns, seed) for state, x in each])

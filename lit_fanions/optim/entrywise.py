@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from lit_fanions.optim.finiteness import finite_flags
+from lit_fanions.optim.bases import State
 from lit_fanions.optim.matrices import local, local_grad
 
 _MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
 # Entries of parameters of which an accelerator steps many at once.
 _SMALL = 2**16
-State = dict[str, Tensor]
 
 
 def first_state(p: Tensor, algorithm: str) -> State:
@@ -27,7 +26,9 @@ def first_state(p: Tensor, algorithm: str) -> State:
     return state
 
 
-def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State]) -> None:
+def step_entrywise(
+    group: Mapping[str, Any], states: Mapping[Tensor, State], finite: Mapping[Tensor, Tensor]
+) -> None:
     """Step a group of adamw or sgd.
 
     A CPU looks at the flags of non-finite gradients and leaves skipped parameters out of the one
@@ -39,40 +40,24 @@ def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State]) -> 
     Args:
         group: The group.
         states: State of each of its parameters.
+        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
     """
-    parameters = [p for p in group["params"] if p.grad is not None]
-    if not parameters:
-        return
-    flags = finite_flags(parameters, states, group)
     skips = group["nonfinite"] == "skip"
-    on_cpu = [p for p in parameters if p.device.type == "cpu"]
-    others = [p for p in parameters if p.device.type != "cpu"]
-    if on_cpu:
-        _step([p for p in on_cpu if not skips or flags[p]], group, states, None)
-    if others and not skips:
-        _step(others, group, states, None)
-    elif others:
-        _step_accelerators(others, group, states, flags)
-
-
-def _step_accelerators(
-    parameters: Sequence[Tensor],
-    group: Mapping[str, Any],
-    states: Mapping[Tensor, State],
-    flags: Mapping[Tensor, Tensor],
-) -> None:
-    """Step parameters but those whose flag is False, without a look from the host."""
     devices: dict[torch.device, list[Tensor]] = {}
-    for p in parameters:
-        devices.setdefault(p.device, []).append(p)
-    for same in devices.values():
+    for p in group["params"]:
+        if p.grad is not None and not (skips and p.device.type == "cpu" and not finite[p]):
+            devices.setdefault(p.device, []).append(p)
+    for device, same in devices.items():
+        if not skips or device.type == "cpu":
+            _step(same, group, states, None)
+            continue
         small = [p for p in same if p.numel() <= _SMALL]
         if len(small) > 1:
-            _step_or_restore(small, group, states, [flags[p] for p in small])
+            _step_or_restore(small, group, states, finite)
         alone = [p for p in same if p.numel() > _SMALL or len(small) == 1]
         if alone:
-            skips = torch.stack([flags[p] for p in alone]).logical_not().float()
-            for p, skip in zip(alone, skips.unbind(), strict=True):
+            found_inf = torch.stack([finite[p] for p in alone]).logical_not().float()
+            for p, skip in zip(alone, found_inf.unbind(), strict=True):
                 _step([p], group, states, skip)
 
 
@@ -80,14 +65,14 @@ def _step_or_restore(
     parameters: Sequence[Tensor],
     group: Mapping[str, Any],
     states: Mapping[Tensor, State],
-    flags: Sequence[Tensor],
+    finite: Mapping[Tensor, Tensor],
 ) -> None:
     """Step parameters by one call; where a flag is False, weight and state stay as they are."""
     names = (*_MOMENTS[group["algorithm"]], "step")
     changed: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
-    for p, flag in zip(parameters, flags, strict=True):
+    for p in parameters:
         for x in (p, *(states[p][name] for name in names if name in states[p])):
-            changed.setdefault(x.dtype, []).append((local(x.detach()), flag))
+            changed.setdefault(x.dtype, []).append((local(x.detach()), finite[p]))
     before = {dtype: _flat([x for x, _ in pairs]) for dtype, pairs in changed.items()}
     _step(parameters, group, states, None)
     for dtype, pairs in changed.items():

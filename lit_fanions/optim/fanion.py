@@ -15,7 +15,7 @@ from lit_fanions.optim.adapting import initial_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, is_entrywise
 from lit_fanions.optim.bases import is_basis, is_cold, start_bases, warm_bases, warms
 from lit_fanions.optim.checkpoints import check_loadable, fit_state, restore_dtypes
-from lit_fanions.optim.finiteness import are_finite
+from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.groups import (
     TORCH_OPTIONS,
     are_parameters,
@@ -270,15 +270,15 @@ class Fanion(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_sparse()
+        _refuse_sparse(self.param_groups)
         with _without_autocast(self.param_groups):
             self._initialise_state()
-            self._raise_nonfinite()
+            finite = finite_flags(self.param_groups, self.state)
             for group in self.param_groups:
                 if is_entrywise(group["algorithm"]):
-                    entrywise.step_entrywise(group, self.state)
+                    entrywise.step_entrywise(group, self.state, finite)
                 else:
-                    step_matrices(group, self.state, self.observers)
+                    step_matrices(group, self.state, finite, self.observers)
         return loss
 
     def _initialise_state(self) -> None:
@@ -318,36 +318,19 @@ class Fanion(torch.optim.Optimizer):
             "skipped": skipped,
         }
 
-    def _refuse_sparse(self) -> None:
-        for group in self.param_groups:
-            for name, p in named_parameters(group):
-                if p.grad is not None and p.grad.is_sparse:
-                    raise RuntimeError(
-                        f"the gradient of {name} is sparse; Fanion takes dense ones: make the "
-                        "embedding with sparse=False"
-                    )
-
-    def _raise_nonfinite(self) -> None:
-        watched = [
-            (name, p)
-            for group in self.param_groups
-            if group["nonfinite"] == "error"
-            for name, p in named_parameters(group)
-            if p.grad is not None
-        ]
-        if not watched:
-            return
-        flags = are_finite([p for _, p in watched])
-        if not torch.stack([flags[p] for _, p in watched]).all():
-            names = ", ".join(name for name, p in watched if not flags[p])
-            raise FloatingPointError(
-                f"non-finite gradient of {names}; nothing was stepped. Lower lr, clip gradients, "
-                'or leave such steps out with nonfinite="skip"'
-            )
-
 
 _DOC = Fanion.__doc__ or ""
 Fanion.__doc__ = _DOC.replace("    {table}", _table()).replace("    {arguments}", argument_docs())
+
+
+def _refuse_sparse(groups: Sequence[Mapping[str, Any]]) -> None:
+    for group in groups:
+        for name, p in named_parameters(group):
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(
+                    f"the gradient of {name} is sparse; Fanion takes dense ones: make the "
+                    "embedding with sparse=False"
+                )
 
 
 def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:

@@ -1,7 +1,4 @@
-"""Which gradients are finite: flags on the device, equal on all ranks, without a wait.
-
-A room of its own because matrices, entrywise groups and ``nonfinite="error"`` all ask it.
-"""
+"""Which gradients are finite: flags on the device, equal on all ranks, without a wait."""
 
 from __future__ import annotations
 
@@ -13,46 +10,72 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_fanions.lmo.scaling import has_fast_maximum_norm
+from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, local_grad
 
 
 def finite_flags(
-    parameters: Sequence[Tensor],
-    states: Mapping[Tensor, dict[str, Tensor]],
-    group: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, dict[str, Tensor]]
 ) -> dict[Tensor, Tensor]:
-    """Return whether each parameter is to be stepped, and count those that are skipped.
+    """Return whether each parameter with a gradient is stepped, and count those that are skipped.
 
     Args:
-        parameters: Parameters of the group with a gradient.
-        states: Their states, whose ``skipped`` is counted up.
-        group: Options of the group. Only with nonfinite="skip" a parameter can be skipped.
+        groups: All groups of the optimizer.
+        states: States of their parameters, whose ``skipped`` is counted up.
 
     Returns:
-        0-dimensional bools.
+        0-dimensional bools on the parameters' devices.
+
+    Raises:
+        FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
     """
-    if group["nonfinite"] != "skip":
-        ones = {p.device: torch.ones((), dtype=torch.bool, device=p.device) for p in parameters}
-        return {p: ones[p.device] for p in parameters}
-    dtypes = {p: _momentum_dtype(states[p]) for p in parameters}
-    flags = are_finite(parameters, dtypes)
-    on_cpu = [p for p in parameters if p.device.type == "cpu"]
-    for p in on_cpu:
-        if not flags[p]:
-            states[p]["skipped"] += 1
+    policies: dict[str, dict[Tensor, str]] = {"skip": {}, "error": {}, "propagate": {}}
+    for group in groups:
+        named = {p: name for name, p in named_parameters(group) if p.grad is not None}
+        policies[group["nonfinite"]].update(named)
+    flags = _flags_true([*policies["propagate"], *policies["error"]])
+    _raise_nonfinite(policies["error"])
+    skippable = list(policies["skip"])
+    # The momentum may have less range than the gradient.
+    flags |= are_finite(skippable, {p: _momentum_dtype(states[p]) for p in skippable})
+    _count_skips(skippable, flags, states)
+    return flags
+
+
+def _flags_true(parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    devices = {p.device for p in parameters}
+    flags = {device: torch.ones((), dtype=torch.bool, device=device) for device in devices}
+    return {p: flags[p.device] for p in parameters}
+
+
+def _raise_nonfinite(names: Mapping[Tensor, str]) -> None:
+    flags = are_finite(list(names))
+    if flags and not torch.stack(list(flags.values())).all():
+        broken = ", ".join(name for p, name in names.items() if not flags[p])
+        raise FloatingPointError(
+            f"non-finite gradient of {broken}; nothing was stepped. Lower lr, clip gradients, "
+            'or leave such steps out with nonfinite="skip"'
+        )
+
+
+def _count_skips(
+    parameters: Sequence[Tensor],
+    flags: Mapping[Tensor, Tensor],
+    states: Mapping[Tensor, dict[str, Tensor]],
+) -> None:
     devices: dict[torch.device, list[Tensor]] = {}
     for p in parameters:
         if p.device.type != "cpu":
             devices.setdefault(p.device, []).append(p)
+        elif not flags[p]:
+            states[p]["skipped"] += 1
     for same in devices.values():
         counters = [states[p]["skipped"] for p in same]
         skips = torch.stack([flags[p] for p in same]).logical_not().to(counters[0].dtype)
         torch._foreach_add_(counters, list(skips.unbind()))
-    return flags
 
 
 def _momentum_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
-    """Return the dtype that a gradient must be finite in: the momentum's may have less range."""
     return next(state[key] for key in ("momentum", "exp_avg") if key in state).dtype
 
 
@@ -72,7 +95,7 @@ def are_finite(
     """
     on_cpu = all(p.device.type == "cpu" and not is_distributed(p) for p in parameters)
     if on_cpu and _all_finite(parameters, dtypes):
-        return dict.fromkeys(parameters, torch.ones((), dtype=torch.bool, device="cpu"))
+        return _flags_true(parameters)
     flags: dict[Tensor, Tensor] = {}
     meshes: dict[Any, list[Tensor]] = {}
     alike: dict[Any, dict[Tensor, Tensor]] = {}
@@ -86,7 +109,9 @@ def are_finite(
         if is_distributed(p):
             meshes.setdefault(p.device_mesh, []).append(p)
     for (*_, dtype), gradients in alike.items():
-        flags.update(zip(gradients, finite_together([*gradients.values()], dtype), strict=True))
+        peaks = torch._foreach_norm([*gradients.values()], torch.inf)
+        finite = torch.stack(list(peaks)).to(dtype) < torch.inf  # NaN is not less
+        flags.update(zip(gradients, finite.unbind(), strict=True))
     for mesh, sharded in meshes.items():
         stacked = torch.stack([flags[p] for p in sharded]).to(torch.uint8)
         for dim in range(mesh.ndim):
@@ -108,17 +133,6 @@ def _all_finite(parameters: Sequence[Tensor], dtypes: Mapping[Tensor, torch.dtyp
     if dtypes is not None:
         norms = [norm.to(dtypes[p]) for norm, (p, _) in zip(norms, held, strict=True)]
     return bool(torch.stack([norm.double() for norm in norms]).isfinite().all())
-
-
-def finite_together(gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Return whether each of the gradients is finite, in launches that do not grow with them.
-
-    Args:
-        gradients: Tensors of one dtype and device with at least one entry each.
-        dtype: Dtype in which to ask.
-    """
-    peaks = torch._foreach_norm(gradients, torch.inf)
-    return list((torch.stack(list(peaks)).to(dtype) < torch.inf).unbind())  # NaN is not less
 
 
 def _is_finite(gradient: Tensor, dtype: torch.dtype) -> Tensor:

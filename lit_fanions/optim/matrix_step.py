@@ -1,39 +1,39 @@
 """Step a group of matrices: gather each stack's state, compute its step, store what it leaves.
 
-``update`` has the formula. Beside it because a stack of parameters and a slice of one parameter
+``update`` has the formula. Beside it because a parameter, a slice of one and a stack of several
 run the same formula on different tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import Oracle, polar_dtype, unit_frobenius
 from lit_fanions.optim.adapting import gather_moments, moment_key
-from lit_fanions.optim.algorithms import oracle
-from lit_fanions.optim.bases import State, gather_bases, key_of_part, take_basis
-from lit_fanions.optim.finiteness import finite_flags
+from lit_fanions.optim.bases import State, basis_key, gather_bases
 from lit_fanions.optim.matrices import (
     from_matrices,
     gather,
+    is_distributed,
     local,
     local_grad,
     scatter,
     to_matrices,
 )
-from lit_fanions.optim.observing import Observation, Observer
-from lit_fanions.optim.stacking import Slice, slices, stacks, takes_unit
-from lit_fanions.optim.together import apply_together, moves_together, update_momenta
+from lit_fanions.optim.observing import Observation, Observer, observe_step
+from lit_fanions.optim.stacking import Slice, share_memory, slices, stacks
+from lit_fanions.optim.together import apply_together, moves_together, update_together
 from lit_fanions.optim.update import (
+    Batch,
     Group,
     Piece,
     Solved,
     apply,
-    observed_momentum,
+    find_oracle,
+    normalised,
     renormalised,
     solve,
     update_momentum,
@@ -41,177 +41,151 @@ from lit_fanions.optim.update import (
 
 
 def step_matrices(
-    group: Group, states: Mapping[Tensor, State], observers: Sequence[Observer] = ()
+    group: Group,
+    states: Mapping[Tensor, State],
+    finite: Mapping[Tensor, Tensor],
+    observers: Sequence[Observer] = (),
 ) -> None:
     """Step a group of matrices.
 
     Args:
         group: The group.
         states: State of each of its parameters.
+        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
         observers: Called with what the step does; the step is the same with and without them.
     """
     parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
-    flags = finite_flags(parameters, states, group)
     for stack in stacks(parameters, group):
-        p = stack[0]
-        cut = slices(p, states[p]["momentum"], group) if len(stack) == 1 else []
+        pieces = [
+            Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
+            for p in stack
+        ]
+        cut = slices(stack[0], pieces[0].momentum, group) if len(stack) == 1 else []
         if cut:
-            _step_slices(p, states[p], flags[p], cut, group, observers)
+            _step_slices(pieces[0], cut, group, observers)
         else:
-            finite = [flags[p] for p in stack]
-            _step_stack(stack, [states[p] for p in stack], finite, group, observers)
-
-
-def _step_stack(
-    stack: list[Tensor],
-    states: list[State],
-    finite: list[Tensor],
-    group: Group,
-    observers: Sequence[Observer],
-) -> None:
-    """Step parameters of one shape together."""
-    pieces = [
-        Piece(local(p), local_grad(p), local(state["momentum"]), flag)
-        for p, state, flag in zip(stack, states, finite, strict=True)
-    ]
-    batches = _momentum_batches(stack, pieces, group)
-    # The momentum itself must not be overwritten.
-    overwrite = len(stack) > 1 or group["nesterov"]
-    solved = []
-    for part in range(len(batches)):
-        m = batches[part]
-        batches[part] = m.new_empty(0)  # frees its memory
-        own_memory = overwrite or takes_unit(group, m.shape)  # normalising has copied it
-        solver = oracle(group, *m.shape[-2:])
-        basis = gather_bases(states, m, part, solver, group["seed"])
-        moment = gather_moments(states, m.shape, part, group)
-        answer = solve(m, basis, moment, solver, group, own_memory)
-        _store(states, finite, key_of_part(part), basis, answer.basis)
-        _store(states, finite, moment_key(part), moment, answer.moment)
-        solved.append(answer)
-        del m
-    if not observers and moves_together(stack, [piece.momentum for piece in pieces]):
-        apply_together(pieces, solved, group)
-        return
-    for i, (p, piece) in enumerate(zip(stack, pieces, strict=True)):
-        own = [_share(answer, i, len(stack)) for answer in solved]
-        if observers:
-            _apply_observed(p, piece, own, group, observers, states[i]["skipped"])
-        else:
-            _apply_parameter(p, piece, own, group)
+            _step_stack(pieces, group, observers)
 
 
 def _step_slices(
-    p: Tensor,
-    state: State,
-    finite: Tensor,
-    cut: Sequence[Slice],
-    group: Group,
-    observers: Sequence[Observer],
+    piece: Piece, cut: Sequence[Slice], group: Group, observers: Sequence[Observer]
 ) -> None:
     """Step one parameter slice by slice, which needs memory for one slice only."""
-    assert p.grad is not None
-    layout, splits = group["layout"], group["splits"]
-    tensors = [to_matrices(x, layout, splits) for x in (p.detach(), p.grad, state["momentum"])]
-    moments = [
-        gather_moments([state], weights.shape, part, group)
-        for part, weights in enumerate(tensors[0])
+    tensors = [
+        to_matrices(x.detach(), group["layout"], group["splits"])
+        for x in (piece.weight, piece.gradient, piece.momentum)
     ]
-    kept: dict[str, list[Tensor]] = {}
-    for one in cut:
-        weight, gradient, momentum = (one.of(batches) for batches in tensors)
-        piece = Piece(weight, gradient, momentum, finite)
-        m = update_momentum(piece, group)
-        unit = takes_unit(group, m.shape)
-        m = _normalised(m, group) if unit else m
-        solver = oracle(group, *m.shape[-2:])
-        basis = _sliced_basis(state, one, m, solver, group)
-        whole = moments[one.part]
-        moment = None if whole is None else whole[one.start : one.stop]
-        answer = solve(m, basis, moment, solver, group, group["nesterov"] or unit)
-        for key, before, after in (
-            (key_of_part(one.part), basis, answer.basis),
-            (moment_key(one.part), moment, answer.moment),
-        ):
-            if before is not None and after is not None:
-                kept.setdefault(key, []).append(torch.where(finite, after, before))
-        seen = _Before.of(piece, answer.captured, group) if observers else None
-        if group["renormalize"] and group["lr"]:
-            piece.weight.copy_(renormalised(piece.weight, finite))
-        apply(piece, answer.direction, answer.captured, group)
-        if seen is not None:
-            found = seen.observation(p, group, one.first, piece, answer, state["skipped"])
-            _show(observers, found)
-    for part in range(len(moments)):
-        state.pop(key_of_part(part), None)
-    state.update({key: torch.cat(parts) for key, parts in kept.items()})
+    each = []
+    for part, start, stop, first in cut:
+        weight, gradient, momentum = (batches[part][start:stop] for batches in tensors)
+        state = {"momentum": momentum, "skipped": piece.state["skipped"]}
+        for key in (basis_key, moment_key):
+            if key(part) in piece.state:
+                state[key(0)] = piece.state[key(part)][start:stop]
+        each.append(state)
+
+        def show(observation: Observation, first: int = first) -> None:
+            for observe in observers:
+                observe(observation._replace(group=group, first=first))
+
+        own = Piece(piece.parameter, weight, gradient, momentum, piece.finite, state)
+        batches = {**group, "layout": "batch", "splits": None}
+        _step_stack([own], batches, (show,) if observers else ())
+    for part in range(len(tensors[0])):
+        for key in (basis_key, moment_key):
+            found = [
+                state[key(0)]
+                for own, state in zip(cut, each, strict=True)
+                if own.part == part and key(0) in state
+            ]
+            if not found:
+                piece.state.pop(key(part), None)
+            elif key(part) not in piece.state or not share_memory(found[0], piece.state[key(part)]):
+                piece.state[key(part)] = torch.cat(found)
 
 
-def _sliced_basis(
-    state: State, one: Slice, m: Tensor, solver: Oracle, group: Group
-) -> Tensor | None:
-    columns = solver.basis_columns
-    if columns is None:
-        return None
-    stored = state.get(key_of_part(one.part))
-    own = None if stored is None else stored[one.start : one.stop]
-    return take_basis(own, m, columns, group["seed"]).contiguous()
+def _step_stack(pieces: list[Piece], group: Group, observers: Sequence[Observer]) -> None:
+    """Step pieces of one shape together."""
+    together = moves_together(pieces)
+    batches = (
+        [_batch(m, group, len(pieces)) for m in update_together(pieces, group)]
+        if together
+        else _update_each(pieces, group)
+    )
+    solved = []
+    for part in range(len(batches)):
+        solved.append(_solve(pieces, part, batches.pop(0), group))  # pop frees its memory
+    if together and not observers:
+        apply_together(pieces, solved, group)
+        return
+    for i, piece in enumerate(pieces):
+        own = [_share(answer, i, len(pieces)) for answer in solved]
+        step = partial(_apply_each, piece, own, group)
+        if observers:
+            observe_step(piece, own, group, step, observers)
+        else:
+            step()
 
 
-def _momentum_batches(stack: list[Tensor], pieces: list[Piece], group: Group) -> list[Tensor]:
-    """Update the momenta of parameters of one shape and return the N of all their matrices.
+def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
+    """Update the momentum of one piece after the other and return the N of all their matrices.
+
+    Each is normalised while it is in the cache.
 
     Returns:
-        A batch (parameters * count, rows, cols) for each part of ``to_matrices``. Those that the
-        oracle takes normalised are normalised here, one parameter at a time, while it is in the
-        cache.
+        A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
-    if moves_together(stack, [piece.momentum for piece in pieces]):
-        return [
-            _normalised(m, group) if takes_unit(group, m.shape) else m
-            for m in update_momenta(pieces, group)
-        ]
-    batches: list[Tensor] = []
-    for i, (p, piece) in enumerate(zip(stack, pieces, strict=True)):
-        n = gather(update_momentum(piece, group), p)
-        parts = [
-            _normalised(part, group) if takes_unit(group, part.shape) else part
-            for part in to_matrices(n, group["layout"], group["splits"])
-        ]
-        if len(stack) == 1:
-            return parts
-        batches = batches or [part.new_empty(len(stack), *part.shape) for part in parts]
-        for batch, part in zip(batches, parts, strict=True):
-            batch[i] = part
-    return [batch.flatten(0, 1) for batch in batches]
+    stacked: list[Tensor] = []
+    for i, piece in enumerate(pieces):
+        n = gather(update_momentum(piece, group), piece.parameter)
+        parts = to_matrices(n, group["layout"], group["splits"])
+        if len(pieces) == 1:
+            return [_batch(m, group, 1) for m in parts]
+        parts = [normalised(m, group) if find_oracle(m, group)[1] else m for m in parts]
+        stacked = stacked or [m.new_empty(len(pieces), *m.shape) for m in parts]
+        for batch, m in zip(stacked, parts, strict=True):
+            batch[i] = m
+    oracles = [find_oracle(m, group) for m in stacked]
+    return [
+        Batch(m.flatten(0, 1), *found, overwrite=True)
+        for m, found in zip(stacked, oracles, strict=True)
+    ]
 
 
-def _normalised(m: Tensor, group: Group) -> Tensor:
-    dtype = polar_dtype(m, group["polar"])
-    return unit_frobenius(m, dtype=dtype, overwrite=group["nesterov"])[0]
+def _batch(m: Tensor, group: Group, pieces: int) -> Batch:
+    oracle, unit = find_oracle(m, group)
+    # The momentum itself must not be overwritten; normalising copies it.
+    overwrite = unit or pieces > 1 or group["nesterov"]
+    return Batch(normalised(m, group) if unit else m, oracle, unit, overwrite)
 
 
-def _store(
-    states: Sequence[State],
-    finite: Sequence[Tensor],
-    key: str,
-    before: Tensor | None,
-    after: Tensor | None,
-) -> None:
+def _solve(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -> Solved:
+    """Return the directions of a batch and store what its solver and its transform leave."""
+    states = [piece.state for piece in pieces]
+    basis = gather_bases(states, batch.m, part, batch.oracle, group["seed"])
+    moment = gather_moments(states, batch.m.shape, part, group)
+    answer = solve(batch, basis, moment, group)
+    _store(pieces, basis_key(part), basis, answer.basis)
+    _store(pieces, moment_key(part), moment, answer.moment)
+    return answer
+
+
+def _store(pieces: Sequence[Piece], key: str, before: Tensor | None, after: Tensor | None) -> None:
     """Store a batch of bases or moments in the states; a skipped step leaves no trace."""
     if before is None or after is None:
         return
-    count = len(before) // len(states)
-    stepped = torch.stack(list(finite)).repeat_interleave(count)[:, None, None]
-    chosen = torch.where(stepped, after, before).split(count)
-    for state, tensor in zip(states, chosen, strict=True):
-        state[key] = tensor.contiguous()
+    count = len(before) // len(pieces)
+    stepped = torch.stack([piece.finite for piece in pieces]).repeat_interleave(count)
+    chosen = torch.where(stepped[:, None, None], after, before).split(count)
+    for piece in pieces:
+        if key not in piece.state or piece.state[key].shape != chosen[0].shape:
+            piece.state[key] = chosen[0].new_empty(chosen[0].shape)
+    torch._foreach_copy_([piece.state[key] for piece in pieces], chosen)
 
 
 def _share(solved: Solved, i: int, count: int) -> Solved:
-    """Return the part of the i-th of ``count`` parameters of one shape."""
-    factor = solved.factor
-    captured = solved.captured
+    """Return the part of the i-th of ``count`` pieces."""
+    factor, captured = solved.factor, solved.captured
     return Solved(
         solved.direction.chunk(count)[i],
         factor.chunk(count)[i] if isinstance(factor, Tensor) else factor,
@@ -219,73 +193,17 @@ def _share(solved: Solved, i: int, count: int) -> Solved:
     )
 
 
-def _apply_parameter(p: Tensor, piece: Piece, solved: Sequence[Solved], group: Group) -> None:
-    """Apply the directions of all matrices of a parameter to this rank's shard of it."""
-    layout, splits = group["layout"], group["splits"]
+def _apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
+    """Apply the directions of all matrices of a piece to this rank's shard of it."""
+    layout, splits, like = group["layout"], group["splits"], piece.parameter
+    shape = like.shape if is_distributed(like) else piece.weight.shape
 
-    def whole(parts: list[Tensor]) -> Tensor:
-        return scatter(from_matrices(parts, p.shape, layout, splits), p)
+    def shard(parts: list[Tensor]) -> Tensor:
+        return scatter(from_matrices(parts, shape, layout, splits), like)
 
     if group["renormalize"] and group["lr"]:
-        matrices = to_matrices(gather(piece.weight, p), layout, splits)
-        piece.weight.copy_(whole([renormalised(m, piece.finite) for m in matrices]))
+        matrices = to_matrices(gather(piece.weight, like), layout, splits)
+        piece.weight.copy_(shard([renormalised(m, piece.finite) for m in matrices]))
     captured = [answer.captured for answer in solved if answer.captured is not None]
-    step = whole([answer.direction for answer in solved])
-    apply(piece, step, whole(captured) if captured else None, group)
-
-
-class _Before(NamedTuple):
-    """What observers are shown of matrices before their step; later it may be overwritten."""
-
-    gradient: Tensor
-    momentum: Tensor
-    weight: Tensor
-    captured: Tensor | None
-
-    @classmethod
-    def of(cls, piece: Piece, captured: Tensor | None, group: Group) -> _Before:
-        """Copy what the step is about to change."""
-        taken = None if captured is None else captured.clone()
-        momentum = observed_momentum(piece, group)
-        return cls(piece.gradient, momentum, piece.weight.clone(), taken)
-
-    def observation(
-        self, p: Tensor, group: Group, first: int, after: Piece, answer: Solved, skipped: Tensor
-    ) -> Observation:
-        """Return the observation of these matrices after the step."""
-        return Observation(
-            p, group, first, self.gradient, self.momentum, answer.direction, answer.factor,
-            self.captured, self.weight, after.weight, after.finite, skipped,
-        )  # fmt: skip
-
-
-def _apply_observed(
-    p: Tensor,
-    piece: Piece,
-    solved: Sequence[Solved],
-    group: Group,
-    observers: Sequence[Observer],
-    skipped: Tensor,
-) -> None:
-    """Apply the directions of a parameter and show the observers its matrices, whole."""
-
-    def matrices(shard: Tensor) -> list[Tensor]:
-        return to_matrices(gather(shard, p), group["layout"], group["splits"])
-
-    before = _Before.of(piece, None, group)
-    captured = [None if x.captured is None else x.captured.clone() for x in solved]
-    shown = zip(*map(matrices, before[:3]), captured, strict=True)
-    parts = [_Before(*tensors) for tensors in shown]
-    _apply_parameter(p, piece, solved, group)
-    first = 0
-    for one, after, answer in zip(parts, matrices(piece.weight), solved, strict=True):
-        _show(
-            observers,
-            one.observation(p, group, first, piece._replace(weight=after), answer, skipped),
-        )
-        first += len(after)
-
-
-def _show(observers: Sequence[Observer], observation: Observation) -> None:
-    for observe in observers:
-        observe(observation)
+    step = shard([answer.direction for answer in solved])
+    apply(piece, step, shard(captured) if captured else None, group)

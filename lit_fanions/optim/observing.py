@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from lit_fanions.optim.matrices import gather, to_matrices
+from lit_fanions.optim.update import Piece, Solved, observed_momentum
 
 Options = Mapping[str, Any]
 
@@ -22,10 +25,10 @@ class Observation(NamedTuple):
         first: Place of the first of these matrices among all of the parameter's.
         gradient: The gradient, as the step found it.
         momentum: What the direction is taken of, the Nesterov form if the group has it. Where the
-            gradient is broken and the step skipped, the momentum as it was.
+            gradient is not finite and the step skipped, the momentum as it was.
         direction: The direction times ``factor``; what was subtracted is lr times it.
         factor: The step-size factor: a number, or (count, 1, 1).
-        captured: The part of the momentum that error feedback takes away; None without it.
+        captured: The part of the momentum that error feedback subtracts; None without it.
         before: The weights before the step.
         after: The weights after it: decay and renormalisation have changed them too.
         finite: Whether the parameter was stepped, a 0-dimensional bool.
@@ -47,3 +50,39 @@ class Observation(NamedTuple):
 
 
 Observer = Callable[[Observation], None]
+
+
+def observe_step(
+    piece: Piece,
+    solved: Sequence[Solved],
+    group: Options,
+    step: Callable[[], None],
+    observers: Sequence[Observer],
+) -> None:
+    """Step a piece and show the observers its matrices, whole.
+
+    Args:
+        piece: The tensors; its momentum has been updated.
+        solved: Directions of its matrices, for each batch of ``to_matrices``.
+        group: Options of its group.
+        step: Applies the directions to the piece.
+        observers: Called with an observation for each batch.
+    """
+
+    def matrices(shard: Tensor) -> list[Tensor]:
+        return to_matrices(gather(shard, piece.parameter), group["layout"], group["splits"])
+
+    # The step may overwrite all of these.
+    captured = [None if x.captured is None else x.captured.clone() for x in solved]
+    momenta = matrices(observed_momentum(piece, group))
+    gradients, before = matrices(piece.gradient), matrices(piece.weight.clone())
+    step()
+    first = 0
+    for i, (after, answer) in enumerate(zip(matrices(piece.weight), solved, strict=True)):
+        observation = Observation(
+            piece.parameter, group, first, gradients[i], momenta[i], answer.direction,
+            answer.factor, captured[i], before[i], after, piece.finite, piece.state["skipped"],
+        )  # fmt: skip
+        for observe in observers:
+            observe(observation)
+        first += len(after)

@@ -7,12 +7,13 @@ shares out the products of a batch between its threads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_fanions.optim.algorithms import oracle
+from lit_fanions.lmo import Oracle
+from lit_fanions.optim import algorithms
 from lit_fanions.optim.matrices import is_distributed, matrix_shapes, to_matrices
 
 # Entries of the matrices in a batch.
@@ -21,39 +22,26 @@ _CPU_STACK_ENTRIES = 5 * 2**20
 
 
 def stack_entries(group: Mapping[str, Any], device: torch.device) -> int:
-    """Return the most entries of matrices that are solved together.
-
-    Args:
-        group: Options of a matrix group.
-        device: Device of the matrices.
-    """
+    """Return the most entries of matrices of a group that are solved together on a device."""
     if group["stack_entries"] is not None:
         return int(group["stack_entries"])
     return _CPU_STACK_ENTRIES if device.type == "cpu" else _STACK_ENTRIES
 
 
-def takes_unit(group: Mapping[str, Any], shape: torch.Size) -> bool:
-    """Return whether the oracle of matrices of a shape takes them normalised.
+def takes_unit(oracle: Oracle, group: Mapping[str, Any]) -> bool:
+    """Return whether an oracle gets its matrices normalised.
 
     Not with error feedback, which needs the momentum as it is.
     """
-    return not group["error_feedback"] and oracle(group, *shape[-2:]).takes_unit
+    return oracle.takes_unit and not group["error_feedback"]
 
 
 def stacks(parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Iterator[list[Tensor]]:
-    """Yield parameters of one shape, dtype and device, as many as may be solved together.
-
-    Args:
-        parameters: Parameters of the group with a gradient.
-        group: Its options.
-    """
+    """Yield parameters of one shape, dtype and device, as many as may be solved together."""
     same: dict[Any, list[list[Tensor]]] = {}
     for p in parameters:
         batches = same.setdefault((p.shape, p.dtype, p.device), [[]])
-        # A CPU gains by a batch of large products alone.
-        shapes = matrix_shapes(p.shape, group["layout"], group["splits"])
-        gains = p.device.type != "cpu" or any(takes_unit(group, shape) for shape in shapes)
-        limit = stack_entries(group, p.device) if gains else 0
+        limit = stack_entries(group, p.device) if _gains_by_batches(p, group) else 0
         if batches[-1] and (len(batches[-1]) + 1) * p.numel() > limit:
             batches.append([])
         batches[-1].append(p)
@@ -61,8 +49,16 @@ def stacks(parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Iterator[l
         yield from batches
 
 
-class Slice:
-    """Some of the matrices of one parameter, as views of its tensors.
+def _gains_by_batches(p: Tensor, group: Mapping[str, Any]) -> bool:
+    """Return whether batches are faster: on a CPU only those of large products are."""
+    return p.device.type != "cpu" or any(
+        takes_unit(algorithms.oracle(group, rows, cols), group)
+        for _, rows, cols in matrix_shapes(p.shape, group["layout"], group["splits"])
+    )
+
+
+class Slice(NamedTuple):
+    """Some of the matrices of one parameter.
 
     Attributes:
         part: Number of their batch in ``to_matrices``.
@@ -71,25 +67,18 @@ class Slice:
         first: Place of the first of them among all matrices of the parameter.
     """
 
-    def __init__(self, part: int, start: int, stop: int, first: int) -> None:
-        self.part, self.start, self.stop, self.first = part, start, stop, first
-
-    def of(self, batches: Sequence[Tensor]) -> Tensor:
-        """Return these matrices of a tensor's batches."""
-        return batches[self.part][self.start : self.stop]
+    part: int
+    start: int
+    stop: int
+    first: int
 
 
 def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]:
-    """Return slices of a parameter with more matrices than may be solved together.
-
-    Args:
-        p: The parameter, with a gradient.
-        momentum: Its momentum.
-        group: Options of its group.
+    """Return slices of a parameter that has more matrices than may be solved together.
 
     Returns:
-        None where one slice would be all, or where matrices are no views of the tensors, so that
-        the parameter has to be stepped as a whole.
+        An empty list where one slice would be all, or where matrices are no views of the tensors,
+        so that the parameter has to be stepped as a whole.
     """
     grad = p.grad
     assert grad is not None
@@ -105,13 +94,16 @@ def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]
     found, first = [], 0
     for part, (count, *_) in enumerate(shapes):
         for start in range(0, count, sizes[part]):
-            stop = min(start + sizes[part], count)
-            found.append(Slice(part, start, stop, first + start))
+            found.append(Slice(part, start, min(start + sizes[part], count), first + start))
         first += count
     return found
 
 
 def _has_views(x: Tensor, group: Mapping[str, Any]) -> bool:
-    storage = x.untyped_storage().data_ptr()
     parts = to_matrices(x, group["layout"], group["splits"])
-    return all(part.untyped_storage().data_ptr() == storage for part in parts)
+    return all(share_memory(part, x) for part in parts)
+
+
+def share_memory(x: Tensor, y: Tensor) -> bool:
+    """Return whether two tensors lie in the same storage."""
+    return x.untyped_storage()._cdata == y.untyped_storage()._cdata

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrices
+from lit_fanions.optim.stacking import share_memory
 from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalised, update_momentum
 
 # Entries of a parameter whose kernels take longer than their launches, so that stacking would cost
@@ -20,52 +21,39 @@ from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalised, 
 _LARGE = 2**22
 
 
-def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
-    """Return whether a stack's momenta and weights are updated as one tensor each.
-
-    Args:
-        stack: Parameters of one shape, dtype and device.
-        momenta: Their momenta, of several dtypes if a checkpoint was loaded.
-    """
-    first = stack[0]
-    if first.device.type == "cpu" or len(stack) == 1 or first.numel() >= _LARGE:
+def moves_together(pieces: Sequence[Piece]) -> bool:
+    """Return whether momenta and weights of pieces of one shape are updated as one tensor each."""
+    first = pieces[0].parameter
+    if first.device.type == "cpu" or len(pieces) == 1 or first.numel() >= _LARGE:
         return False
-    return not any(map(is_distributed, stack)) and len({m.dtype for m in momenta}) == 1
+    if any(is_distributed(piece.parameter) for piece in pieces):
+        return False
+    return len({piece.momentum.dtype for piece in pieces}) == 1  # a checkpoint may have several
 
 
-def update_momenta(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
-    """Update the momenta of parameters of one shape and return the N of all their matrices.
-
-    Args:
-        pieces: The tensors of each parameter.
-        group: Options of their group.
+def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
+    """Update the momenta of pieces of one shape and return the N of all their matrices.
 
     Returns:
-        A batch (parameters * count, rows, cols) for each part of ``to_matrices``.
+        A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
     momenta = [piece.momentum for piece in pieces]
     gradients = momenta[0].new_empty(len(pieces), *momenta[0].shape)
     torch._foreach_copy_(gradients.unbind(), [piece.gradient for piece in pieces])
-    together = Piece(gradients, gradients, torch.stack(momenta), _stacked_flags(pieces))
+    together = _together(pieces, gradients, gradients, torch.stack(momenta))
     n = update_momentum(together, group)
     torch._foreach_copy_(momenta, together.momentum.unbind())
     return _stacked_matrices(n, group)
 
 
 def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
-    """Apply the directions of parameters of one shape.
-
-    Args:
-        pieces: The tensors of each parameter.
-        solved: Directions of each batch of ``update_momenta``.
-        group: Options of their group.
-    """
+    """Apply the directions of each batch of ``update_together``."""
     weights, momenta = [p.weight for p in pieces], [p.momentum for p in pieces]
     count, shape = len(pieces), weights[0].shape
     captured = [answer.captured for answer in solved if answer.captured is not None]
     weight = torch.stack(weights)
     momentum = torch.stack(momenta) if captured else weight  # not read without feedback
-    together = Piece(weight, weight, momentum, _stacked_flags(pieces))
+    together = _together(pieces, weight, weight, momentum)
     if group["renormalize"] and group["lr"]:
         flags = together.finite.view(count, 1)
         scaled = [
@@ -81,10 +69,11 @@ def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Gro
         torch._foreach_copy_(momenta, momentum.unbind())
 
 
-def _stacked_flags(pieces: Sequence[Piece]) -> Tensor:
-    """Return the flags of parameters, shaped to go with a stack of their tensors."""
+def _together(pieces: Sequence[Piece], weight: Tensor, gradient: Tensor, momentum: Tensor) -> Piece:
+    """Return stacked tensors as a piece, with the flags shaped to go with them."""
     flags = torch.stack([piece.finite for piece in pieces])
-    return flags.view(-1, *[1] * pieces[0].weight.ndim)
+    finite = flags.view(-1, *[1] * pieces[0].weight.ndim)
+    return pieces[0]._replace(weight=weight, gradient=gradient, momentum=momentum, finite=finite)
 
 
 def _stacked_matrices(x: Tensor, group: Group) -> list[Tensor]:
@@ -96,7 +85,7 @@ def _stacked_matrices(x: Tensor, group: Group) -> list[Tensor]:
     """
     each = [to_matrices(own, group["layout"], group["splits"]) for own in x.unbind()]
     first = each[0]
-    if len(first) == 1 and first[0].is_contiguous() and _share_memory(first[0], x):
+    if len(first) == 1 and first[0].is_contiguous() and share_memory(first[0], x):
         return [x.view(-1, *first[0].shape[-2:])]
     return [torch.cat(parts) for parts in zip(*each, strict=True)]
 
@@ -110,10 +99,6 @@ def _stacked_tensors(
         for parts in zip(*(batch.chunk(count) for batch in batches), strict=True)
     ]
     whole = batches[0]
-    if len(batches) == 1 and each[0].is_contiguous() and _share_memory(each[0], whole):
+    if len(batches) == 1 and each[0].is_contiguous() and share_memory(each[0], whole):
         return whole.reshape(count, *shape)
     return torch.stack(each)
-
-
-def _share_memory(x: Tensor, y: Tensor) -> bool:
-    return x.untyped_storage()._cdata == y.untyped_storage()._cdata

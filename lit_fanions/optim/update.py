@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import Oracle, frobenius_norm
+from lit_fanions.lmo import Oracle, frobenius_norm, polar_dtype, unit_frobenius
+from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
-from lit_fanions.optim.bases import next_basis
+from lit_fanions.optim.bases import State, next_basis
 from lit_fanions.optim.stacking import stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
@@ -28,19 +29,39 @@ Group = Mapping[str, Any]
 
 
 class Piece(NamedTuple):
-    """The tensors of one parameter, or of a slice of its matrices, that a step reads and writes.
+    """A parameter, or a slice of its matrices: the tensors that a step reads and writes.
 
     Attributes:
+        parameter: The parameter.
         weight: This rank's shard of the parameter, or (count, rows, cols) of it.
         gradient: The gradient, of the same shape.
         momentum: The momentum M, of the same shape.
-        finite: Whether the parameter is stepped, a 0-dimensional bool.
+        finite: Whether it is stepped, a 0-dimensional bool.
+        state: The state of the parameter, or views of it for the slice.
     """
 
+    parameter: Tensor
     weight: Tensor
     gradient: Tensor
     momentum: Tensor
     finite: Tensor
+    state: State
+
+
+class Batch(NamedTuple):
+    """The N of matrices of one shape, and how they are solved.
+
+    Attributes:
+        m: Matrices, (matrices, rows, cols); normalised where the oracle takes them so.
+        oracle: Their oracle.
+        unit: Whether they are normalised.
+        overwrite: Whether the memory of m may be used.
+    """
+
+    m: Tensor
+    oracle: Oracle
+    unit: bool
+    overwrite: bool
 
 
 class Solved(NamedTuple):
@@ -97,65 +118,62 @@ def _nesterov(gradient: Tensor, momentum: Tensor, group: Group) -> Tensor:
     return gradient.lerp(momentum, group["momentum"])  # both are needed later: not in place
 
 
-def solve(
-    m: Tensor,
-    basis: Tensor | None,
-    moment: Tensor | None,
-    solver: Oracle,
-    group: Group,
-    overwrite: bool,
-) -> Solved:
+def find_oracle(m: Tensor, group: Group) -> tuple[Oracle, bool]:
+    """Return the oracle of matrices (..., rows, cols), and whether it gets them normalised."""
+    oracle = algorithms.oracle(group, *m.shape[-2:])
+    return oracle, takes_unit(oracle, group)
+
+
+def normalised(m: Tensor, group: Group) -> Tensor:
+    """Return the N of matrices with Frobenius norm 1, in the dtype of the solver."""
+    dtype = polar_dtype(m, group["polar"])
+    return unit_frobenius(m, dtype=dtype, overwrite=group["nesterov"])[0]
+
+
+def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Group) -> Solved:
     """Return the scaled directions of a batch, in slices that the memory limit allows.
 
     Args:
-        m: Matrices, (matrices, rows, cols); normalised where ``takes_unit``.
-        basis: Start of their solver, (matrices, cols, columns); None without one.
-        moment: Second moments of their directions; None without ``adapt``.
-        solver: Their oracle.
+        batch: The matrices and their oracle.
+        basis: Start of the solver, (matrices, cols, columns); None without one.
+        moment: Second moments of the directions; None without ``adapt``.
         group: Options of their group.
-        overwrite: Whether the memory of m may be used.
     """
-    size = max(1, stack_entries(group, m.device) // m[0].numel())
-    ms = m.split(size)
+    size = max(1, stack_entries(group, batch.m.device) // batch.m[0].numel())
+    ms = batch.m.split(size)
     bases = [None] * len(ms) if basis is None else basis.split(size)
-    answers = [_direction(x, b, solver, group, overwrite) for x, b in zip(ms, bases, strict=True)]
+    answers = [_direction(batch._replace(m=m), b, group) for m, b in zip(ms, bases, strict=True)]
     d, captured, after = (_joined(parts) for parts in zip(*answers, strict=True))
     assert d is not None
     if moment is not None:
         d, moment = adapt(d, moment, group)
-    factor = size_factor(d, solver, group)
+    factor = size_factor(d, batch.oracle, group)
     d = d if isinstance(factor, float) and factor == 1 else d.mul_(factor)
     return Solved(d, factor, captured, after, moment)
 
 
 def _direction(
-    m: Tensor, basis: Tensor | None, solver: Oracle, group: Group, overwrite: bool
+    batch: Batch, basis: Tensor | None, group: Group
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return D, what error feedback captures of m, and the next basis."""
-    feedback = group["error_feedback"]
-    k = solver.ball.solved_rank(solver.case)
-    answer = solver.solve(
+    """Return D, what error feedback captures of N, and the next basis."""
+    feedback, oracle, m = group["error_feedback"], batch.oracle, batch.m
+    k = oracle.ball.solved_rank(oracle.case)
+    cold = k is not None and basis is None
+    answer = oracle.solve(
         m,
         warm_start=basis,
-        generator=_cold_generator(group["seed"]) if k and basis is None else None,
-        unit=takes_unit(group, m.shape),
-        overwrite=overwrite and not feedback,
+        generator=torch.Generator().manual_seed(group["seed"]) if cold else None,
+        unit=batch.unit,
+        overwrite=batch.overwrite and not feedback,
     )
-    triplets = answer.triplets
-    captured = None
-    if feedback and (k is None or triplets is None):
-        captured = m  # the rank has been clamped to full
-    elif feedback and triplets is not None:
-        u, s, vh = triplets
-        captured = (u[..., :k] * s[..., None, :k]) @ vh[..., :k, :]
-    if triplets is None:
+    captured = m if feedback else None  # all of it where the rank has been clamped to full
+    if answer.triplets is None:
         return answer.direction, captured, None
-    return answer.direction, captured, None if basis is None else next_basis(triplets, basis)
-
-
-def _cold_generator(seed: int) -> torch.Generator:
-    """Return the generator of solvers that start anew at every step."""
-    return torch.Generator().manual_seed(seed)
+    if feedback and k is not None:
+        u, s, vh = answer.triplets
+        captured = (u[..., :k] * s[..., None, :k]) @ vh[..., :k, :]
+    after = None if basis is None else next_basis(answer.triplets, basis)
+    return answer.direction, captured, after
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -164,14 +182,14 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if len(known) > 1 else known[0] if known else None
 
 
-def size_factor(d: Tensor, solver: Oracle, group: Group) -> Tensor | float:
+def size_factor(d: Tensor, oracle: Oracle, group: Group) -> Tensor | float:
     """Return the step-size factor of directions (matrices, rows, cols).
 
     Returns:
         A number, or (matrices, 1, 1) where it depends on the directions.
     """
     rows, cols = d.shape[-2:]
-    factor = step_size_factor(group["scale"], rows, cols, solver.length)
+    factor = step_size_factor(group["scale"], rows, cols, oracle.length)
     if factor is not None:
         return factor
     norm = frobenius_norm(d)
