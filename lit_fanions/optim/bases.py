@@ -36,10 +36,9 @@ def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator)
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
         columns = oracle(group, *shape[-2:]).basis_columns if shape.numel() else None
         if columns is not None:
-            block = start_block(
+            bases[basis_key(part)] = start_block(
                 shape, columns, device=p.device, generator=generator, oversampling=0
             )
-            bases[basis_key(part)] = block.contiguous()
     return warm_bases(p, bases, group)
 
 
@@ -51,7 +50,7 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     keyed = {basis_key(part): m for part, m in enumerate(gradients)}
     for key, basis in bases.items():
         if oracle(group, *keyed[key].shape[-2:]).warms_up:
-            bases[key] = warmed(keyed[key], basis).contiguous()
+            bases[key] = warmed(keyed[key], basis)
     return bases
 
 

@@ -176,10 +176,16 @@ def _store(pieces: Sequence[Piece], key: str, before: Tensor | None, after: Tens
         return
     count = len(before) // len(pieces)
     stepped = torch.stack([piece.finite for piece in pieces]).repeat_interleave(count)
-    chosen = torch.where(stepped[:, None, None], after, before).split(count)
+    chosen = torch.where(stepped[:, None, None], after, before).contiguous().split(count)
     for piece in pieces:
-        if key not in piece.state or piece.state[key].shape != chosen[0].shape:
-            piece.state[key] = chosen[0].new_empty(chosen[0].shape)
+        stored = piece.state.get(key)
+        # Of one layout, so that the copies are one launch.
+        if (
+            stored is None
+            or stored.stride() != chosen[0].stride()
+            or stored.shape != chosen[0].shape
+        ):
+            piece.state[key] = torch.empty_like(chosen[0])
     torch._foreach_copy_([piece.state[key] for piece in pieces], chosen)
 
 
