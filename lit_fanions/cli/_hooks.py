@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from fsspec.implementations.local import LocalFileSystem
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions.cli.messages import print_warning
+from lit_fanions.cli.results import plural
 
+WARN_AFTER = 10  # steps in a row that a parameter skips
+LOOK_EVERY = 50  # steps between looks at the counters of a GPU
 # Arguments of one call, which a saved recipe leaves out.
 _CALL_ARGUMENTS = {
     *("config", "ckpt_path", "weights_only", "verbose", "return_predictions", "allow_untrained")
@@ -87,6 +94,111 @@ class SaveLastStep(Callback):
                     trainer.save_checkpoint(
                         callback.last_model_path, weights_only=callback.save_weights_only
                     )
+
+
+class WatchSkippedSteps(Callback):
+    """Warns of parameters whose gradients stay non-finite, and ends the run if asked to.
+
+    A run that has diverged would go on to its last step, and be tested, with the weights of the
+    last finite gradient.
+
+    ``patience`` is the number of steps in a row without a finite gradient of some parameter that
+    ends the run; None: never.
+    """
+
+    def __init__(self) -> None:
+        self.patience: int | None = None
+        self._first_step = self._step = 0
+        self._first: dict[str, int] = {}  # steps that each parameter has skipped
+        self._counts: dict[str, int] = {}
+        self._in_a_row: dict[str, int] = {}
+        self._has_warned = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what earlier runs, from which this one is resumed, have skipped."""
+        self._first_step = self._step = trainer.global_step
+        self._first = self._counts = _skipped_steps(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Count the steps in a row; on a GPU rarely, because a look waits for the device."""
+        new = trainer.global_step - self._step
+        is_free = pl_module.device.type == "cpu"
+        if new < (1 if is_free else min(self.patience or LOOK_EVERY, LOOK_EVERY)):
+            return
+        counts = _skipped_steps(trainer, pl_module)
+        self._in_a_row = {
+            name: self._in_a_row.get(name, 0) + new
+            for name, count in counts.items()
+            if count - self._counts.get(name, 0) >= new
+        }
+        self._step, self._counts = trainer.global_step, counts
+        longest = max(self._in_a_row.values(), default=0)
+        if self.patience and longest >= self.patience:
+            raise RuntimeError(
+                f"{self._describe(longest)}; the weights are those of step {self._step - longest}; "
+                "lower the lr or clip the gradients (nonfinite_patience ended the run)"
+            )
+        if longest >= WARN_AFTER and not self._has_warned:
+            print_warning(f"step {self._step}: {self._describe(longest)}")
+        self._has_warned = longest >= WARN_AFTER
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how many steps were skipped."""
+        counts = _skipped_steps(trainer, pl_module)
+        skipped = {name: count - self._first.get(name, 0) for name, count in counts.items()}
+        if most := max(skipped.values(), default=0):
+            steps = plural(trainer.global_step - self._first_step, "step")
+            worst = max(skipped, key=lambda name: skipped[name])
+            print_warning(
+                f"{most} of {steps} skipped, for {worst!r}: non-finite gradients; "
+                f"{sum(map(bool, skipped.values()))} of {len(skipped)} parameters skipped steps"
+            )
+
+    def _describe(self, longest: int) -> str:
+        names = [name for name, steps in self._in_a_row.items() if steps == longest]
+        others = f" and {plural(len(names) - 1, 'other parameter')}" if len(names) > 1 else ""
+        return f"no finite gradient of {names[0]!r}{others} in {plural(longest, 'step')}"
+
+
+def _skipped_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int]:
+    """Return how many steps each parameter has skipped so far."""
+    names: dict[Any, str] = {p: name for name, p in pl_module.named_parameters()}
+    return {
+        names.get(p, "?"): int(state["skipped"])
+        for optimizer in trainer.optimizers
+        for p, state in optimizer.state.items()
+        if "skipped" in state
+    }
+
+
+def reserve_version(logger: Logger) -> None:
+    """Let a logger create the folder of its version, so that no other run takes the same number.
+
+    Lightning's own loggers choose the next number when it is first asked for.
+    """
+    choose = getattr(logger, "_get_next_version", None)
+    is_local = isinstance(getattr(logger, "_fs", None), LocalFileSystem)
+    if choose is None or not is_local or set("~$") & set(logger.root_dir or ""):
+        return
+
+    def reserve() -> int:
+        version: int = choose()
+        while _is_first_rank():  # the other ranks get the folder from this one
+            try:
+                Path(str(logger.root_dir), f"version_{version}").mkdir(parents=True)
+                break
+            except FileExistsError:  # another run was faster
+                version += 1
+        return version
+
+    logger._get_next_version = reserve  # type: ignore[attr-defined]
+
+
+def _is_first_rank() -> bool:
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank == 0
 
 
 class SaveRecipe(SaveConfigCallback):

@@ -3,20 +3,28 @@
 import os
 import shlex
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_fanions.cli import runner
 from lit_fanions.cli.failures import user_place
 from lit_fanions.cli.messages import print_error, program_command, relative_path
 from lit_fanions.cli.results import plural
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+# Signals by which SLURM announces the end of a job's time; Windows has neither.
+_REQUEUES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class Interrupted(BaseException):
@@ -58,31 +66,31 @@ class StopBetweenSteps(Callback):
     """Lets Ctrl-C and SIGTERM end a fit after the optimizer step in progress, with a checkpoint.
 
     Inside a step, a checkpoint could hold half-updated weights; between the micro-batches of a
-    step it would lose their gradients. A second signal stops at once. With several processes,
-    Lightning stops all of them at the same batch after SIGTERM; Ctrl-C stops them at once.
+    step it would lose their gradients. The processes of a run agree after every step, so that a
+    signal to one of them stops all after the same step. A second signal stops at once. SLURM's
+    signal waits for the end of the step too; Lightning then saves and requeues the job.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None  # the signal that asked for the stop
+        self._number = 0  # the signal that waits for the end of the step; 0: none
         self._process = os.getpid()
         self._trainer: pl.Trainer | None = None  # while it trains
-        self._previous: Any = None
+        self._previous: dict[int, Callable[..., Any]] = {}  # handlers to give back
         self._step = 0  # global_step before the batch
         self._saved_step = 0  # global_step of the last checkpoint
         self._between_steps = True
         self._checkpoint = ""
+        self._other_ranks: list[subprocess.Popen[Any]] = []
 
     @contextmanager
     def listen(self) -> Iterator[None]:
         """Turn SIGTERM into an exception, so that a run can say how it ended."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        previous = self._handle(signal.SIGTERM)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
 
     def stopped_by(self, error: BaseException, trainer: pl.Trainer) -> int | None:
         """Return the signal behind an error that ended a run, or None if it was none."""
@@ -90,8 +98,8 @@ class StopBetweenSteps(Callback):
             return error.status - 128
         # Such as the end of a loader's worker; an error in the user's code is shown as one.
         is_own_error = isinstance(error, Exception) and user_place(error) is not None
-        if self.number is not None and not is_own_error:
-            return self.number
+        if self._number in _STOPS and not is_own_error:
+            return self._number
         if isinstance(error, SIGTERMException):
             return signal.SIGTERM
         is_exit = isinstance(error, SystemExit) and trainer.interrupted  # Lightning's, on Ctrl-C
@@ -104,14 +112,29 @@ class StopBetweenSteps(Callback):
         lost = 0 if finished or self._checkpoint else trainer.global_step - self._saved_step
         return Interrupted(number, newest, lost, finished)
 
+    def end_other_ranks(self, trainer: pl.Trainer) -> None:
+        """End the processes that Lightning started for the other ranks, also one that hangs.
+
+        A rank that waits for this one in a collective would otherwise stay behind.
+        """
+        self._detach_other_ranks(trainer)
+        runner.end(self._other_ranks, ())
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, whose handler waits for the other processes."""
+        self._handle(signal.SIGTERM)  # Lightning restores it after the run
+
+    on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over both signals, from Lightning too: it would stop between micro-batches."""
+        """Take over all signals: Lightning would stop, or save, within a step."""
         self._saved_step = self._step = trainer.global_step
         self._trainer = trainer
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
-            return
-        self._previous = signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)  # Lightning restores it after the run
+        self._handle(signal.SIGTERM)
+        numbers = [signal.SIGINT, *(n for n in _REQUEUES if _is_lightnings(signal.getsignal(n)))]
+        for number in numbers:
+            if (previous := self._handle(number)) is not None:
+                self._previous[number] = previous
         if trainer.received_sigterm:  # during the setup
             self._on_signal(signal.SIGTERM, None)
 
@@ -123,45 +146,64 @@ class StopBetweenSteps(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Save and stop if a signal asked for it and an optimizer step has ended."""
         self._between_steps = trainer.global_step > self._step
-        if self.number is not None and self._between_steps:
-            self._save(trainer)
-            raise self.interruption(trainer, self.number)
+        if self._between_steps:
+            self._obey(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any) -> None:
         """Note which steps are saved."""
         self._saved_step = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give Ctrl-C back."""
+        """Save and stop if a signal came after the last step; give the signals back."""
+        self._obey(trainer)
         self._release()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Save between two steps: after a stop in validation, or if a loader's worker died."""
-        stops_all = trainer.world_size > 1 and isinstance(exception, SIGTERMException)
-        stops_here = self.number is not None and not isinstance(exception, KeyboardInterrupt)
-        if self._trainer and (stops_all or (stops_here and self._between_steps)):
+        # The other processes may not be between two steps, and would have to save as well.
+        is_alone = trainer.world_size == 1 and not isinstance(exception, KeyboardInterrupt)
+        if self._trainer and is_alone and self._number in _STOPS and self._between_steps:
             self._save(trainer)
         self._release()
+
+    def _obey(self, trainer: pl.Trainer) -> None:
+        """Do what a signal to any process of the run asks for; all processes must call it."""
+        number = self._number
+        if trainer.world_size > 1:
+            asked = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        if number in _STOPS:
+            self._number = number
+            self._save(trainer)
+            self._detach_other_ranks(trainer)
+            raise self.interruption(trainer, number)
+        if number:
+            self._number = self._number if self._number in _STOPS else 0
+            self._previous[number](number, None)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
             self._on_signal_in_worker(number)
-        elif self._trainer is None or self.number is not None:
+        elif number in _REQUEUES:
+            self._number = self._number or number
+        elif self._trainer is None or self._number in _STOPS:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise Interrupted(number)
-        elif self._trainer.world_size == 1:
-            self.number = number
+        else:
+            self._number = number
             # The end of a loader's workers, which a signal to the whole group stops as well, must
             # not raise in the middle of this step; its batch has arrived.
             if hasattr(signal, "SIGCHLD"):  # not on Windows
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if self._trainer.validating and self._between_steps:
+            is_alone = self._trainer.world_size == 1
+            if is_alone and self._trainer.validating and self._between_steps:
                 raise Interrupted(number)
             again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
-            print_error(f"finishing this optimizer step; {again} again to stop at once")
+            line = f"finishing this optimizer step; {again} again to stop at once"
+            rank_zero_only(print_error)(line)
 
     def _on_signal_in_worker(self, number: int) -> None:
         """Leave Ctrl-C to the process that trains, which still needs its workers' batches."""
@@ -179,12 +221,29 @@ class StopBetweenSteps(Callback):
             trainer.save_checkpoint(path)
             self._checkpoint = path
 
+    def _detach_other_ranks(self, trainer: pl.Trainer) -> None:
+        """Take them over from Lightning, which kills this process once one of them has ended."""
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        for process in [own for own in started if isinstance(own, subprocess.Popen)]:
+            started.remove(process)
+            self._other_ranks.append(process)
+
+    def _handle(self, number: int) -> Any:
+        """Handle a signal here and return its previous handler, or None outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        return signal.signal(number, self._on_signal)
+
     def _release(self) -> None:
-        """Give Ctrl-C back; SIGTERM stays an exception until the run has ended."""
+        """Give the signals back; SIGTERM stays an exception until the run has ended."""
         self._trainer = None
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+
+def _is_lightnings(handler: object) -> bool:
+    """Return True for the handler that Lightning sets under SLURM."""
+    return type(handler).__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
 
 
 def _newest_checkpoint(trainer: pl.Trainer) -> str:

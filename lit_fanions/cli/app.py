@@ -7,6 +7,9 @@ It is Lightning's own command line with these differences:
   (`LIT_FANIONS_TRACEBACK=1` shows the whole traceback);
 * Ctrl-C and SIGTERM during fit finish the optimizer step, save a checkpoint and print the command
   that resumes, with exit status 130 or 143;
+* checkpoints are written whole or not at all, are checked before they are loaded, and run no code
+  unless `--weights_only false` is given; two runs never share a version folder;
+* parameters whose gradients stay non-finite are warned of; `nonfinite_patience` ends the run;
 * a checkpoint restores a run but never overrides the configuration; a warning shows where the two
   differ;
 * validate, test and predict ask for a checkpoint;
@@ -29,19 +32,24 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions import callbacks
 from lit_fanions.cli import failures, messages
+from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_checkpoint, is_remote
 from lit_fanions.cli._hooks import (
     ReportRestoredOptions,
     SaveLastStep,
     SaveRecipe,
     WatchProgress,
+    WatchSkippedSteps,
+    reserve_version,
 )
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
-from lit_fanions.cli.errors import similar_file
+from lit_fanions.cli.errors import one_line, similar_file
 from lit_fanions.cli.messages import SUBCOMMANDS
 from lit_fanions.cli.parser import (
     SECTIONS,
@@ -63,6 +71,7 @@ NOISE = (
 )
 
 EVALUATIONS = ("validate", "test", "predict")
+KEYWORDS = ("best", "last", "hpc")  # checkpoints that Lightning looks up
 
 
 class Trainer(pl.Trainer):
@@ -95,12 +104,16 @@ class CLI(LightningCLI):
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
         self._stop = StopBetweenSteps()
         self._progress = WatchProgress()
+        self._skips = WatchSkippedSteps()
         super().__init__(
             save_config_callback=SaveRecipe,
             save_config_kwargs={"overwrite": True},
             trainer_class=Trainer,
             trainer_defaults={
-                "callbacks": [self._stop, self._progress, ReportRestoredOptions(), SaveLastStep()]
+                "callbacks": [
+                    *(self._stop, self._progress, self._skips),
+                    *(ReportRestoredOptions(), SaveLastStep()),
+                ]
             },
             parser_kwargs=parser_options(),
             parser_class=Parser,
@@ -121,6 +134,13 @@ class CLI(LightningCLI):
             type=bool,
             default=False,
             help="Whether fit ends with a test of the trained weights.",
+        )
+        parser.add_argument(
+            "--nonfinite_patience",
+            type=PositiveInt | None,
+            default=None,
+            help="Steps in a row without a finite gradient of some parameter that end fit; null: "
+            "only warn.",
         )
 
     def _prepare_subcommand_parser(
@@ -156,7 +176,7 @@ class CLI(LightningCLI):
         self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a checkpoint that does not exist, and evaluations without any.
+        """Refuse a checkpoint that cannot be loaded, and evaluations without any.
 
         Lightning would also override the configuration from the checkpoint here.
         """
@@ -171,13 +191,26 @@ class CLI(LightningCLI):
                 f"{subcommand} without --ckpt_path would run on untrained weights; give "
                 "--ckpt_path FILE, or --allow_untrained"
             )
-        if path in ("best", "last", "hpc") and subcommand != "fit":
+        if path in KEYWORDS and subcommand != "fit":
             fail(f"--ckpt_path {path} works only with fit; pass the file")
-        if path and not _is_found(path):
-            fail(f"--ckpt_path: file does not exist: {path}{similar_file(path)}")
-        if path and Path(path).is_file() and not _is_loadable(path):
-            fail(f"--ckpt_path: {path} is no checkpoint")
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True  # Lightning would run the code in one from a URL
+        try:
+            self._check_ckpt_path(path, config.get("weights_only") is not False)
+        except (ValueError, OSError) as error:
+            fail(f"--ckpt_path: {one_line(error, limit=600)}")
         self._progress.checkpoint = path
+
+    def _check_ckpt_path(self, path: str | None, weights_only: bool) -> None:
+        if not path or path in KEYWORDS or path.startswith("registry"):
+            return
+        if path.startswith("http://"):
+            raise ValueError(f"{path} could be changed on its way: use https://")
+        if is_remote(path):
+            return
+        if not Path(path).exists():
+            raise ValueError(f"file does not exist: {path}{similar_file(path)}")
+        rank_zero_only(check_checkpoint)(path, weights_only)
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a refused value is a mistake in the configuration."""
@@ -197,7 +230,13 @@ class CLI(LightningCLI):
                 enable_progress_bar=False,
                 callbacks=[own for own in given if isinstance(own, callbacks.FanionOptimizer)],
             )
-        return super().instantiate_trainer(**kwargs)
+        self._skips.patience = self._get(self.config, "nonfinite_patience")
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        for logger in trainer.loggers:
+            reserve_version(logger)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; a stop by a signal becomes `Interrupted`, whoever raises it."""
@@ -205,6 +244,7 @@ class CLI(LightningCLI):
             with self._stop.listen():
                 super()._run_subcommand(subcommand)
         except (Interrupted, KeyboardInterrupt, SystemExit, Exception) as error:
+            self._stop.end_other_ranks(self.trainer)
             if (number := self._stop.stopped_by(error, self.trainer)) is not None:
                 raise self._stop.interruption(self.trainer, number) from error
             if not isinstance(error, Exception) or self._progress.has_begun:
@@ -322,15 +362,3 @@ def _quiet_lightning() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not any(text in str(record.msg) for text in NOISE)
-
-
-def _is_found(path: str) -> bool:
-    """Return True if Lightning can look up `path`: a file, a folder, a keyword or a remote."""
-    keyword = path in ("best", "last", "hpc") or path.startswith("registry")
-    return keyword or "://" in path or Path(path).exists()
-
-
-def _is_loadable(path: str) -> bool:
-    """Return True if a file starts like what torch.save writes: as a zip file or a pickle."""
-    with open(path, "rb") as file:
-        return file.read(1) in (b"P", b"\x80")

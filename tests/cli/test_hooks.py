@@ -1,11 +1,15 @@
 """Checkpoints and the configuration: which decides what, and what a resumed run shows."""
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import loggers
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from lit_fanions.cli._hooks import reserve_version
 from lit_fanions.cli.app import main
 from tests.cli.recipes import FIT, edit_recipe
 
@@ -70,3 +74,106 @@ def test_progress_bar_of_a_run_resumed_in_the_middle_of_an_epoch_has_a_total(
     assert main([*FIT, *args, "--trainer.callbacks+", "TQDMProgressBar"]) == 0
     assert totals[0] == (8, "Epoch 0: ")
     assert {total for total, _ in totals} == {8}
+
+
+# Skipped steps.
+
+DIVERGING = """\
+import torch
+from toy_zoo import ToyNet
+
+
+class Net(ToyNet):
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        return loss * (float("nan") if self.global_step in SKIPPED else 1.0)
+"""
+
+
+@pytest.fixture
+def diverging(project, monkeypatch):
+    """A function that trains with non-finite gradients in some steps."""
+    monkeypatch.delitem(sys.modules, "diverging", raising=False)
+
+    def fit(skipped: str, *args: str) -> int:
+        Path("diverging.py").write_text(DIVERGING.replace("SKIPPED", skipped))
+        return main([*FIT, "--model", "diverging.Net", *args])
+
+    yield fit
+    sys.modules.pop("diverging", None)
+
+
+def test_diverged_run_is_warned_of_on_the_way_and_at_the_end(diverging, capfd):
+    assert diverging("range(3, 99)") == 0
+    err = capfd.readouterr().err
+    assert err.count("warning: step") == 1
+    line = "no finite gradient of 'net.0.weight' and 3 other parameters in 10 steps"
+    assert f"warning: step 13: {line}" in err
+    assert "warning: 13 of 16 steps skipped, for 'net.0.weight': non-finite gradients" in err
+
+
+def test_single_skipped_steps_are_reported_at_the_end_only(diverging, capfd):
+    assert diverging("range(0, 99, 2)") == 0
+    err = capfd.readouterr().err
+    assert "warning: step" not in err
+    assert "8 of 16 steps skipped" in err
+
+
+def test_run_without_skipped_steps_is_silent(project, capfd):
+    assert main(FIT) == 0
+    assert "skipped" not in capfd.readouterr().err
+
+
+def test_nonfinite_patience_ends_the_run(diverging, capfd):
+    assert diverging("range(3, 99)", "--nonfinite_patience", "5") == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "in 5 steps; the weights are those of step 3;" in line
+
+
+def test_patience_counts_steps_in_a_row(diverging):
+    assert diverging("(1, 2, 4, 5, 7, 8)", "--nonfinite_patience", "3") == 0
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
+def test_patience_that_is_no_positive_number_is_refused(value, project, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--nonfinite_patience", value])
+    assert stop.value.code == 2
+
+
+# Version folders.
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+def test_runs_that_start_at_one_moment_get_a_folder_each(logger, project):
+    chosen = []
+    barrier = threading.Barrier(8)
+
+    def choose() -> None:
+        own = getattr(loggers, logger)(save_dir="logs", name="run")
+        reserve_version(own)
+        barrier.wait()
+        chosen.append(own.version)
+
+    threads = [threading.Thread(target=choose) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(chosen) == list(range(8))
+
+
+def test_chosen_version_is_reserved_before_anything_is_logged(project):
+    assert main([*FIT, "--trainer.max_epochs", "1"]) == 0
+    other = loggers.TensorBoardLogger(save_dir=".", name="lightning_logs")
+    reserve_version(other)
+    assert other.version == 1
+    assert Path("lightning_logs/version_1").is_dir()
+
+
+def test_file_with_the_name_of_a_version_is_passed_over(project):
+    Path("logs").mkdir()
+    Path("logs/version_0").touch()
+    own = loggers.TensorBoardLogger(save_dir=".", name="logs")
+    reserve_version(own)
+    assert own.version == 1

@@ -202,6 +202,80 @@ def test_error_after_a_signal_is_shown_as_an_error(stopped, project, capfd):
     assert "in training_step: TypeError" in capfd.readouterr().err.splitlines()[-1]
 
 
+SLURM = {
+    **{"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "fanion"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+}
+
+
+def test_signal_of_slurm_saves_between_steps_and_requeues(stopped, project, monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    tools = project / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text("#!/bin/sh\necho $* > requeued\n")
+    (tools / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    stopped("training_step", IN_EPOCH_0, signal.SIGUSR1)
+    args = ["--trainer.accumulate_grad_batches", "3", "--test_after_fit", "false"]
+    assert main([*FIT, *args, *NET]) == 0
+    assert Path("requeued").read_text() == "requeue 7\n"
+    assert torch.load("hpc_ckpt_1.ckpt", weights_only=True)["global_step"] == 2  # of 3 batches
+
+
+TWO_PROCESSES = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def start_two_processes() -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lit_fanions", *FIT, "--model", "toy_zoo.Slow"]
+    run = start_training([*command, *TWO_PROCESSES, "--trainer.max_epochs", "1000"])
+    assert run.poll() is None, run.communicate()[1]
+    return run
+
+
+def children(run: subprocess.Popen[str]) -> list[int]:
+    """Return the process ids of the other ranks."""
+    return list(map(int, Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()))
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other rank in /proc")
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_signal_to_one_process_stops_all_after_the_same_step(number, rank, project):
+    run = start_two_processes()
+    others = children(run)
+    os.kill(run.pid if rank == 0 else others[0], number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number, err
+    assert not any(Path(f"/proc/{other}").exists() for other in others)
+    saved = err.splitlines()[-1].rpartition("--ckpt_path ")[2]
+    assert err.count("resume with") == 1
+    assert torch.load(saved, weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other rank in /proc")
+def test_stopped_rank_ends_the_run_within_the_timeout(project):
+    strategy = "{class_path: DDPStrategy, init_args: {timeout: '0:00:10'}}"
+    command = [sys.executable, "-m", "lit_fanions", *FIT, "--model", "toy_zoo.Slow"]
+    options = ["--trainer.devices", "2", "--trainer.strategy", strategy]
+    run = start_training([*command, *options, "--trainer.max_epochs", "1000"])
+    (other,) = children(run)
+    os.kill(other, signal.SIGSTOP)
+    start = time.monotonic()
+    _, err = run.communicate(timeout=90)
+    assert run.returncode == 1, err
+    assert time.monotonic() - start < 60
+    assert "Timed out" in err.splitlines()[-1]
+    assert not Path(f"/proc/{other}").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_to_the_whole_group_spares_the_step_in_progress(number, project):

@@ -1,0 +1,210 @@
+"""Checkpoint files: written whole or not at all, checked before loading, never run as code."""
+
+import contextlib
+import functools
+import glob
+import io
+import os
+import pickle
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from fsspec.core import url_to_fs
+from lightning.fabric.plugins import TorchCheckpointIO
+
+_TRUST = "pass --weights_only false if you trust its author"
+_DAMAGED = "take an earlier checkpoint, or copy the file again"
+_ABANDONED = 3600  # seconds without a write after which another run does not write a file any more
+# What the metadata of a distributed checkpoint may be made of, beside dtypes.
+_METADATA_TYPES = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "pathlib": ("Path", "PosixPath", "WindowsPath"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath"),
+}  # fmt: skip
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it; checks a checkpoint before loading.
+
+    A kill, a full disk or a loss of power while saving leaves the earlier file as it was.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save a checkpoint; object storage and other remote file systems are left to Lightning."""
+        if is_remote(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            with _replacing(Path(path)) as file:
+                torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load a checkpoint; objects other than weights only with ``weights_only=False``."""
+        file: Any = path
+        if is_remote(path):
+            files, name = url_to_fs(str(path))
+            file = io.BytesIO(files.cat_file(name))
+            _check_records(file, path)
+        else:
+            check_checkpoint(path)
+        try:
+            checkpoint = torch.load(file, map_location, weights_only=weights_only is not False)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(_describe(error, path)) from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise ValueError(f"{path} is no checkpoint of a Trainer: it has no state_dict")
+        return checkpoint
+
+
+def is_remote(path: str | Path) -> bool:
+    """Return True for an URL."""
+    return "://" in str(path)
+
+
+def check_checkpoint(path: str | Path, weights_only: bool = True) -> None:
+    """Refuse a local checkpoint that is damaged, or a distributed one that holds code.
+
+    Distributed checkpoints are read by torch.distributed.checkpoint, which unpickles their metadata
+    and whatever is no tensor without restrictions.
+
+    Args:
+        path: A file, or the folder of a distributed checkpoint.
+        weights_only: Whether code is refused.
+
+    Raises:
+        ValueError: If a checksum does not fit, or the path is no checkpoint.
+    """
+    if Path(path).is_dir():
+        _check_folder(Path(path), weights_only)
+    else:
+        status = os.stat(path)
+        _check_file(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _check_file(path: str, size: int, modified: int) -> None:
+    """Check a file once, although that is asked before the model is built and when loading."""
+    with open(path, "rb") as file:
+        _check_records(file, path)
+
+
+def _check_records(file: IO[bytes], path: object) -> None:
+    """Compare a file with the checksums that torch.save writes; its old format has none."""
+    start = file.read(2)
+    if start[:1] == b"\x80":
+        return
+    if start != b"PK":
+        raise ValueError(f"{path} is no checkpoint" + (": it is empty" if not start else ""))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # any, as the headers may be damaged
+        raise ValueError(f"{path} is damaged ({error}): {_DAMAGED}") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged (record {damaged}): {_DAMAGED}")
+    file.seek(0)
+
+
+def _describe(error: Exception, path: object) -> str:
+    """Return why torch could not load a file."""
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+        return f"{path} holds objects that can run code when they are loaded: {_TRUST}"
+    reason = " ".join(str(error).split())[:200]
+    return f"{path} cannot be loaded ({type(error).__name__}: {reason}): {_DAMAGED}"
+
+
+def _check_folder(folder: Path, weights_only: bool) -> None:
+    """Check a distributed checkpoint: its metadata, and each tensor and object in its files."""
+    if not (folder / ".metadata").is_file():
+        raise ValueError(f"{folder} is no distributed checkpoint: it has no file .metadata")
+    reader = _MetadataReader if weights_only else pickle.Unpickler
+    with (folder / ".metadata").open("rb") as file:
+        try:
+            metadata = reader(file).load()
+            entries = [(info, _is_tensor(metadata, index)) for index, info in
+                       metadata.storage_data.items()]  # fmt: skip
+        except _Forbidden as error:
+            raise ValueError(f"{file.name} calls {error} when it is loaded: {_TRUST}") from error
+        except Exception as error:  # any, as the bytes may be damaged
+            raise ValueError(f"{file.name} is damaged ({error!r}): {_DAMAGED}") from error
+    for info, is_tensor in entries:
+        path = folder / info.relative_path
+        with path.open("rb") as file:
+            file.seek(info.offset)
+            record = io.BytesIO(file.read(info.length))
+        _check_records(record, path)
+        if weights_only and not is_tensor:
+            try:
+                torch.load(record, weights_only=True)
+            except Exception as error:
+                raise ValueError(_describe(error, path)) from error
+
+
+def _is_tensor(metadata: Any, index: Any) -> bool:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    return isinstance(metadata.state_dict_metadata[index.fqn], TensorStorageMetadata)
+
+
+class _Forbidden(Exception):
+    """A pickle names something that the metadata of a checkpoint has no need of."""
+
+
+class _MetadataReader(pickle.Unpickler):
+    """Reads the metadata of a distributed checkpoint, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _METADATA_TYPES.get(module, ()):
+            return super().find_class(module, name)
+        raise _Forbidden(f"{module}.{name}")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of ``path`` once it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        # After an error of the file torch.save raises one of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            reason = f"{cause.strerror}; the file that was there before is unchanged"
+            raise OSError(cause.errno, reason, str(path)) from error
+        raise
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # left by a kill
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > _ABANDONED:
+                stale.unlink()
