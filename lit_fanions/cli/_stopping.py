@@ -15,11 +15,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions.cli import runner
 from lit_fanions.cli.failures import user_place
-from lit_fanions.cli.messages import print_error, program_command, relative_path
+from lit_fanions.cli.messages import program_command, relative_path
 from lit_fanions.cli.results import plural
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -66,9 +65,10 @@ class StopBetweenSteps(Callback):
     """Lets Ctrl-C and SIGTERM end a fit after the optimizer step in progress, with a checkpoint.
 
     Inside a step, a checkpoint could hold half-updated weights; between the micro-batches of a
-    step it would lose their gradients. The processes of a run agree after every step, so that a
-    signal to one of them stops all after the same step. A second signal stops at once. SLURM's
-    signal waits for the end of the step too; Lightning then saves and requeues the job.
+    step it would lose their gradients; raised outside a hook, an exception could leave a logger's
+    lock held. The processes of a run agree after every step, so that a signal to one of them stops
+    all after the same step. A second signal stops at once. SLURM's signal waits for the end of the
+    step too; Lightning then saves and requeues the job.
     """
 
     def __init__(self) -> None:
@@ -149,6 +149,11 @@ class StopBetweenSteps(Callback):
         if self._between_steps:
             self._obey(trainer)
 
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Stop between two batches of a validation that lies between two steps."""
+        if self._number in _STOPS and self._stops_in_validation():
+            raise self.interruption(trainer, self._number)
+
     def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any) -> None:
         """Note which steps are saved."""
         self._saved_step = trainer.global_step
@@ -198,12 +203,17 @@ class StopBetweenSteps(Callback):
             # not raise in the middle of this step; its batch has arrived.
             if hasattr(signal, "SIGCHLD"):  # not on Windows
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            is_alone = self._trainer.world_size == 1
-            if is_alone and self._trainer.validating and self._between_steps:
-                raise Interrupted(number)
-            again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
-            line = f"finishing this optimizer step; {again} again to stop at once"
-            rank_zero_only(print_error)(line)
+            if self._trainer.is_global_zero and not self._stops_in_validation():
+                again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
+                line = f"\nfinishing this optimizer step; {again} again to stop at once\n"
+                os.write(2, line.encode())  # print may be interrupted in itself
+
+    def _stops_in_validation(self) -> bool:
+        """Return True if a stop need not wait for a step; other processes would have to agree."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size > 1:
+            return False
+        return trainer.validating and self._between_steps
 
     def _on_signal_in_worker(self, number: int) -> None:
         """Leave Ctrl-C to the process that trains, which still needs its workers' batches."""
