@@ -29,7 +29,7 @@ from lit_fanions.norms import (
     row_lengths,
     singular_values,
 )
-from lit_fanions.vector_norms import Euclidean, Largest, TopSumDual, root
+from lit_fanions.vector_norms import Euclidean, Largest, Power, TopSumDual, root
 
 __all__ = ["Plan", "plan", "rho", "smoothness"]
 
@@ -105,10 +105,10 @@ def smoothness(norm: Norm, a: Tensor, b: Tensor) -> Tensor:
     """Return L of (A1) for the gradient A (X - S) B.
 
     L is the largest dual norm of A X B over the unit ball. Exact for all norms of singular values
-    (Frobenius, Spectral, Nuclear, KyFan, KyFanDual), their Frobenius blends and SumEntry. An upper
-    bound, which is a valid L all the same, for MaxEntry, MaxRow and MaxColumn, whose exact value
-    is NP-hard, and for all other blends: (alpha sqrt(L_1) + weight sqrt(L_2))^2 from the L of the
-    two parts.
+    (Frobenius, Spectral, Nuclear, KyFan, KyFanDual, Schatten), the Frobenius blends of the middle
+    four, and SumEntry. An upper bound, which is a valid L all the same, for MaxEntry, MaxRow and
+    MaxColumn, whose exact value is NP-hard, and for all other blends: (alpha sqrt(L_1) + weight
+    sqrt(L_2))^2 from the L of the two parts.
 
     Args:
         norm: Any of ``lit_fanions.norms``.
@@ -142,7 +142,10 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
         return (norm.alpha * roots[0] + norm.weight * roots[1]) ** 2
     norm = coordinate_norm(norm)
     extremes = norm.vector.extremes(products.shape[-1])
-    if extremes is None:  # Frobenius
+    if isinstance(norm.vector, Power) and norm.vector.p > 2:
+        # max sum c_i y_i over sums of y_i^(p / 2) of at most 1, by Hoelder's inequality
+        return Power(norm.vector.p / (norm.vector.p - 2)).value(products)
+    if extremes is None:  # Frobenius, or Schatten with p below 2
         return products[..., 0]
     if norm.coordinates is singular_values:
         return (products.unsqueeze(-2) * extremes.square()).sum(-1).amax(-1)

@@ -12,7 +12,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_choice", "check_flag", "did_you_mean", "real_number", "whole_number"]
+__all__ = ["check_choice", "check_flag", "did_you_mean", "exponent", "real_number", "whole_number"]
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
@@ -38,8 +38,8 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} {value!r} is none of {', '.join(allowed)}{hint}")
 
 
-def check_flag(name: str, value: object) -> None:
-    """Refuse what is not a bool.
+def check_flag(name: str, value: object) -> bool:
+    """Return a bool; refuse everything else.
 
     Args:
         name: Name of the argument, for the message.
@@ -50,6 +50,7 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -93,6 +94,19 @@ def real_number(
     if not number or not math.isfinite(value) or not (least <= value < below and value > above):
         raise ValueError(f"{name} must be a number {_interval(least, below, above)}, got {value!r}")
     return float(value)
+
+
+def exponent(name: str, value: Any) -> float:
+    """Return the exponent of a norm: infinity, or a number of at least 1.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value given.
+
+    Raises:
+        ValueError: If the value is neither.
+    """
+    return math.inf if value == math.inf else real_number(name, value, 1.0)
 
 
 def _interval(least: float, below: float, above: float) -> str:

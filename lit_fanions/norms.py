@@ -12,17 +12,19 @@ shape (..., rows, cols), treats the leading dimensions as a batch, and answers i
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lit_fanions.checks import check_choice, real_number, whole_number
+from lit_fanions.checks import check_choice, exponent, real_number, whole_number
 from lit_fanions.minkowski import TOLERANCE, Body, Coordinates, split
 from lit_fanions.vector_norms import (
     Euclidean,
     Largest,
+    Power,
     TopSum,
     TopSumDual,
     VectorNorm,
@@ -40,6 +42,7 @@ __all__ = [
     "MaxRow",
     "Norm",
     "Nuclear",
+    "Schatten",
     "Spectral",
     "SumEntry",
 ]
@@ -185,6 +188,27 @@ class KyFanDual(CoordinateNorm):
 
     def __repr__(self) -> str:
         return f"KyFanDual({self.k})"
+
+
+class Schatten(CoordinateNorm):
+    """The p-th root of the sum of p-th powers of the singular values, 1 <= p <= infinity.
+
+    The dual is the Schatten q-norm, 1/p + 1/q = 1, the oracle U (S / |S|_q)^(q - 1) V^T. p = 1 is
+    the nuclear norm, 2 the Frobenius norm, infinity the spectral norm.
+
+    Args:
+        p: The exponent.
+
+    Raises:
+        ValueError: If p is below 1.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = exponent("p", p)
+        self.vector = {1.0: TopSumDual(1), math.inf: Largest()}.get(self.p) or Power(self.p)
+
+    def __repr__(self) -> str:
+        return f"Schatten({self.p:g})"
 
 
 class MaxEntry(CoordinateNorm):

@@ -42,7 +42,7 @@ class VectorNorm(ABC):
     def extremes(self, n: int) -> Tensor | None:
         """Return the extreme points of the unit ball up to order and signs: (count, n).
 
-        None for the Euclidean ball, which has infinitely many.
+        None for balls that have infinitely many.
         """
 
     def longest(self, n: int) -> float:
@@ -72,6 +72,48 @@ class Euclidean(VectorNorm):
 
     def extremes(self, n: int) -> None:  # noqa: D102
         return None
+
+
+class Power(VectorNorm):
+    """The p-th root of the sum of p-th powers, 1 < p < infinity."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def value(self, s: Tensor) -> Tensor:  # noqa: D102
+        peak = s.detach().amax(-1, keepdim=True)  # as in Euclidean
+        return torch.linalg.vector_norm(divide(s, peak), ord=self.p, dim=-1) * peak.squeeze(-1)
+
+    @property
+    def dual_norm(self) -> VectorNorm:  # noqa: D102
+        return Power(self.p / (self.p - 1))
+
+    def vertex(self, s: Tensor) -> Tensor:  # noqa: D102
+        powers = divide(s, s.amax(-1, keepdim=True)) ** (1 / (self.p - 1))
+        return divide(powers, self.value(powers).unsqueeze(-1))
+
+    def project(self, s: Tensor, radius: Tensor) -> Tensor:
+        """Return x with x + t x^(p - 1) = s for the one t at which x has norm ``radius``."""
+        scale = s.amax(-1, keepdim=True)
+        s, radius = divide(s, scale), divide(radius.unsqueeze(-1), scale)
+        power = self.p - 1
+
+        def shrunk(t: Tensor) -> Tensor:
+            return root(lambda x: s - x - t * x**power, torch.zeros_like(s), s)
+
+        # x is at most (s / t)^(1 / (p - 1)).
+        high = divide(self.value(s ** (1 / power)).unsqueeze(-1), radius) ** power
+        t = root(
+            lambda t: self.value(shrunk(t)).unsqueeze(-1) - radius, torch.zeros_like(high), high
+        )
+        inside = self.value(s).unsqueeze(-1) <= radius
+        return torch.where(inside, s, torch.where(radius > 0, shrunk(t), 0)) * scale
+
+    def extremes(self, n: int) -> None:  # noqa: D102
+        return None
+
+    def longest(self, n: int) -> float:  # noqa: D102
+        return float(n ** max(0.0, 1 / 2 - 1 / self.p))
 
 
 class Largest(VectorNorm):

@@ -19,12 +19,13 @@ SPECTRAL = [
     norms.KyFanDual(9),
 ]
 F_BLENDS = [norms.Blend(norm, (0.3, 0.9)[i % 2]) for i, norm in enumerate(SPECTRAL)]
-EXACT = [*SPECTRAL, *F_BLENDS, norms.SumEntry()]
+EXACT = [*SPECTRAL, *F_BLENDS, norms.Schatten(1.5), norms.Schatten(3), norms.SumEntry()]
 BOUNDED = [
     norms.MaxEntry(),
     norms.MaxRow(),
     norms.MaxColumn(),
     norms.Blend(norms.Spectral(), 0.4, norms.MaxRow()),
+    norms.Blend(norms.Schatten(3), 0.4),
     norms.Blend(norms.SumEntry(), 0.4),
     norms.Blend(norms.MaxEntry(), 0.4),
     norms.Blend(norms.Spectral(), 0.4, "sign", 0.3),

@@ -37,6 +37,7 @@ SIGN_BLENDS += [  # solved by iteration
     norms.Blend(norms.MaxRow(), 0.4, norms.MaxColumn()),
 ]
 PLAIN += [norms.KyFan(9), norms.KyFanDual(9)]  # more than there are
+PLAIN += [norms.Schatten(1.5), norms.Schatten(3)]  # whose blends take seconds
 
 
 def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -112,6 +113,27 @@ def test_sign_blend_of_a_vector_by_a_search_in_one_dimension(norm, length):
         above = (x.abs() - factor * t * (1 - alpha) * scale).clamp(min=0)
         size = torch.linalg.vector_norm(above, ord=length)
         assert bool(size <= alpha * factor * t) == inside
+
+
+@pytest.mark.parametrize("p", [1.5, 3])
+def test_the_oracle_of_schatten_blends_lies_on_the_ball(p):
+    norm = norms.Blend(norms.Schatten(p), 0.4)
+    value = norm.value(norm.lmo(gaussian64(2, 4, 3)))
+    torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("p", "norm"),
+    [(1, norms.Nuclear()), (2.0, norms.Frobenius()), (float("inf"), norms.Spectral())],
+)
+def test_schatten_norms_end_in_known_ones(p, norm):
+    x, schatten = gaussian64(2, 5, 4), norms.Schatten(p)
+    for ours, theirs in ((schatten.value, norm.value), (schatten.dual, norm.dual)):
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(schatten.lmo(x), norm.lmo(x))
+    for wrong in (0.99, float("nan"), -1, True):
+        with pytest.raises(ValueError, match="p must be"):
+            norms.Schatten(wrong)
 
 
 @pytest.mark.parametrize("norm", [norms.Spectral(), norms.Nuclear()], ids=repr)

@@ -19,6 +19,7 @@ from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.block_power import dion
 from lit_fanions.lmo.factorisations import noise, wide
 from lit_fanions.lmo.newton_schulz import polar_dtype, unit_polar
+from lit_fanions.lmo.powers import schatten_direction
 from lit_fanions.lmo.problems import Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 from lit_fanions.lmo.singular_triplets import keeps_basis, leading_triplets
@@ -150,6 +151,28 @@ def dion_step(problem: Problem) -> Answer:
     return Answer(p @ q.mT, Triplets(p, lengths, q.mT))
 
 
+def schatten(problem: Problem) -> Answer:
+    """Return U (S / |S|_q)^(q - 1) V^T, 1/p + 1/q = 1."""
+    settings = problem.case.settings
+    ends = {1.0: nuclear, 2.0: frobenius, math.inf: spectral}
+    if settings.p in ends:
+        return ends[settings.p](problem)
+    x = problem.normalised()[0]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    broken = largest_entry(x) * 0
+    x = x.masked_fill(broken.isnan(), 0.0)
+    d = schatten_direction(x, settings.p, exact=settings.polar == "exact")
+    return Answer(d + broken)
+
+
+def spectral_unit(problem: Problem) -> Answer:
+    """Return m / |m|_op, the longest multiple of m in the spectral ball."""
+    m, settings = problem.m, problem.case.settings
+    triplets = leading_triplets(m, 1, settings, problem.warm_start, problem.generator)
+    largest = triplets.S[..., :1, None]
+    return Answer(m.to(largest) / torch.where(largest == 0, 1.0, largest), triplets)
+
+
 def frobenius(problem: Problem) -> Answer:
     """Return m / |m|_F."""
     return Answer(problem.normalised()[0])
@@ -204,11 +227,22 @@ def _lengths(dim: int) -> Callable[[Spectrum, Tensor, Case], Tensor]:
     return lambda s, x, case: torch.linalg.vector_norm(x.to(s.frobenius), dim=dim).sum(-1)
 
 
+def _schatten(s: Spectrum, x: Tensor, case: Case) -> Tensor:
+    p = case.settings.p
+    ends = {1.0: spectra.spectral, 2.0: lambda s: s.frobenius, math.inf: spectra.nuclear}
+    return ends[p](s) if p in ends else spectra.schatten(s, p / (p - 1))
+
+
 def _ky_fan(s: Spectrum, x: Tensor, case: Case) -> Tensor:
     return spectra.nuclear(s) if case.k >= case.limit else spectra.ky_fan(s, case.k)
 
 
 # Balls.
+
+# Frobenius norm of directions where no matrix changes it, by p.
+_SCHATTEN_LENGTHS: dict[float, Callable[[int], float | None]] = {
+    1.0: lambda limit: 1.0, 2.0: lambda limit: 1.0, math.inf: math.sqrt,
+}  # fmt: skip
 
 BALLS: dict[str, Ball] = {
     "frobenius": Ball(
@@ -253,6 +287,23 @@ BALLS: dict[str, Ball] = {
         kyfan,
         norm=lambda case: norms.KyFan(case.k),
         dual=lambda s, x, case: torch.maximum(spectra.spectral(s), spectra.nuclear(s) / case.k),
+        length=lambda case: None,
+        solved_rank=lambda case: 1,
+    ),
+    "schatten": Ball(
+        "Schatten p", "U (Σ / ‖Σ‖_q)^(q−1) Vᵀ, 1/p + 1/q = 1",
+        schatten,
+        norm=lambda case: norms.Schatten(case.settings.p),
+        dual=_schatten,
+        length=lambda case: _SCHATTEN_LENGTHS.get(case.settings.p, lambda n: None)(case.limit),
+        solved_rank=lambda case: 1 if case.settings.p == 1 and case.limit > 1 else None,
+        is_polar=lambda case: case.settings.p == math.inf,
+    ),
+    "spectral_unit": Ball(
+        "spectral, along M alone", "M / σ₁",
+        spectral_unit,
+        norm=lambda case: norms.Spectral(),
+        dual=lambda s, x, case: s.frobenius**2 / spectra.spectral(s),
         length=lambda case: None,
         solved_rank=lambda case: 1,
     ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions import norms
-from lit_fanions.checks import check_choice, real_number, whole_number
+from lit_fanions.checks import check_choice, exponent, real_number, whole_number
 from lit_fanions.lmo.balls import BALLS, Ball, polar_input
 from lit_fanions.lmo.newton_schulz import check_polar, unit_polar
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
@@ -154,6 +154,7 @@ def direction(
     alpha: float = 1.0,
     blend: str = "frobenius",
     sign_scale: float = 1.0,
+    p: float = 3.0,
     ball: str = "fanion",
     polar: str = "auto",
     polar_steps: int | None = None,
@@ -178,6 +179,7 @@ def direction(
         blend: Ball that has the weight 1 - alpha: frobenius (m / |m|_F), sign (sign_scale *
             sign(m)) or any other of ``balls.BALLS``.
         sign_scale: Size of the sign part's entries.
+        p: Exponent of the Schatten ball, from 1 to infinity.
         ball: A ball of ``balls.BALLS``; fanion has the rank k, kyfan is the Ky Fan ball of k.
         polar: Full-rank method, see ``polar``.
         polar_steps: Its steps; None is the method's own number.
@@ -200,8 +202,8 @@ def direction(
         raise ValueError("dion iterates on a basis: give warm_start, (..., cols, rank)")
     check_choice("ball", ball, BALLS)
     check_choice("blend", blend, BALLS)
-    settings = Settings(polar, polar_steps, solver, solver_steps, oversampling, tol, sign_scale)
-    case = _checked_case(m, rank, settings)
+    solvers = polar, polar_steps, solver, solver_steps, oversampling, tol
+    case = _checked_case(m, rank, Settings(*solvers, sign_scale, p))
     oracle = Oracle(BALLS[ball], case, real_number("alpha", alpha), BALLS[blend])
     answer = oracle.solve(m.detach(), warm_start=warm_start, generator=generator)
     return answer.direction.to(m.dtype)
@@ -212,6 +214,7 @@ def _checked_case(m: Tensor, rank: int | None, settings: Settings) -> Case:
     check_solver(settings.solver, settings.solver_steps, settings.oversampling)
     real_number("tol", settings.tol, 0.0)
     real_number("sign_scale", settings.sign_scale, above=0.0)
+    exponent("p", settings.p)
     rows, cols = m.shape[-2:]
     k = min(rows, cols) if rank is None else min(whole_number("rank", rank), rows, cols)
     return Case(k, rows, cols, settings)

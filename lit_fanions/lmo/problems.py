@@ -17,7 +17,7 @@ OVERSAMPLING = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the solvers, and the radius of the sign ball.
+    """Options of the solvers and of balls.
 
     Attributes:
         polar: Full-rank method, see ``newton_schulz.polar``.
@@ -27,6 +27,7 @@ class Settings:
         oversampling: Columns beyond k of a block that starts cold.
         tol: Residual at which solvers with a tolerance stop.
         sign_scale: Radius of the sign ball, the size of the entries of its direction.
+        p: Exponent of the Schatten ball, from 1 to infinity.
     """
 
     polar: str = "auto"
@@ -36,6 +37,7 @@ class Settings:
     oversampling: int = OVERSAMPLING
     tol: float = 1e-2
     sign_scale: float = 1.0
+    p: float = 3.0
 
 
 class Triplets(NamedTuple):

@@ -260,6 +260,13 @@ def ky_fan(s: Spectrum, k: int) -> Tensor:
     return torch.minimum((_leading(s, k) * s.values).sum(-1), nuclear(s))
 
 
+def schatten(s: Spectrum, q: float) -> Tensor:
+    """Return the q-th root of the sum of the q-th powers of the singular values, (...)."""
+    largest = s.values[..., :1]
+    relative = s.values / torch.where(largest > 0, largest, 1.0)
+    return (s.weights * relative**q).sum(-1) ** (1 / q) * largest[..., 0]
+
+
 def nuclear_rank(s: Spectrum) -> Tensor:
     """Return the squared nuclear over the squared Frobenius norm, (...): from 1 to the rank."""
     return (nuclear(s) / s.frobenius).square()

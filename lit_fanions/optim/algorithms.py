@@ -49,6 +49,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "fanion": matrix_algorithm("fanion", rank=_LOW_RANK),
     "kyfan": matrix_algorithm("kyfan", rank=_LOW_RANK),
     "nsgd": matrix_algorithm("frobenius"),
+    "schatten": matrix_algorithm("schatten"),
     "signum": matrix_algorithm("sign"),
     "coordinate": matrix_algorithm("coordinate"),
     "row": matrix_algorithm("row"),

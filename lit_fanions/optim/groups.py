@@ -111,8 +111,10 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         check_solver(group["solver"], group["solver_steps"], group["oversampling"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    defaults = default_options(group["algorithm"])
+    if group["p"] != defaults["p"] and "schatten" not in (entry.ball, group["blend"]):
+        raise ValueError(f"{where}: p belongs to the Schatten ball: set algorithm or blend to it")
     if group["adapt"] == "none":
-        defaults = default_options(group["algorithm"])
         for name in ("beta2", "eps"):
             if group[name] != defaults[name]:
                 raise ValueError(f"{where}: {name} belongs to adamw and to adapt: set adapt too")

@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 import torch
 
-from lit_fanions.checks import check_choice, check_flag, did_you_mean, real_number, whole_number
+from lit_fanions.checks import (
+    check_choice,
+    check_flag,
+    did_you_mean,
+    exponent,
+    real_number,
+    whole_number,
+)  # fmt: skip
 from lit_fanions.lmo import BALLS, OVERSAMPLING, PolarMethod, Solver
 from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
@@ -51,11 +58,6 @@ def _choice(allowed: Iterable[str]) -> _Check:
     return check
 
 
-def _flag(name: str, value: Any) -> bool:
-    check_flag(name, value)
-    return bool(value)
-
-
 def _number(
     least: float = -float("inf"), below: float = float("inf"), above: float = -float("inf")
 ) -> _Check:
@@ -73,16 +75,12 @@ def _rank(name: str, value: Any) -> Any:
         return whole_number(name, value)
     except ValueError:
         fraction = hasattr(value, "__float__") and not isinstance(value, (bool, str))
-        if fraction and 0 < float(value) <= 1 and not _is_whole(value):
+        if fraction and 0 < float(value) <= 1 and not hasattr(value, "__index__"):
             return float(value)
         raise ValueError(
             f'{name} must be a whole number of at least 1, a fraction in (0, 1] or "full", '
             f"got {value!r}"
         ) from None
-
-
-def _is_whole(value: Any) -> bool:
-    return hasattr(value, "__index__")
 
 
 def _splits(name: str, value: Any) -> Any:
@@ -156,7 +154,7 @@ class GroupOptions:
     nesterov: bool | None = _option(
         "Nesterov momentum. Error feedback has its own momentum and turns it off. Default: on, "
         "off for sgd.",
-        _flag,
+        check_flag,
         matrix=True,
         sgd=False,
     )
@@ -201,6 +199,9 @@ class GroupOptions:
     )
     sign_scale: float | None = _option(
         "Size of the entries of the sign direction. Default: 1.", _number(above=0.0), matrix=1.0
+    )
+    p: float | None = _option(
+        "Exponent of the Schatten ball: 1 neon, 2 nsgd, .inf muon. Default 3.", exponent, matrix=3.0
     )
     polar: PolarMethod | None = _option(
         "Solver for full rank (lmo.polar). Default: auto.", _choice(METHODS), matrix="auto"
@@ -249,13 +250,13 @@ class GroupOptions:
     )
     renormalize: bool | None = _option(
         "Scale the weight to Frobenius norm sqrt(out) before each step. Default: off.",
-        _flag,
+        check_flag,
         matrix=False,
     )
     error_feedback: bool | None = _option(
         "Keep what a step of low rank leaves behind: M <- M + G, and only the captured part "
         "decays, M <- M - (1 - momentum) U_k S_k V_k^T. Default: off, on for dion.",
-        _flag,
+        check_flag,
         matrix=False,
     )
     splits: int | list[int] | None = _option(
@@ -336,10 +337,7 @@ def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, 
 
 
 def is_foreign(source: str, target: str) -> bool:
-    """Return whether two algorithms step by different rules and so need lr of their own.
-
-    All balls are one kind; adamw and sgd are kinds of their own.
-    """
+    """Return whether two algorithms are of different kinds (balls, adamw, sgd), with lr apart."""
     return find_algorithm(source).kind != find_algorithm(target).kind
 
 

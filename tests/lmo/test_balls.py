@@ -123,3 +123,51 @@ def test_the_coordinate_direction_is_the_sign_of_the_largest_entry(name):
     assert d.dtype == m.dtype
     assert quality(m, d, norms.SumEntry()) == pytest.approx(1)
     assert (norms.SumEntry().value(d) == (m.amax((-2, -1)) != 0).double()).all()
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("p", [1.2, 3, 5, 40])
+def test_schatten_directions_are_oracles(name, p):
+    m = MATRICES[name]
+    norm = norms.Schatten(p)
+    exact = lmo.direction(m, ball="schatten", p=p, polar="exact")
+    fast = lmo.direction(m, ball="schatten", p=p)
+    with DeviceBranches():  # by products for p = 3 and 5
+        products = lmo.direction(m, ball="schatten", p=p)
+    for d, error in ((exact, 1e-5), (fast, 1e-5), (products, 5e-3)):
+        assert d.shape == m.shape and d.dtype == m.dtype
+        assert quality(m, d, norm) >= 1 - error - torch.finfo(m.dtype).eps
+        assert norm.value(d).max() <= largest_value(m.dtype) + error
+        assert d.any() != name.startswith("zero")
+
+
+@pytest.mark.parametrize(
+    ("p", "known"),
+    [(1, {"rank": 1}), (2, {"ball": "frobenius"}), (float("inf"), {"ball": "spectral"})],
+)
+def test_schatten_directions_end_in_known_ones(p, known):
+    m = gaussian(2, 70, 90)
+    for blend in ("frobenius", "sign"):
+        options = {"alpha": 0.7, "blend": blend, "solver": "exact"}
+        d = lmo.direction(m, ball="schatten", p=p, **options)
+        assert torch.equal(d, lmo.direction(m, **{"ball": "fanion"} | known, **options))
+    # From both sides the directions go there.
+    near = [lmo.direction(m, ball="schatten", p=q, polar="exact") for q in _around(p)]
+    at = lmo.direction(m, ball="schatten", p=p, polar="exact", solver="exact")
+    for d in near:
+        torch.testing.assert_close(d, at, rtol=0, atol=2e-3)
+
+
+def _around(p: float) -> list[float]:
+    return {1: [1 + 1e-4], 2: [1.999, 2.001]}.get(p, [1e6])
+
+
+def test_spectral_units_have_the_spectral_norm_1():
+    for name in ("gaussian", "tall", "1e-20", "float16"):
+        m = MATRICES[name]
+        d = lmo.direction(m, ball="spectral_unit", solver="exact").double()
+        exact = m.double() / norms.Spectral().value(m)[:, None, None]
+        torch.testing.assert_close(d, exact, rtol=2 * torch.finfo(m.dtype).eps, atol=1e-5)
+        blended = lmo.direction(m, alpha=1.2, blend="spectral_unit", polar="exact", solver="exact")
+        wanted = 1.2 * norms.Spectral().lmo(m) - 0.2 * exact
+        torch.testing.assert_close(blended.double(), wanted, rtol=0, atol=2e-3)

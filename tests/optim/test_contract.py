@@ -172,7 +172,7 @@ def test_every_ball_is_a_partner(algorithm, partner, shape):
         before = p.detach().clone()
         p.grad = gaussian(*shape, seed=i)
         optimizer.step()
-    if "dion" in (algorithm, partner):
+    if {"dion", "spectral_unit"} & {algorithm, partner}:  # which are the oracles of no norm
         assert p.isfinite().all()
         return
     (group,) = optimizer.param_groups

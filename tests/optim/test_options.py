@@ -58,6 +58,8 @@ REFUSED = [
     ({"seed": 0.5}, "seed"),
     ({"algorithm": "muon", "error_feedback": True}, "error feedback"),
     ({"algorithm": "muon", "beta2": 0.5}, "set adapt"),
+    ({"algorithm": "muon", "p": 4}, "p belongs to the Schatten ball"),
+    ({"algorithm": "schatten", "p": 0.9}, "p must be"),
     ({"algorithm": "nsgd", "error_feedback": True, "rank": 2}, "error feedback"),
     ({"algorithm": "dion", "alpha": 0.0}, "alpha"),
 ]
