@@ -1,0 +1,1 @@
+"""A few lines each for training loops other than Lightning's Trainer and plain torch."""
