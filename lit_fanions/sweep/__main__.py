@@ -34,8 +34,7 @@ from lit_fanions.cli import console, runner
 from lit_fanions.cli.console import Refused, refuse_mistyped, refuse_reserved
 from lit_fanions.cli.errors import config_files
 from lit_fanions.cli.results import plural
-from lit_fanions.sweep import space
-from lit_fanions.sweep.plan import Plan, Request, Sampler, grid_requests
+from lit_fanions.sweep.plan import Plan, Request, Sampler, Space, grid_requests, parse, short
 
 SEEDS, TRIALS, METRIC = 3, 30, "val/loss"
 RESERVED = {
@@ -43,6 +42,53 @@ RESERVED = {
     "--trainer.logger": "the logs are kept in --out",
     "--trainer.devices": "each training has one device; use --jobs N for several at a time",
     "--ckpt_path": "all trainings start from scratch",
+}
+
+_SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+_COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--set": {"help": "values of an option of fit", "metavar": "NAME=VALUE,...", **_SEVERAL},
+    "--tune": {
+        "help": "range of an option of fit to search (default, if --set is not used either: lr of "
+        "the matrices from a tenth to ten times the recipe's, and momentum from .5 to .99)",
+        "metavar": "NAME=LOW:HIGH[:log][:int]",
+        **_SEVERAL,
+    },
+    "--seeds": {"help": f"seeds 0 to N-1 (default: {SEEDS})", "default": SEEDS, **_COUNT},
+    "--sampler": {
+        "help": "how values are combined (default: grid, or tpe with --tune or --trials)",
+        "choices": ("grid", "random", "tpe"),
+    },
+    "--trials": {"help": f"number of settings in a search (default: {TRIALS})", **_COUNT},
+    "--prune": {
+        "help": "end trainings of a search that are worse than the median of those before",
+        "action": argparse.BooleanOptionalAction,
+        "default": True,
+    },
+    "--metric": {
+        "help": f"scalar whose last value counts (default: {METRIC})",
+        "metavar": "NAME",
+        "default": METRIC,
+    },
+    "--direction": {
+        "help": "which values are better (default: maximize if the metric's name contains acc)",
+        "choices": ("minimize", "maximize"),
+    },
+    "--jobs": {"help": "trainings at a time (default: one per GPU, or 1)", **_COUNT},
+    "--retry-failed": {
+        "help": "repeat trainings that failed in earlier calls",
+        "action": "store_true",
+    },
+    "--out": {
+        "help": "folder of the sweep (default: sweeps/RECIPE, for a search sweeps/RECIPE-SAMPLER)",
+        "type": Path,
+        "metavar": "DIR",
+    },
+    "--study": {"help": "name in the storage (default: the name of --out)", "metavar": "NAME"},
+    "--storage": {
+        "help": "database of the study, for several machines (default: a journal in --out)",
+        "metavar": "URL",
+    },
 }
 
 
@@ -85,16 +131,14 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     with runner.signals() as received:
         sweep = Sweep(plan)
         print(_summary(plan, options.seeds, options.trials), flush=True)
-        if plan.sampler == "grid":
-            requests = grid_requests(plan.space, options.seeds)
-            sweep.train(requests, received)
-        else:
+        if plan.searches:
             requests = [Request(0, {}, trial) for trial in range(options.trials)]
+        else:
+            requests = grid_requests(plan.space, options.seeds)
+        sweep.train(requests, received)
+        if plan.searches and (best := result.best_settings(sweep, requests)):
+            requests += [Request(seed, best) for seed in range(1, options.seeds)]
             sweep.train(requests, received)
-            best = result.best_settings(sweep, requests)
-            if best and options.seeds > 1:
-                requests += [Request(seed, best) for seed in range(1, options.seeds)]
-                sweep.train(requests, received)
     outcome, failed = result.summarize(sweep, requests)
     print(outcome)
     outcome.save(plan.out, "sweep")
@@ -103,7 +147,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
 
 def _summary(plan: Plan, seeds: int, trials: int) -> str:
     """Return the line that says what the sweep compares."""
-    if plan.sampler == "grid":
+    if not plan.searches:
         settings = math.prod(len(values.examples()) for values in plan.space.values())
         what = f"{plural(settings, 'setting')} with {plural(seeds, 'seed')} each"
     else:
@@ -121,65 +165,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-    add("--set", metavar="NAME=VALUE,...", help="values of an option of fit", **several)
-    add(
-        "--tune",
-        metavar="NAME=LOW:HIGH[:log][:int]",
-        help="range of an option of fit to search (default, if --set is not used either: lr of the "
-        "matrices from a tenth to ten times the recipe's, and momentum from .5 to .99)",
-        **several,
-    )
-    add("--seeds", type=int, default=SEEDS, metavar="N", help=f"seeds 0 to N-1 (default: {SEEDS})")
-    add(
-        "--sampler",
-        choices=("grid", "random", "tpe"),
-        help="how values are combined (default: grid, or tpe with --tune or --trials)",
-    )
-    add(
-        "--trials",
-        type=int,
-        metavar="N",
-        help=f"number of settings in a search (default: {TRIALS})",
-    )
-    add(
-        "--prune",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="end trainings of a search that are worse than the median of those before",
-    )
-    add(
-        "--metric",
-        default=METRIC,
-        metavar="NAME",
-        help=f"scalar whose last value counts (default: {METRIC})",
-    )
-    add(
-        "--direction",
-        choices=("minimize", "maximize"),
-        help="which values are better (default: maximize if the metric's name contains acc)",
-    )
-    add("--jobs", type=int, metavar="N", help="trainings at a time (default: one per GPU, or 1)")
-    add("--retry-failed", action="store_true", help="repeat trainings that failed in earlier calls")
-    _add_storage_options(parser)
+    for name, options in _OPTIONS.items():
+        parser.add_argument(name, **options)
     return parser
-
-
-def _add_storage_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the sweep (default: sweeps/RECIPE, for a search sweeps/RECIPE-SAMPLER)",
-    )
-    add("--study", metavar="NAME", help="name in the storage (default: the name of --out)")
-    add(
-        "--storage",
-        metavar="URL",
-        help="database of the study, for several machines (default: a journal in --out)",
-    )
 
 
 def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
@@ -194,10 +182,10 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     console.check_counts(options, "seeds", "trials", "jobs")
     if not (files := config_files(recipe)):
         raise Refused("give a recipe: --config FILE")
-    given = space.parse(options.set, options.tune)
+    given = parse(options.set, options.tune)
     refuse_reserved([*recipe, *(f"--{name}" for name in given)], RESERVED)
     refuse_reserved(
-        recipe, {f"--{space.short(name)}": "--set or --tune gives its values" for name in given}
+        recipe, {f"--{short(name)}": "--set or --tune gives its values" for name in given}
     )
     reader = Reader(["fit", *recipe])
     fit = reader.config.fit
@@ -241,7 +229,7 @@ def _check_storage(url: str | None, out: Path, jobs: int) -> None:
         )
 
 
-def _examples(given: space.Space) -> Iterator[dict[str, str]]:
+def _examples(given: Space) -> Iterator[dict[str, str]]:
     """Yield settings in which each value occurs at least once."""
     first = {name: values.examples()[0] for name, values in given.items()}
     for name, values in given.items():
@@ -249,7 +237,7 @@ def _examples(given: space.Space) -> Iterator[dict[str, str]]:
             yield {**first, name: value}
 
 
-def _default_ranges(fit: Any) -> space.Space:
+def _default_ranges(fit: Any) -> Space:
     """Return ranges for the lr and momentum of the matrices, around the lr of a recipe."""
     option = "model.init_args.optimizer.matrix"
     try:
@@ -257,7 +245,7 @@ def _default_ranges(fit: Any) -> space.Space:
     except (KeyError, TypeError):
         raise Refused(f"the recipe has no {option}.lr: choose ranges with --tune") from None
     ranges = [f"{option}.lr={lr / 10:g}:{lr * 10:g}:log", f"{option}.momentum=0.5:0.99"]
-    return space.parse([], ranges)
+    return parse([], ranges)
 
 
 def _devices(accelerator: str) -> tuple[str, ...]:

@@ -26,8 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lit_fanions.cli.console import Refused
 from lit_fanions.cli.results import recipe_digests
-from lit_fanions.sweep.plan import Plan
-from lit_fanions.sweep.space import short
+from lit_fanions.sweep.plan import Plan, short
 
 HEARTBEAT = 5  # seconds between heartbeats of a training, in a database
 PATIENCE = 30  # seconds without one after which the training is retried
@@ -52,20 +51,40 @@ def open_study(plan: Plan) -> optuna.Study:
         where = f"--storage {hide_password(plan.storage)}" if plan.storage else f"--out {plan.out}"
         raise Refused(f"{where} cannot be used: {str(e).partition(chr(10))[0]}") from None
     _check_identity(study, plan)
-    tpe, uniform = optuna.samplers.TPESampler, optuna.samplers.RandomSampler
     # Another seed in every call: the same one would propose the same settings again.
     seed = len(study.get_trials(deepcopy=False))
+    tpe, uniform = optuna.samplers.TPESampler, optuna.samplers.RandomSampler
     study.sampler = (tpe if plan.sampler == "tpe" else uniform)(seed=seed)
     study.pruner = optuna.pruners.MedianPruner()
     return study
+
+
+def _check_identity(study: optuna.Study, plan: Plan) -> None:
+    """Refuse a study of another recipe, another metric or, for a search, another space."""
+    searched = {short(name): repr(values) for name, values in plan.space.items()}
+    identity: dict[str, Any] = {
+        "arguments of fit": list(plan.recipe),
+        "recipe": recipe_digests(plan.recipe),
+        "metric": [plan.metric, plan.direction],
+        "search": searched if plan.searches else None,
+    }
+    known: Mapping[str, Any] = study.user_attrs
+    changed = [name for name, value in identity.items() if known.get(name, value) != value]
+    if changed:
+        raise Refused(
+            f"the study {plan.study} was made with another {' and another '.join(changed)}: "
+            "choose another --out or --study"
+        )
+    for name in identity.keys() - known.keys():
+        study.set_user_attr(name, identity[name])
 
 
 def open_storage(plan: Plan) -> JournalStorage | RDBStorage:
     """Open the storage of a sweep, or create it."""
     if plan.storage is None:
         plan.out.mkdir(parents=True, exist_ok=True)
-        path = str(plan.out / "journal.log")
-        return JournalStorage(JournalFileBackend(path, _JournalLock(path)))
+        journal = plan.out / "journal.log"
+        return JournalStorage(JournalFileBackend(str(journal), _JournalLock(journal)))
     for _ in range(_ATTEMPTS - 1):  # fails while another process creates the tables
         with contextlib.suppress(SQLAlchemyError):
             return _open_database(plan.storage)
@@ -92,10 +111,10 @@ class _JournalLock(JournalFileOpenLock):
     and could not read the journal any more.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self._journal = Path(path)
-        self._lock = FileLock(f"{path}.lock", poll_interval=0.01)
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self._journal = journal
+        self._lock = FileLock(f"{journal}.lock", poll_interval=0.01)
 
     def acquire(self) -> bool:
         """Wait for the lock, then repair the journal."""
@@ -123,38 +142,16 @@ def register_worker(folder: Path) -> Iterator[str]:
 
 def is_working(folder: Path, name: str) -> bool:
     """Return True if the process that registered under a name has not ended."""
-    path = folder / name
-    if not path.exists():
+    if not (path := folder / name).exists():
         return False
     try:
         with FileLock(path, blocking=False):
-            pass
+            path.unlink(missing_ok=True)
+            return False
     except Timeout:
         return True
-    path.unlink(missing_ok=True)
-    return False
 
 
 def hide_password(url: str | None) -> str | None:
     """Return the URL of a storage without its password."""
     return url and re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-
-
-def _check_identity(study: optuna.Study, plan: Plan) -> None:
-    """Refuse a study of another recipe, another metric or, for a search, another space."""
-    searched = {short(name): repr(values) for name, values in plan.space.items()}
-    identity: dict[str, Any] = {
-        "arguments of fit": list(plan.recipe),
-        "recipe": recipe_digests(plan.recipe),
-        "metric": [plan.metric, plan.direction],
-        "search": None if plan.sampler == "grid" else searched,
-    }
-    known: Mapping[str, Any] = study.user_attrs
-    changed = [name for name, value in identity.items() if known.get(name, value) != value]
-    if changed:
-        raise Refused(
-            f"the study {plan.study} was made with another {' and another '.join(changed)}: "
-            "choose another --out or --study"
-        )
-    for name in identity.keys() - known.keys():
-        study.set_user_attr(name, identity[name])

@@ -21,8 +21,7 @@ from lit_fanions.cli.console import Progress
 from lit_fanions.cli.results import plural, recipe_digests
 from lit_fanions.cli.runner import Stopped
 from lit_fanions.sweep import storage
-from lit_fanions.sweep.plan import Plan, Request, Settings
-from lit_fanions.sweep.space import short
+from lit_fanions.sweep.plan import Plan, Request, Settings, short
 from lit_fanions.sweep.training import MetricMissing, TrainingFailed, TrialTraining
 
 LOOK = 1.0  # seconds between looks at the trainings of other processes
@@ -116,15 +115,14 @@ class Sweep:
         latest = self._latest()
         for request in requests:
             trial = latest.get(request.key)
-            if trial is not None and not self._is_retried(trial, resume):
-                continue
-            attributes = {
-                "key": request.key,
-                "seed": request.seed,
-                "settings": request.settings,
-                "searched": request.trial is not None,
-            }
-            self.study.enqueue_trial(trial.params if trial else {}, user_attrs=attributes)
+            if trial is None or self._is_retried(trial, resume):
+                attributes = {
+                    "key": request.key,
+                    "seed": request.seed,
+                    "settings": request.settings,
+                    "searched": request.trial is not None,
+                }
+                self.study.enqueue_trial(trial.params if trial else {}, user_attrs=attributes)
         states = [trial.state for trial in self._latest().values()]
         return states.count(TrialState.WAITING), states.count(TrialState.RUNNING)
 
@@ -168,20 +166,19 @@ class Sweep:
 
     def _objective(self, trial: Trial, received: Sequence[int]) -> float:
         """Train, and return the last value of the metric."""
-        attributes = trial.user_attrs
-        key = attributes.get("key")  # None: another process took the last one of the queue
+        key = trial.user_attrs.get("key")  # None: another process took the last one of the queue
         is_ours = key in self._keys and not self._has_older(trial.number, key)
         if received or self._has_error() or not is_ours:
             trial.set_user_attr("skipped", True)
             raise TrainingFailed
         trial.set_user_attr("worker", self._worker)
-        if attributes["searched"]:
+        if trial.user_attrs["searched"]:
             for name, full in self._names.items():
                 self.plan.space[full].suggest(trial, name)
-            if (twin := self._equal_trial(trial)) is not None:
-                trial.set_user_attr("same as", twin.number)
-                assert twin.value is not None
-                return twin.value
+            if (equal := self._equal_trial(trial)) is not None:
+                trial.set_user_attr("same as", equal.number)
+                assert equal.value is not None
+                return equal.value
         slot = self._slots.get()
         try:
             training = TrialTraining(self.plan, trial, self.settings(trial), self._recipes)
@@ -220,15 +217,14 @@ class Sweep:
     def _announcement(self, waiting: int, running: int) -> str:
         """Return the line that says what this call trains."""
         total = len(self._keys)
-        parts = [f"{plural(total, 'training')} in {self.plan.out}/runs: {waiting} to train"]
+        line = f"{plural(total, 'training')} in {self.plan.out}/runs: {waiting} to train"
         if waiting:
             where = f"GPU {', '.join(self.plan.devices)}" if self.plan.devices else "this machine"
-            parts[0] += f", {min(waiting, self.plan.jobs)} at a time on {where}"
+            line += f", {min(waiting, self.plan.jobs)} at a time on {where}"
         if running:
-            parts.append(f"{running} in other processes")
-        if total > waiting + running:
-            parts.append(f"finished before: {total - waiting - running}")
-        return "; ".join(parts)
+            line += f"; {running} in other processes"
+        finished = total - waiting - running
+        return f"{line}; finished before: {finished}" if finished else line
 
     def _print_outcome(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Print how a training of this process ended, and how long the others will take."""

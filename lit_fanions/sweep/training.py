@@ -14,8 +14,7 @@ from lit_fanions.cli import curves, runner
 from lit_fanions.cli.console import Refused
 from lit_fanions.cli.results import commit, recipe_digests
 from lit_fanions.cli.runner import Run, Training
-from lit_fanions.sweep.plan import Plan, Settings, run_name
-from lit_fanions.sweep.space import short
+from lit_fanions.sweep.plan import Plan, Settings, run_name, short
 
 LOOK = 1.0  # seconds between looks at the logs of a training that may be pruned
 
@@ -29,7 +28,7 @@ class TrainingFailed(Exception):
 
 
 class TrialTraining:
-    """A trial of a sweep that is trained by this process, with settings chosen for it.
+    """A trial that is trained by this process, with settings chosen for it.
 
     ``recipes`` are the digests of the recipes when the sweep began.
     """
@@ -39,7 +38,7 @@ class TrialTraining:
     ) -> None:
         self.plan, self.trial = plan, trial
         self._settings, self._recipes = settings, recipes
-        self._reported: set[int] = set()
+        self._reported: set[int] = set()  # steps that the study knows
 
     def run(self, slot: int, received: Sequence[int], has_error: Callable[[], bool]) -> float:
         """Train, and return the last value of the metric.
@@ -111,5 +110,4 @@ class TrialTraining:
 
     def _comparable(self, value: float) -> float:
         """Return the value, or the worst possible one if it is not finite."""
-        worst = math.inf if self.plan.direction == "minimize" else -math.inf
-        return value if math.isfinite(value) else worst
+        return value if math.isfinite(value) else self.plan.loss(math.inf)

@@ -13,8 +13,7 @@ import pytest
 
 from lit_fanions.cli import runner
 from lit_fanions.sweep import result
-from lit_fanions.sweep.plan import Plan, Request, grid_requests
-from lit_fanions.sweep.space import Choice, Range
+from lit_fanions.sweep.plan import Choice, Plan, Range, Request, grid_requests
 from lit_fanions.sweep.study import Sweep
 
 # The code of a child process: it writes down what it trains, then `log` adds to its curve.

@@ -13,7 +13,7 @@ import yaml
 
 import lit_fanions
 from lit_fanions.sweep import __main__ as sweep
-from lit_fanions.sweep.space import Range
+from lit_fanions.sweep.plan import Range
 from tests.conftest import TESTS, subprocess_environment, toy_recipe
 
 ALPHA = "model.optimizer.matrix.alpha"

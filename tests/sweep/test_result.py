@@ -8,8 +8,7 @@ import pytest
 
 from lit_fanions.cli.console import Refused
 from lit_fanions.sweep import result
-from lit_fanions.sweep.plan import grid_requests
-from lit_fanions.sweep.space import Choice, Range
+from lit_fanions.sweep.plan import Choice, Range, grid_requests
 from lit_fanions.sweep.study import Sweep
 from tests.sweep.fakes import PLAN, search
 

@@ -9,7 +9,7 @@ import pytest
 
 from lit_fanions.cli.console import Refused
 from lit_fanions.sweep import storage
-from lit_fanions.sweep.space import Choice, Range
+from lit_fanions.sweep.plan import Choice, Range
 from tests.sweep.fakes import PLAN, go, in_another_process, search, trained, wait_for
 
 
@@ -102,7 +102,7 @@ def test_lock_of_a_killed_process_is_released(fake):
     go(space={"x": Choice(("1",))})
 
     def hold():
-        storage._JournalLock("out/journal.log").acquire()
+        storage._JournalLock(Path("out/journal.log")).acquire()
         Path("held").touch()
         time.sleep(60)
 

@@ -13,8 +13,7 @@ import pytest
 from lit_fanions.cli import curves, runner
 from lit_fanions.cli.console import Refused
 from lit_fanions.sweep import result, storage
-from lit_fanions.sweep.plan import grid_requests
-from lit_fanions.sweep.space import Choice
+from lit_fanions.sweep.plan import Choice, grid_requests
 from lit_fanions.sweep.study import Sweep
 from tests.sweep.fakes import (
     PLAN,
