@@ -14,7 +14,6 @@ data that is made here. Cases that only one checkout has are listed and not coun
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_fanions.cli import console
+from lit_fanions.cli import console, tensors
 
 TRAININGS = Path(__file__).with_name("same_numbers_trainings.py")
 CHECKOUT = Path(__file__).parents[1]
@@ -48,36 +47,7 @@ def compare(before: Result | None, after: Result | None) -> str:
             return f"failed {when}: {result}"
     assert not isinstance(before, str)
     assert not isinstance(after, str)
-    if before.keys() != after.keys():
-        return f"other weights: {', '.join(sorted(before.keys() ^ after.keys())[:3])}"
-    for name, old in before.items():
-        new = after[name]
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
-            return f"{name} was {describe(old)} and is {describe(new)}"
-    changed = [name for name in before if bits(before[name]) != bits(after[name])]
-    if not changed:
-        return EQUAL
-    differences = {name: largest_difference(before[name], after[name]) for name in changed}
-    worst = max(differences, key=lambda name: differences[name])
-    return f"{differences[worst]:.2g} relative in {worst} ({len(changed)} of {len(before)} differ)"
-
-
-def bits(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor's entries; zeros of different sign and NaNs differ."""
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def largest_difference(old: Tensor, new: Tensor) -> float:
-    """Return max |new - old| / max |old|; infinite where one of them is not finite."""
-    old, new = old.double(), new.double()
-    difference = float((new - old).abs().max())
-    scale = float(old.abs().max()) or 1.0
-    return difference / scale if math.isfinite(difference) else math.inf
-
-
-def describe(tensor: Tensor) -> str:
-    """Return a tensor's dtype and shape in words."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return tensors.difference(before, after) or EQUAL
 
 
 def train(

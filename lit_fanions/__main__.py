@@ -1,5 +1,6 @@
 """`python -m lit_fanions`: the door of the command line; see `lit_fanions.cli.app`."""
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -22,27 +23,26 @@ def start(args: Sequence[str] | None = None) -> int:
         return 130
 
 
+# Commands that need no Lightning: the modules whose `main` takes their arguments.
+MODULES = {
+    "list": "lit_fanions.cli.catalogue",
+    "report": "lit_fanions.cli.report",
+    "compare": "lit_fanions.cli.compare",
+    "sweep": "lit_fanions.sweep.__main__",
+}
+
+
 def _run(command: str, given: list[str]) -> int:
     from lit_fanions.checks import did_you_mean
     from lit_fanions.cli.errors import config_files
-    from lit_fanions.cli.messages import PROGRAM, SUBCOMMANDS, format_versions
+    from lit_fanions.cli.messages import SUBCOMMANDS, format_help, format_versions
 
-    if command == "--version":
-        print(format_versions())
+    if command in ("--version", "--help", "-h"):
+        print(format_versions() if command == "--version" else format_help())
         return 0
-    if command == "list":
-        from lit_fanions.cli import catalogue
-
-        return catalogue.main(given[1:])
-    if command == "report":
-        from lit_fanions.cli import report
-
-        return report.main(given[1:], f"{PROGRAM} report")
-    if command == "sweep":
-        from lit_fanions.sweep.__main__ import main as sweep
-
-        return sweep(given[1:])
-    commands = [*SUBCOMMANDS, "list", "report", "sweep"]
+    if command in MODULES:
+        return importlib.import_module(MODULES[command]).main(given[1:])
+    commands = [*SUBCOMMANDS, *MODULES]
     if command and not command.startswith("-") and command not in commands:
         hint = did_you_mean(command, commands)
         print(f"error: {command!r} is none of {', '.join(commands)}{hint}", file=sys.stderr)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions import __main__ as door
+from lit_fanions.cli.messages import OTHER_COMMANDS, SUBCOMMANDS
 from tests.cli.recipes import FIT
 from tests.conftest import subprocess_environment
 
@@ -17,7 +18,14 @@ def test_version(capfd):
     assert torch.__version__.partition("+")[0] in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("args", [["list"], ["--version"], ["report", "logs"], ["lst"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["list"], ["--version"], ["--help"], ["report", "logs"], ["compare", "logs", "logs"]),
+        *(["sweep", "--help"], ["lst"]),
+    ],
+    ids=" ".join,
+)
 def test_light_commands_do_not_load_lightning(args, project):
     pytest.importorskip("matplotlib")
     with SummaryWriter("logs") as writer:
@@ -44,6 +52,14 @@ def test_mistyped_subcommand_gets_the_likely_one(typo, meant, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: '{typo}' is none of fit, ")
     assert line.endswith(f"; did you mean '{meant}'?")
+
+
+def test_help_names_every_command(capfd):
+    assert door.start(["--help"]) == 0
+    printed = capfd.readouterr().out
+    assert {f"  {name} " in printed for name in (*SUBCOMMANDS, *door.MODULES)} == {True}
+    assert set(OTHER_COMMANDS) == set(door.MODULES)
+    assert "examples:" in printed
 
 
 def test_sweep_is_a_subcommand(capfd):

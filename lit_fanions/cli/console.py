@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -115,14 +116,12 @@ def refuse_mistyped(args: Iterable[str], parser: argparse.ArgumentParser) -> Non
 
 def machine() -> dict[str, object]:
     """Return the facts about the machine that a timing depends on."""
-    import lightning  # not above: it takes seconds, and the report needs none
-
     return {
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "lightning": lightning.__version__,
+        "lightning": metadata.version("lightning"),
         "python": platform.python_version(),
     }
 

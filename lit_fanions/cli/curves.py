@@ -44,6 +44,7 @@ class Run:
 
     name: str  # path below the folder that was asked for
     curves: Curves
+    folder: Path = Path()
     spectra: dict[str, Sample] = field(default_factory=dict)  # the latest of each matrix
     settings: dict[str, Any] = field(default_factory=dict)  # by dotted key, from its YAML file
 
@@ -128,7 +129,7 @@ def _read_run(place: Path, name: str) -> Run:
         kind, _, matrix = tag.removeprefix(PREFIX).partition("/")
         if kind in _HISTOGRAMS and (values := events.Histograms(tag)[-1].histogram_value).num:
             spectra[matrix] = _singular_values(values, _HISTOGRAMS[kind])
-    return Run(name, curves, spectra, _read_settings(place))
+    return Run(name, curves, place, spectra, _read_settings(place))
 
 
 def _singular_values(histogram: Any, source: str) -> Sample:
@@ -188,9 +189,14 @@ def is_metric(tag: str) -> bool:
 
     Learning rates, epochs, throughput, devices and the quantities of SpectralMonitor are none.
     """
-    if parse_tag(tag) is not None or _COUNTS.intersection(_words(tag)):
+    if parse_tag(tag) is not None or is_count(tag):
         return False
     return stage(tag) in _STAGES or direction(tag) != 0
+
+
+def is_count(tag: str) -> bool:
+    """Return True for the tag of a time, a throughput or another count."""
+    return bool(_COUNTS.intersection(_words(tag)))
 
 
 def stage(tag: str) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lit_fanions import callbacks
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -22,6 +24,38 @@ SUBCOMMANDS = {
     "predict": "Save the predictions of a checkpoint.",
     "params": "Show which algorithm trains which parameter, and why.",
 }
+OTHER_COMMANDS = {  # with a command line of their own, which needs no Lightning
+    "list": "Print models, data, recipes, algorithms and callbacks.",
+    "report": "Write what TensorBoard would show as one HTML page.",
+    "compare": "Find the first step and tensor in which two trainings differ.",
+    "sweep": "Train a grid of settings, or search them.",
+}
+DESCRIPTION = "Train networks in the norm of your choice."
+EXAMPLES = f"""\
+examples:
+  {PROGRAM} fit --config configs/quickstart.yaml
+  {PROGRAM} fit --config configs/airbench/muon.yaml --config configs/cpu.yaml
+  {PROGRAM} fit --config RECIPE.yaml --model.optimizer.matrix.lr 0.03 --trainer.max_epochs 4
+  {PROGRAM} fit --config RECIPE.yaml --trainer.callbacks.SpectralMonitor.every_n_steps 10
+  {PROGRAM} fit --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
+  {PROGRAM} test --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
+  {PROGRAM} params --config RECIPE.yaml
+  {PROGRAM} list
+  {PROGRAM} report LOGS
+  {PROGRAM} compare LOGS OTHER_LOGS
+  {PROGRAM} fit --model.help models.Airbench
+
+callbacks of this package (--trainer.callbacks+ CLASS, --help: fit --trainer.callbacks.help CLASS):
+  {", ".join(f"lit_fanions.callbacks.{name}" for name in callbacks.__all__)}
+
+Later files and options win over earlier ones. `fit --print_config` shows the result."""
+
+
+def format_help() -> str:
+    """Return the help of the program; that of a subcommand is its parser's."""
+    commands = "\n".join(f"  {k:10}{v}" for k, v in {**SUBCOMMANDS, **OTHER_COMMANDS}.items())
+    usage = f"usage: {PROGRAM} COMMAND [--OPTION VALUE ...]\n       {PROGRAM} COMMAND --help"
+    return f"{usage}\n\n{DESCRIPTION}\n\ncommands:\n{commands}\n\n{EXAMPLES}"
 
 
 def format_versions() -> str:

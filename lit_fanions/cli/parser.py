@@ -11,30 +11,18 @@ import yaml
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_fanions import callbacks
 from lit_fanions.checks import did_you_mean
 from lit_fanions.cli import errors, failures
-from lit_fanions.cli.messages import PROGRAM, SUBCOMMANDS, format_versions
+from lit_fanions.cli.messages import (
+    DESCRIPTION,
+    EXAMPLES,
+    OTHER_COMMANDS,
+    PROGRAM,
+    SUBCOMMANDS,
+    format_versions,
+)
 
 USAGE_ERROR = 2
-
-EXAMPLES = f"""\
-examples:
-  {PROGRAM} fit --config configs/quickstart.yaml
-  {PROGRAM} fit --config configs/airbench/muon.yaml --config configs/cpu.yaml
-  {PROGRAM} fit --config RECIPE.yaml --model.optimizer.matrix.lr 0.03 --trainer.max_epochs 4
-  {PROGRAM} fit --config RECIPE.yaml --trainer.callbacks.SpectralMonitor.every_n_steps 10
-  {PROGRAM} fit --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
-  {PROGRAM} test --config RECIPE.yaml --ckpt_path LOGS/checkpoints/last.ckpt
-  {PROGRAM} params --config RECIPE.yaml
-  {PROGRAM} list
-  {PROGRAM} report LOGS
-  {PROGRAM} fit --model.help models.Airbench
-
-callbacks of this package (--trainer.callbacks+ CLASS, --help: fit --trainer.callbacks.help CLASS):
-  {", ".join(f"lit_fanions.callbacks.{name}" for name in callbacks.__all__)}
-
-Later files and options win over earlier ones. `fit --print_config` shows the result."""
 
 SECTIONS = {
     "trainer": "trainer: how to run, the options of Lightning's Trainer",
@@ -62,9 +50,8 @@ def parser_options() -> dict[str, Any]:
     }
     return {
         "prog": PROGRAM,
-        "description": "Train networks in the norm of your choice. Beside the subcommands below "
-        "there are `list`, which prints models, data, recipes, algorithms and callbacks, "
-        "`report LOGDIR`, which draws what TensorBoard would show, and `sweep`.",
+        "description": f"{DESCRIPTION} Beside the subcommands below there are "
+        f"{', '.join(OTHER_COMMANDS)}.",
         "epilog": EXAMPLES,
         "version": format_versions(),
         "formatter_class": HelpFormatter,

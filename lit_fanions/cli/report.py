@@ -23,6 +23,7 @@ from lit_fanions.callbacks.quantities import QUANTITIES
 from lit_fanions.cli import curves
 from lit_fanions.cli.console import Refused
 from lit_fanions.cli.curves import Curve, Run
+from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.cli.report_figures import Drawing, draw, png
 from lit_fanions.cli.results import plural
 
@@ -162,9 +163,9 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(USAGE_ERROR)
 
 
-def main(args: Sequence[str], prog: str = "report") -> int:
+def main(args: Sequence[str]) -> int:
     """Write a report, and return the exit status: 0, or 2 for a mistake of the user."""
-    parser = Parser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"{PROGRAM} report", description=__doc__, allow_abbrev=False)
     parser.add_argument("logdir", type=Path, metavar="LOGDIR", help="folder of one or more runs")
     parser.add_argument(
         "--output", type=Path, help="a .html file, or a folder for PNGs (LOGDIR/report.html)"

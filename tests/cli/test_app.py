@@ -128,7 +128,7 @@ def test_help_names_the_callbacks_of_the_package_and_no_internal_ones(project, c
     printed = capfd.readouterr().out
     for name in ("FanionOptimizer", "NormAdvisor", "SpectralMonitor"):
         assert f"lit_fanions.callbacks.{name}" in printed
-    assert "lit_fanions.cli" not in printed
+    assert "lit_fanions.cli._" not in printed
 
 
 def test_model_help_shows_the_optimizer_options(project, capfd):

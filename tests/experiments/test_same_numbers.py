@@ -79,7 +79,7 @@ def test_bits_tell_signs_of_zero_and_equal_nans_apart():
         (None, {}, same_numbers.ONLY_AFTER),
         ({}, None, same_numbers.ONLY_BEFORE),
         ({}, "KeyError: 'lr'", "failed after: KeyError: 'lr'"),
-        ({"a": torch.ones(1)}, {"b": torch.ones(1)}, "other weights: a, b"),
+        ({"a": torch.ones(1)}, {"b": torch.ones(1)}, "other tensors: a, b"),
         (
             {"a": torch.ones(1)},
             {"a": torch.ones(1, dtype=torch.float64)},

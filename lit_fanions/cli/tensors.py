@@ -1,0 +1,81 @@
+"""Compare tensors to the last bit: those of two trainings, or of two checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DIGESTS = "digests.jsonl"  # in the folder of a run; `lit_fanions.cli.digests` writes it
+_PARTS = ("state_dict", "optimizer_states")  # of a checkpoint
+
+Digests = dict[int, dict[str, str]]  # optimizer step -> tensor -> digest
+
+
+def difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
+    """Return in one line how tensors differ, an empty string if they are equal to the last bit."""
+    if before.keys() != after.keys():
+        return f"other tensors: {', '.join(sorted(before.keys() ^ after.keys())[:3])}"
+    for name, old in before.items():
+        new = after[name]
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            return f"{name} was {_describe(old)} and is {_describe(new)}"
+    changed = [name for name in before if _bits(before[name]) != _bits(after[name])]
+    if not changed:
+        return ""
+    sizes = {name: _largest_difference(before[name], after[name]) for name in changed}
+    worst = max(sizes, key=lambda name: sizes[name])
+    return f"{sizes[worst]:.2g} relative in {worst} ({len(changed)} of {len(before)} differ)"
+
+
+def digest(tensor: Tensor) -> str:
+    """Return a digest of a tensor's shape, dtype and bits."""
+    return hashlib.blake2b(_describe(tensor).encode() + _bits(tensor), digest_size=8).hexdigest()
+
+
+def read_digests(folder: Path) -> Digests:
+    """Return the digests of a run's weights by step; empty if it recorded none."""
+    if not (file := folder / DIGESTS).is_file():
+        return {}
+    return {line["step"]: line["digests"] for line in map(json.loads, file.open())}
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, weights and the optimizer's state, by dotted names."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    return dict(_tensors({part: checkpoint.get(part, {}) for part in _PARTS}))
+
+
+def _tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the dotted name of every tensor in nested mappings and lists."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+    elif isinstance(tree, (Mapping, list, tuple)):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, value in items:
+            yield from _tensors(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _bits(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor's entries; zeros of different sign and NaNs differ."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def _largest_difference(old: Tensor, new: Tensor) -> float:
+    """Return max |new - old| / max |old|; infinite where one of them is not finite."""
+    old, new = old.double(), new.double()
+    size = float((new - old).abs().max())
+    scale = float(old.abs().max()) or 1.0
+    return size / scale if math.isfinite(size) else math.inf
+
+
+def _describe(tensor: Tensor) -> str:
+    """Return a tensor's dtype and shape in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
