@@ -84,10 +84,10 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the rows that a convolution's flattened weight multiplies.
+    """Return the rows that a convolution's flattened weight multiplies, of the first images.
 
-    They are (patches, input channels * kernel size) of the first images, at least 2048 patches if
-    the batch has them. The convolution has no groups, its input may lack a batch dimension.
+    Their shape is (patches, input channels * kernel size), with at least 2048 patches if the batch
+    has them. The convolution has no groups; its input may lack a batch dimension.
     """
     dims = len(module.kernel_size)
     if x.ndim == dims + 1:

@@ -32,7 +32,7 @@ _LOW_RANK, _AGREEMENT = 0.25, 0.8
 
 @dataclass
 class Evidence:
-    """Measurements of one matrix; the lists have a number for each recorded step."""
+    """Measurements of one matrix; the lists have one entry for each recorded step."""
 
     group: str
     limit: int  # smaller side of the matrix
@@ -63,12 +63,9 @@ class Evidence:
 
 
 def smallest_rank(s: Spectrum, part: float, *, power: int) -> int:
-    """Return the smallest rank with a part of a sum of powers of the singular values.
+    """Return the smallest rank with a part of the energy (power 2) or the nuclear norm (power 1).
 
-    Args:
-        s: Spectrum of one matrix, not zero.
-        part: The part, from 0 to 1.
-        power: 2 for the energy, 1 for the nuclear norm.
+    The spectrum is that of one matrix, not zero; the part is from 0 to 1.
     """
     shares = (s.values / s.values[0]) ** power * s.weights
     shares = shares / shares.sum()
@@ -81,16 +78,10 @@ def smallest_rank(s: Spectrum, part: float, *, power: int) -> int:
 
 
 def sufficient_polar(s: Spectrum) -> tuple[str, int] | None:
-    """Return the polar method of fewest steps that treats a matrix well enough.
+    """Return the polar method of fewest steps that reaches ``QUALITY`` and ``LOWEST``, or None.
 
-    The method's polynomials are applied to the singular values, as ``lmo.polar`` applies them.
-
-    Args:
-        s: Spectrum of one matrix, not zero.
-
-    Returns:
-        Method and steps; None if none of up to nine steps brings ⟨m, d⟩ to 98 % of the nuclear
-        norm and the lowest tenth of the singular values to .5.
+    The method's polynomials are applied to the singular values of one matrix, as ``lmo.polar``
+    applies them; up to nine steps are tried.
     """
     start = s.values / s.frobenius
     for steps in _STEPS:
@@ -110,8 +101,8 @@ def sufficient_polar(s: Spectrum) -> tuple[str, int] | None:
 def advise(evidence: Mapping[str, Evidence]) -> dict[str, Any]:
     """Return a fragment of a FanionConfig: ``matrix``, and ``overrides`` for other groups."""
     groups: dict[str, list[Evidence]] = {}
-    for one in evidence.values():
-        groups.setdefault(one.group, []).append(one)
+    for found in evidence.values():
+        groups.setdefault(found.group, []).append(found)
     sections = {name: _section(name, members) for name, members in groups.items()}
     config = {"matrix": sections.pop("matrix")} if "matrix" in sections else {}
     return {**config, "overrides": sections} if sections else config
@@ -121,31 +112,31 @@ def _section(name: str, members: Sequence[Evidence]) -> dict[str, Any]:
     """Return the options of a group; a group of the user's own also lists its parameters."""
     if name in STANDARD_GROUPS:
         return _options(members)
-    parameters = list(dict.fromkeys(one.parameter for one in members))
-    splits = members[0].splits
-    split = {} if splits is None else {"splits": splits}
-    return {"parameters": parameters, **split, **_options(members)}
+    section: dict[str, Any] = {"parameters": list(dict.fromkeys(m.parameter for m in members))}
+    if members[0].splits is not None:
+        section["splits"] = members[0].splits
+    return {**section, **_options(members)}
 
 
 def _options(members: Sequence[Evidence]) -> dict[str, Any]:
     """Return the options that the matrices of a group favour, by their medians."""
-    ratios = [one.ratio for one in members if one.ratio is not None]
+    ratios = [m.ratio for m in members if m.ratio is not None]
     alpha = _alpha(median(ratios)) if ratios else 0.5
-    ranks = [median(one.needed_rank) for one in members]
-    parts = [rank / one.limit for rank, one in zip(ranks, members, strict=True)]
+    ranks = [median(m.needed_rank) for m in members]
+    parts = [rank / m.limit for rank, m in zip(ranks, members, strict=True)]
     if median(parts) <= _LOW_RANK:
         options: dict[str, Any] = {
             "algorithm": "f_fanion", "rank": math.ceil(median(ranks)), "alpha": alpha
         }  # fmt: skip
-        agreements = [fmean(one.agreement) for one in members if one.agreement]
+        agreements = [fmean(m.agreement) for m in members if m.agreement]
         if agreements and median(agreements) < _AGREEMENT:
             options |= {"solver": "subspace", "solver_steps": 2}
         return options
     options = {"algorithm": "f_muon", "rank": "full", "alpha": alpha}
-    choices = [choice for one in members for choice in one.polar]
+    choices = [choice for m in members for choice in m.polar]
     steps = math.ceil(median([choice[1] if choice else max(_STEPS) for choice in choices]))
     methods = [choice[0] for choice in choices if choice and choice[1] == steps]
-    if any(one.feedback for one in members):  # full rank has no error feedback
+    if any(m.feedback for m in members):  # full rank has no error feedback
         options["error_feedback"] = False
     return {**options, "polar": max(_METHODS, key=methods.count), "polar_steps": steps}
 
@@ -163,30 +154,28 @@ def format_table(evidence: Mapping[str, Evidence]) -> str:
         f"{ENERGY:.0%} of energy in", f"{NORM:.0%} of norm in", "agreement", "lowest σ/σ₁", "polar",
     ):  # fmt: skip
         table.add_column(heading, no_wrap=True)
-    for name, one in evidence.items():
-        table.add_row(*_cells(name, one))
+    for name, found in evidence.items():
+        table.add_row(*_cells(name, found))
     text = io.StringIO()
     # Wider than any terminal, so that no line wraps: the output is often searched or cut.
     Console(file=text, width=1000, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _cells(name: str, one: Evidence) -> tuple[str, ...]:
-    ratio = one.ratio
-    favours = "?" if ratio is None else "spectral" if ratio >= 1 else "Euclidean"
-    sufficient = [choice for choice in one.polar if choice is not None]
-    polar = None
-    if 2 * len(sufficient) > len(one.polar):
-        polar = max(set(sufficient), key=sufficient.count)
+def _cells(name: str, found: Evidence) -> tuple[str, ...]:
+    ratio = found.ratio
+    sufficient = [choice for choice in found.polar if choice is not None]
+    often = 2 * len(sufficient) > len(found.polar)
+    polar = max(dict.fromkeys(sufficient), key=sufficient.count) if often else None
     return (
         name,
-        one.group,
-        f"{fmean(one.nuclear_rank):.1f}",
-        f"{fmean(one.stable_rank):.1f}" if one.stable_rank else "?",
-        favours,
-        f"{median(one.energy_rank):g} of {one.limit}",
-        f"{median(one.norm_rank):g}",
-        f"{fmean(one.agreement):.2f}" if one.agreement else "?",
-        f"{fmean(one.low):.1e}",
+        found.group,
+        f"{fmean(found.nuclear_rank):.1f}",
+        f"{fmean(found.stable_rank):.1f}" if found.stable_rank else "?",
+        "?" if ratio is None else "spectral" if ratio >= 1 else "Euclidean",
+        f"{median(found.energy_rank):g} of {found.limit}",
+        f"{median(found.norm_rank):g}",
+        f"{fmean(found.agreement):.2f}" if found.agreement else "?",
+        f"{fmean(found.low):.1e}",
         f"{polar[0]} {polar[1]}" if polar else f"> {max(_STEPS)} steps",
     )

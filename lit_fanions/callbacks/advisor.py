@@ -113,9 +113,12 @@ class NormAdvisor(Watcher):
 
     def record(self, step: MatrixStep) -> None:
         """Measure some matrices, or compare their bases with those of the step before."""
-        if step.gradient is None or not bool(step.gradient.isfinite().all()):
+        if step.gradient is None:
             return
         momentum = step.gradient if step.observation is None else step.observation.momentum
+        # A finite gradient of 3e38 may make the momentum infinite.
+        if not all(bool(x.isfinite().all()) for x in (step.gradient, momentum)):
+            return
         if self._step % self.every_n_steps:  # the second of two successive steps
             for i, name in enumerate(step.names):
                 if name in self.evidence:
@@ -142,16 +145,17 @@ class NormAdvisor(Watcher):
             activation = ranks.get(name, ranks.get(step.parameter))
             if activation is not None and math.isfinite(activation):
                 evidence.stable_rank.append(activation)
-            one = Spectrum(momenta.values[i], momenta.weights[i], momenta.frobenius[i])
-            evidence.energy_rank.append(smallest_rank(one, ENERGY, power=2))
-            evidence.norm_rank.append(smallest_rank(one, NORM, power=1))
+            spectrum = Spectrum(momenta.values[i], momenta.weights[i], momenta.frobenius[i])
+            evidence.energy_rank.append(smallest_rank(spectrum, ENERGY, power=2))
+            evidence.norm_rank.append(smallest_rank(spectrum, NORM, power=1))
             evidence.low.append(float(lows[i]))
-            evidence.polar.append(sufficient_polar(one))
+            evidence.polar.append(sufficient_polar(spectrum))
             self._compare_bases(name, evidence, momentum[i])
 
     def _compare_bases(self, name: str, evidence: Evidence, momentum: Tensor) -> None:
         width = max(1, min(_COMPARED_VECTORS, evidence.limit // 4))
-        basis = lmo.top_singular(momentum, width, solver="subspace").Vh
+        unit = lmo.unit_frobenius(momentum)[0]  # the solver takes entries up to 1e30
+        basis = lmo.top_singular(unit, width, solver="subspace").Vh
         step, previous = self._bases.get(name, (None, basis))
         if step == self._step - 1:
             overlap = (previous @ basis.mT).square().sum() / width
@@ -167,9 +171,8 @@ class NormAdvisor(Watcher):
         if trainer.barebones:
             return
         self.evidence = {n: self.evidence[n] for n in self.sort_by_parameter(self.evidence)}
-        if not self.evidence:
-            self.table, self.fragment = "NormAdvisor found no matrix with a gradient", ""
-        else:
+        self.table, self.fragment = "NormAdvisor found no matrix with a gradient", ""
+        if self.evidence:
             self.table = format_table(self.evidence)
             self.fragment = yaml.safe_dump(advise(self.evidence), sort_keys=False)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

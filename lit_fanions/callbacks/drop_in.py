@@ -119,13 +119,9 @@ def _configure(
     original: Callable[[], Any] | None,
     required: bool,
 ) -> dict[str, Any]:
-    """Return the factory's optimizer with the schedule of the module's own method.
+    """Return the factory's optimizer with the schedule of the module's own method ``original``.
 
-    Args:
-        module: The module.
-        config: The configuration of the optimizer.
-        original: The module's own ``configure_optimizers``; None for the factory's schedule.
-        required: True if the module's schedule must be kept.
+    Without that method the factory's schedule is used; ``required``: fail where it cannot be kept.
     """
     made = configure_optimizers(module, config)
     if original is None:
@@ -161,10 +157,7 @@ def _configure(
 
 
 def scheduler_entry(configured: Any) -> dict[str, Any] | None:
-    """Return the only scheduler of a ``configure_optimizers``, in Lightning's dictionary form.
-
-    Args:
-        configured: What ``configure_optimizers`` returned, in any form that Lightning allows.
+    """Return the only scheduler that ``configure_optimizers`` has returned, as a dictionary.
 
     Raises:
         MisconfigurationException: If there are several schedulers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,11 +56,14 @@ class MatrixStep(NamedTuple):
     observation: Observation | None
 
 
-class WeightCopy(NamedTuple):
-    """A copy of a weight taken before the step of an optimizer without observers."""
+class _WeightCopy(NamedTuple):
+    """A parameter's shard before the step of an optimizer without observers."""
 
+    parameter: Tensor
+    name: str
     group: str
     lr: float
+    form: Mapping[str, Any]  # layout and splits
     shard: Tensor
 
 
@@ -81,8 +85,6 @@ class Watcher(Callback):
         self.every_n_steps = whole_number("every_n_steps", every_n_steps)
         self.parameters = None if parameters is None else list(parameters)
         self._names: dict[Tensor, str] = {}
-        self._copies: dict[Tensor, WeightCopy] = {}
-        self._forms: dict[Tensor, dict[str, Any]] = {}  # parameter -> layout and splits
         self._hooks: list[RemovableHandle] = []
         self._step_counts: dict[int, int] = {}  # index of the optimizer -> its steps so far
         self._is_recording = False
@@ -103,9 +105,8 @@ class Watcher(Callback):
         """Refuse patterns that match no parameter; restart the step counts in a fresh run."""
         if trainer.ckpt_path is None and optimizer_steps(trainer) == 0:
             self._step_counts = {}
-        names = parameter_names(pl_module)
         for pattern in self.parameters or ():
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in names.values()):
+            if not parameter_names(pl_module, [pattern]):
                 raise ValueError(
                     f"parameters of {type(self).__name__}: no parameter's name matches {pattern!r}"
                 )
@@ -115,59 +116,70 @@ class Watcher(Callback):
     ) -> None:
         """Attach to the optimizer if its step is due."""
         # Count each optimizer's own steps: manual optimization does not step each in every batch.
-        index = next(i for i, own in enumerate(trainer.optimizers) if own is optimizer)
-        self._step_counts[index] = self._step_counts.get(index, 0) + 1
-        if trainer.barebones or not self.is_due(self._step_counts[index] - 1):
+        index = trainer.optimizers.index(optimizer)
+        step = self._step_counts.get(index, 0)
+        self._step_counts[index] = step + 1
+        if trainer.barebones or not self.is_due(step):
             return
         self._is_recording = True
-        self._names = {
-            p: name
-            for p, name in parameter_names(pl_module).items()
-            if self.parameters is None
-            or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.parameters)
-        }
-        groups_without_observer = []
-        for group in optimizer.param_groups:
-            if isinstance(optimizer, Fanion) and not is_entrywise(group["algorithm"]):
-                if self._observe not in optimizer.observers:
-                    optimizer.observers += (self._observe,)
-            else:
-                groups_without_observer.append(group)
-        self._copy_weights(pl_module, groups_without_observer)
-        if self._copies:
+        self._names = parameter_names(pl_module, self.parameters)
+        groups: Sequence[Mapping[str, Any]] = optimizer.param_groups
+        if isinstance(optimizer, Fanion):
+            if self._observe not in optimizer.observers:
+                optimizer.observers += (self._observe,)
+            groups = [group for group in groups if is_entrywise(group["algorithm"])]
+        if copies := self._copy_weights(pl_module, groups):
             # A hook of the step, not the end of the batch, by when gradients and weights may have
             # changed again. A step that a gradient scaler skips never calls it.
-            self._hooks.append(optimizer.register_step_post_hook(self._record_copies))
+            hook = functools.partial(self._record_copies, copies)
+            self._hooks.append(optimizer.register_step_post_hook(hook))
 
-    def _record_copies(self, *args: Any) -> None:
-        with torch.no_grad():
-            for p in list(self._copies):
-                copy, form = self._copies.pop(p), self._forms[p]
-                for step in _compare_with_copy(p, self._names[p], copy, form):
-                    self.record(step)
-
-    def _copy_weights(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    def _copy_weights(
+        self, module: nn.Module, groups: Sequence[Mapping[str, Any]]
+    ) -> list[_WeightCopy]:
         if not any(p.ndim > 1 and p in self._names for g in groups for p in g["params"]):
-            return
+            return []
         with warnings.catch_warnings():  # the factory has already warned about adapters
             warnings.simplefilter("ignore")
-            assignments = assign(module)
-        self._forms = {a.parameter: a.options for a in assignments if a.role == "matrix"}
-        for group in groups:
-            for p in group["params"]:
-                if p in self._names and p in self._forms and p.grad is not None:
-                    shard = local(p).detach().clone()
-                    name = configured_group(group)
-                    self._copies[p] = WeightCopy(name, float(group["lr"]), shard)
+            forms = {a.parameter: a.options for a in assign(module) if a.role == "matrix"}
+        return [
+            _WeightCopy(
+                p, self._names[p], configured_group(group), float(group["lr"]), forms[p],
+                local(p).detach().clone(),
+            )
+            for group in groups
+            for p in group["params"]
+            if p in self._names and p in forms and p.grad is not None
+        ]  # fmt: skip
+
+    def _record_copies(self, copies: list[_WeightCopy], *args: Any) -> None:
+        with torch.no_grad():
+            while copies:
+                for step in _compare_with_copy(copies.pop(0)):
+                    self.record(step)
+
+    def _observe(self, observation: Observation) -> None:
+        name = self._names.get(observation.parameter)
+        if name is None:
+            return
+        group = observation.group
+        shapes = matrix_shapes(observation.parameter.shape, group["layout"], group["splits"])
+        count, total = len(observation.before), sum(shape[0] for shape in shapes)
+        names = _matrix_names(name, observation.first, count, total)
+        self.record(
+            MatrixStep(
+                names, configured_group(group), name, float(group["lr"]), observation.gradient,
+                observation.before, observation.after, observation,
+            )
+        )  # fmt: skip
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Detach from the optimizer and process what was recorded."""
-        if not self._is_recording:
-            return
-        self._detach(trainer)
-        self.finish_step(trainer, pl_module)
+        if self._is_recording:
+            self._detach(trainer)
+            self.finish_step(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -180,11 +192,9 @@ class Watcher(Callback):
         self._names = {}
 
     def _detach(self, trainer: Trainer) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
         self._is_recording = False
-        self._copies, self._forms = {}, {}
+        while self._hooks:
+            self._hooks.pop().remove()
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, Fanion):
                 others = [own for own in optimizer.observers if own != self._observe]
@@ -202,49 +212,28 @@ class Watcher(Callback):
 
         return sorted(matrices, key=position)
 
-    def _observe(self, observation: Observation) -> None:
-        name = self._names.get(observation.parameter)
-        if name is None:
-            return
-        layout, splits = observation.group["layout"], observation.group["splits"]
-        total = sum(s[0] for s in matrix_shapes(observation.parameter.shape, layout, splits))
-        self.record(
-            MatrixStep(
-                names=matrix_names(name, observation.first, len(observation.before), total),
-                group=configured_group(observation.group),
-                parameter=name,
-                lr=float(observation.group["lr"]),
-                gradient=observation.gradient,
-                before=observation.before,
-                after=observation.after,
-                observation=observation,
-            )
-        )
+
+def parameter_names(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[Tensor, str]:
+    """Return the names, without the levels of torch.compile, that match a pattern; None: all."""
+    named = {p: name_without_wrappers(name) for name, p in module.named_parameters()}
+    if patterns is None:
+        return named
+    return {
+        p: name
+        for p, name in named.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
-def parameter_names(module: nn.Module) -> dict[Tensor, str]:
-    """Return the module's parameters with their names, without the levels of torch.compile."""
-    return {p: name_without_wrappers(name) for name, p in module.named_parameters()}
-
-
-def matrix_names(parameter: str, first: int, count: int, total: int) -> list[str]:
-    """Return names for matrices of one parameter.
-
-    Args:
-        parameter: Name of the parameter.
-        first: Index of the first of these matrices among all of the parameter's.
-        count: Number of these matrices.
-        total: Number of matrices of the parameter; a single one has no index.
-    """
+def _matrix_names(parameter: str, first: int, count: int, total: int) -> list[str]:
+    """Return the names of ``count`` of a parameter's ``total`` matrices, from ``first`` on."""
     if total == 1:
         return [parameter]
     return [f"{parameter}[{i}]" for i in range(first, first + count)]
 
 
-def _compare_with_copy(
-    p: Tensor, name: str, copy: WeightCopy, form: Mapping[str, Any]
-) -> Iterator[MatrixStep]:
-    layout, splits = form.get("layout", "flatten"), form.get("splits")
+def _compare_with_copy(copy: _WeightCopy) -> Iterator[MatrixStep]:
+    p, layout, splits = copy.parameter, copy.form.get("layout", "flatten"), copy.form.get("splits")
 
     def matrices(shard: Tensor) -> list[Tensor]:
         return to_matrices(gather(shard.detach(), p), layout, splits)
@@ -252,15 +241,7 @@ def _compare_with_copy(
     before, after = matrices(copy.shard), matrices(local(p))
     gradients = [None] * len(before) if p.grad is None else matrices(local_grad(p))
     total, first = sum(map(len, before)), 0
-    for part, weights in enumerate(before):
-        yield MatrixStep(
-            names=matrix_names(name, first, len(weights), total),
-            group=copy.group,
-            parameter=name,
-            lr=copy.lr,
-            gradient=gradients[part],
-            before=weights,
-            after=after[part],
-            observation=None,
-        )
-        first += len(weights)
+    for gradient, old, new in zip(gradients, before, after, strict=True):
+        names = _matrix_names(copy.name, first, len(old), total)
+        yield MatrixStep(names, copy.group, copy.name, copy.lr, gradient, old, new, None)
+        first += len(old)

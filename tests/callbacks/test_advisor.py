@@ -262,6 +262,32 @@ def test_torch_optimizers_are_advised_too(tmp_path, capsys):
     assert "heuristic" in capsys.readouterr().out
 
 
+class Scaled(OneLayer):
+    """A linear layer whose gradients are multiplied by a power of two."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__({"matrix": {"algorithm": "muon", "lr": 0.0, "weight_decay": 0.0}})
+        self.scale = scale
+        self.down.weight.fanion_group = "matrix"
+
+    def on_after_backward(self) -> None:
+        for p in self.parameters():
+            if p.grad is not None:
+                p.grad.div_(p.grad.abs().max()).mul_(self.scale)
+
+
+@pytest.mark.parametrize("scale", [2.0**-125, 2.0**127])
+def test_evidence_does_not_depend_on_the_scale_of_gradients(tmp_path, scale):
+    plain, scaled = NormAdvisor(2), NormAdvisor(2)
+    fit(tmp_path, Scaled(1.0), plain)
+    fit(tmp_path, Scaled(scale), scaled)
+    want, got = plain.evidence["down.weight"], scaled.evidence["down.weight"]
+    assert got.nuclear_rank == pytest.approx(want.nuclear_rank, rel=1e-5)
+    assert got.low == pytest.approx(want.low, rel=1e-5)
+    assert got.agreement == pytest.approx(want.agreement, rel=1e-3)
+    assert (got.norm_rank, got.polar) == (want.norm_rank, want.polar)
+
+
 @pytest.mark.filterwarnings("ignore:.*log_every_n_steps")
 def test_fast_dev_run_prints_nothing(tmp_path, capsys):
     fit(tmp_path, Net(), NormAdvisor(1), fast_dev_run=True)

@@ -82,6 +82,28 @@ def test_steps_skipped_by_the_optimizer_are_counted(tmp_path):
     assert run.global_step == BATCHES
 
 
+class ScaleGradients(Callback):
+    """Sets the largest entry of every gradient."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        for p in pl_module.parameters():
+            p.grad.div_(p.grad.abs().max()).mul_(self.size)
+
+
+@pytest.mark.parametrize("size", [1e-40, 3e38])
+def test_gradients_at_the_ends_of_float32_are_logged(tmp_path, size):
+    values, board = LoggedValues(), TensorBoardLogger(tmp_path, name="", version="")
+    callbacks = [ScaleGradients(size), SpectralMonitor(1), NormAdvisor(2), values]
+    fit(tmp_path, Net(config("s_muon")), *callbacks, logger=board, validate=True)
+    for step in values.steps:  # the momentum becomes infinite at 3e38
+        assert 1 <= step["gradient_nuclear_rank/down.weight"] <= 10
+        assert step["gradient_nuclear/down.weight"] >= 0.99 * size
+    assert 0.8 < values.steps[0]["oracle_quality/down.weight"] < 1.1
+
+
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_zero_and_nan_weights_are_drawn(tmp_path, value):
     net = Net(config(weight_decay=0.0))
