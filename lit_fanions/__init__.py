@@ -7,6 +7,7 @@ from lit_fanions.optim.factory import configure_optimizers, split_parameters
 from lit_fanions.optim.fanion import Fanion
 from lit_fanions.optim.options import GroupOptions
 from lit_fanions.optim.schedules import ScheduleConfig
+from lit_fanions.optim.sharpness import SharpnessAscent
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ __all__ = [
     "GroupOptions",
     "Override",
     "ScheduleConfig",
+    "SharpnessAscent",
     "bounds",
     "configure_optimizers",
     "lmo",

@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_fanions.callbacks.advisor import NormAdvisor
     from lit_fanions.callbacks.drop_in import FanionOptimizer
+    from lit_fanions.callbacks.sharpness import SharpnessAware
     from lit_fanions.callbacks.spectral_monitor import SpectralMonitor
     from lit_fanions.callbacks.step_monitor import StepMonitor
 
-__all__ = ["FanionOptimizer", "NormAdvisor", "SpectralMonitor", "StepMonitor"]
+__all__ = [
+    "FanionOptimizer",
+    "NormAdvisor",
+    "SharpnessAware",
+    "SpectralMonitor",
+    "StepMonitor",
+]
 
 _MODULES = {
     "FanionOptimizer": "drop_in",
     "NormAdvisor": "advisor",
+    "SharpnessAware": "sharpness",
     "SpectralMonitor": "spectral_monitor",
     "StepMonitor": "step_monitor",
 }

@@ -215,7 +215,9 @@ class Watcher(Callback):
 
 def parameter_names(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[Tensor, str]:
     """Return the names, without the levels of torch.compile, that match a pattern; None: all."""
-    named = {p: name_without_wrappers(name) for name, p in module.named_parameters()}
+    named: dict[Tensor, str] = {
+        p: name_without_wrappers(name) for name, p in module.named_parameters()
+    }
     if patterns is None:
         return named
     return {

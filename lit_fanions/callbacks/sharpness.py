@@ -1,0 +1,155 @@
+"""Sharpness-aware minimisation for any Lightning module under automatic optimization."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_fanions.callbacks.lightning_interface import Callback, MisconfigurationException
+from lit_fanions.optim.algorithms import Algorithm, Rank
+from lit_fanions.optim.sharpness import SharpnessAscent
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class SharpnessAware(Callback):
+    """Step with the gradient at W + rho * D(G) instead of G, the gradient at W (SAM, nu-SAM).
+
+    ``optim.sharpness.SharpnessAscent`` has the method and the meaning of the arguments. After the
+    backward pass of a batch the matrices are moved uphill, ``training_step`` and its backward pass
+    run again on the same batch with the same random numbers, and the matrices are restored: a step
+    takes twice the time. Clipping, schedules and monitors see the second gradient. Logged values
+    and the running statistics of batch norms are those of the first pass; metric objects that
+    ``training_step`` updates count each batch twice. Works with any optimizer, float32 and
+    bfloat16, DDP and FSDP2, and leaves nothing behind that a checkpoint would need.
+
+    Args:
+        rho: Radius of the step uphill, in the norm of the ball; at least 0.
+        algorithm: Name of the ball, as for ``Fanion``; ``neon`` is nu-SAM, ``nsgd`` SAM.
+        rank: Rank of the algorithms that have one; None is the algorithm's own.
+        exact: Restore the matrices to the bit from a copy; False keeps the perturbation only.
+
+    Raises:
+        MisconfigurationException: With manual optimization, accumulated gradients or a gradient
+            scaler, where the second pass would not repeat the first.
+        ValueError: If an argument is not one of these.
+    """
+
+    def __init__(
+        self,
+        rho: float = 0.05,
+        algorithm: Algorithm = "neon",
+        rank: Rank | None = None,
+        exact: bool = True,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "rho": rho, "algorithm": algorithm, "rank": rank, "exact": exact
+        }  # fmt: skip
+        SharpnessAscent(nn.Module(), **self._arguments)  # checks them
+        self._ascent: SharpnessAscent | None = None
+        self._batch: tuple[Any, int] | None = None
+        self._random: list[Tensor] = []  # states of the generators before the first pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the matrices; refuse a training whose step this callback cannot repeat."""
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "SharpnessAware needs automatic optimization: in a manual training_step open a "
+                "lit_fanions.SharpnessAscent around the second backward pass"
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise MisconfigurationException(
+                "SharpnessAware does not work with a gradient scaler (precision 16-mixed): use "
+                "bf16-mixed or 32-true"
+            )
+        self._ascent = SharpnessAscent(pl_module, **self._arguments)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the batch and the states of the random generators."""
+        if trainer.accumulate_grad_batches != 1:
+            raise MisconfigurationException(
+                "SharpnessAware does not work with accumulate_grad_batches = "
+                f"{trainer.accumulate_grad_batches}: the second pass repeats one batch; set it to 1"
+            )
+        self._batch = batch, batch_idx
+        self._random = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _devices(pl_module))]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Replace the gradient by that at the perturbed matrices."""
+        assert self._ascent is not None and self._batch is not None
+        if all(p.grad is None for p in pl_module.parameters()):  # training_step returned None
+            return
+        batch, index = self._batch
+        arguments = [batch, index] if _takes_index(pl_module.training_step) else [batch]
+        with torch.enable_grad(), self._ascent, self._repeating(pl_module):
+            optimizer.zero_grad()
+            output = trainer.strategy.training_step(*arguments)
+            loss = output["loss"] if isinstance(output, Mapping) else output
+            if loss is not None:
+                trainer.strategy.backward(loss, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Release the batch."""
+        self._batch = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Release the batch and the parameters."""
+        self._batch = self._ascent = None
+
+    @contextlib.contextmanager
+    def _repeating(self, module: LightningModule) -> Iterator[None]:
+        """Use the random numbers of the first pass; log nothing; keep running statistics."""
+        devices = _devices(module)
+        buffers = [
+            buffer
+            for part in module.modules()
+            if getattr(part, "track_running_stats", False)
+            for buffer in part.buffers(recurse=False)
+        ]
+        copies = [buffer.clone() for buffer in buffers]
+        loggers = [vars(part) for part in module.modules() if hasattr(part, "log_dict")]
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(self._random[0])
+            for device, state in zip(devices, self._random[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            for attributes in loggers:  # attributes of the instance precede the class's methods
+                attributes["log"] = _log_nothing
+            try:
+                yield
+            finally:
+                for attributes in loggers:
+                    del attributes["log"]
+                with torch.no_grad():
+                    for buffer, copy in zip(buffers, copies, strict=True):
+                        buffer.copy_(copy)
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``LightningModule.log`` in the second pass."""
+
+
+def _devices(module: nn.Module) -> list[torch.device]:
+    """Return the GPUs that hold the module."""
+    return list(dict.fromkeys(p.device for p in module.parameters() if p.device.type == "cuda"))
+
+
+def _takes_index(training_step: Any) -> bool:
+    """Return whether ``training_step`` takes the index of the batch, as Lightning decides it."""
+    parameters = inspect.signature(training_step).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 or any(
+        p.name == "batch_idx" or p.kind is p.VAR_POSITIONAL for p in parameters
+    )
