@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
-from experiments.bench import monitor, overhead, polar, report, step, topk
+from experiments.bench import cost, monitor, overhead, polar, report, step, topk
 from lit_fanions.cli import console
 from lit_fanions.memory import reuse_freed_memory
 
 COMMANDS = {
+    "cost": cost,
     "monitor": monitor,
     "overhead": overhead,
     "polar": polar,

@@ -81,20 +81,27 @@ class Trainer(pl.Trainer):
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
+        devices: int = 1,
     ) -> None:
         """Show which algorithm trains which parameter, and why; trains nothing.
 
         Args:
             model: The model whose parameters are shown.
             datamodule: Not used: a recipe of fit is accepted as it is.
+            devices: Show also which of so many devices under DDP solves which matrices.
         """
-        from lit_fanions import split_parameters
+        from lit_fanions import Fanion, split_parameters
+        from lit_fanions.optim.factory import parameter_groups
+        from lit_fanions.optim.sharing import format_owners
 
         model.configure_model()
         own = self.callbacks  # type: ignore[attr-defined]
         dropped_in = [c.config for c in own if isinstance(c, callbacks.FanionOptimizer)]
         config = dropped_in[-1] if dropped_in else getattr(model, "fanion_config", None)
-        print(split_parameters(model, config))
+        split = split_parameters(model, config)
+        print(split)
+        if devices > 1:
+            print(format_owners(Fanion(parameter_groups(split)).param_groups, devices))
         print(f"Total parameters: {sum(p.numel() for p in model.parameters()):,}")
 
 

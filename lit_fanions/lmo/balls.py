@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_fanions import norms
 from lit_fanions.lmo import spectrum as spectra
 from lit_fanions.lmo.block_power import dion
+from lit_fanions.lmo.costs import polar_flops, product_flops, triplets_flops
 from lit_fanions.lmo.factorisations import noise, wide
 from lit_fanions.lmo.newton_schulz import polar_dtype, unit_polar
 from lit_fanions.lmo.powers import schatten_direction
@@ -50,6 +51,7 @@ class Ball:
         oversamples: Whether its basis has more columns than the rank.
         any_shape: Whether it takes tensors that are no matrices.
         feedback: Whether a step of low rank leaves something behind for error feedback to keep.
+        flops: Operations of the matrix products that an oracle call takes for one matrix.
     """
 
     summary: str
@@ -66,6 +68,7 @@ class Ball:
     oversamples: bool = True
     any_shape: bool = False
     feedback: bool = False
+    flops: Callable[[Case], float] = lambda case: 0.0
 
     def basis_columns(self, case: Case) -> int | None:
         """Return the columns of the basis that its solver starts from; None without a basis."""
@@ -237,6 +240,14 @@ def _ky_fan(s: Spectrum, x: Tensor, case: Case) -> Tensor:
     return spectra.nuclear(s) if case.k >= case.limit else spectra.ky_fan(s, case.k)
 
 
+# Operations.
+
+
+def _fanion_flops(k: int, case: Case) -> float:
+    full = k >= case.limit
+    return polar_flops(case) if full else triplets_flops(k, case) + product_flops(k, case)
+
+
 # Balls.
 
 # Frobenius norm of directions where no matrix changes it, by p.
@@ -261,6 +272,7 @@ BALLS: dict[str, Ball] = {
         dual=lambda s, x, case: spectra.nuclear(s),
         length=lambda case: math.sqrt(case.limit),
         is_polar=lambda case: True,
+        flops=polar_flops,
     ),
     "nuclear": Ball(
         "nuclear", "u₁ v₁ᵀ",
@@ -271,6 +283,7 @@ BALLS: dict[str, Ball] = {
         solved_rank=lambda case: 1 if case.limit > 1 else None,
         is_polar=lambda case: case.limit == 1,
         feedback=True,
+        flops=lambda case: _fanion_flops(1, case),
     ),
     "fanion": Ball(
         "dual of Ky Fan k", "U_k V_kᵀ",
@@ -281,6 +294,7 @@ BALLS: dict[str, Ball] = {
         solved_rank=lambda case: case.k if case.k < case.limit else None,
         is_polar=lambda case: case.k >= case.limit,
         feedback=True,
+        flops=lambda case: _fanion_flops(case.k, case),
     ),
     "kyfan": Ball(
         "Ky Fan k", "u₁ v₁ᵀ if σ₁ ≥ ‖M‖_* / k, else U Vᵀ / k",
@@ -289,6 +303,7 @@ BALLS: dict[str, Ball] = {
         dual=lambda s, x, case: torch.maximum(spectra.spectral(s), spectra.nuclear(s) / case.k),
         length=lambda case: None,
         solved_rank=lambda case: 1,
+        flops=lambda case: triplets_flops(1, case) + polar_flops(case),
     ),
     "schatten": Ball(
         "Schatten p", "U (Σ / ‖Σ‖_q)^(q−1) Vᵀ, 1/p + 1/q = 1",
@@ -349,5 +364,6 @@ BALLS: dict[str, Ball] = {
         warms_up=False,
         oversamples=False,
         feedback=True,
+        flops=lambda case: 3 * product_flops(case.k, case),
     ),
 }  # fmt: skip

@@ -121,6 +121,11 @@ class Oracle:
         unit = ball.length(self.case)
         return None if unit is None else weight * unit * ball.radius(self.case.settings)
 
+    @property
+    def flops(self) -> float:
+        """Operations of the matrix products that solve one matrix."""
+        return sum(ball.flops(self.case) for ball, _ in self.parts)
+
     def dual(self, spectrum: Spectrum, m: Tensor) -> Tensor:
         """Return the dual norm, what <m, D> can reach: (...).
 

@@ -70,6 +70,16 @@ def moment_key(part: int) -> str:
     return f"second{part}"
 
 
+def is_moment(key: str) -> bool:
+    """Return whether a key of a state belongs to a second moment."""
+    return key.startswith(moment_key(0)[:-1])
+
+
+def moment_shape(shape: torch.Size, group: Mapping[str, Any]) -> torch.Size:
+    """Return the shape of the second moments of a batch of matrices, (count, rows, cols)."""
+    return torch.Size(TRANSFORMS[group["adapt"]].shape(shape))
+
+
 def initial_moments(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return second moments of zero for a parameter, by their keys; none without a transform."""
     if group["adapt"] == "none":

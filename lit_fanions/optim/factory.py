@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_fanions.checks import whole_number
@@ -106,12 +107,12 @@ def configure_optimizers(
     split = split_parameters(module, config)
     if not split:
         raise ValueError(f"{type(module).__name__} has no trainable parameter")
-    groups = _parameter_groups(split)
+    groups = parameter_groups(split)
     schedules = []
     for group in groups:
         own = config.overrides.get(group["config_group"])
         schedules.append((own and own.schedule) or config.schedule)
-    optimizer = Fanion(groups)
+    optimizer = Fanion(groups, process_group=_replicating_ranks(module))
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     inform("Parameters by group:\n%s", split)
     if config.matrix.given() and not any(a.group == "matrix" for a in split):
@@ -132,7 +133,7 @@ def configure_optimizers(
     }
 
 
-def _parameter_groups(split: Split) -> list[dict[str, Any]]:
+def parameter_groups(split: Split) -> list[dict[str, Any]]:
     """Return the groups of an optimizer: those of the split, apart where forms or marks differ."""
     groups: dict[str, dict[str, Any]] = {}
     for assignment in split:
@@ -165,7 +166,7 @@ def _late_parameter_groups(
     if len(late) < len(wanted):
         return []
     inform("Parameters added:\n%s", late)
-    groups = _parameter_groups(late)
+    groups = parameter_groups(late)
     for group in groups:
         stem, *rest = group["name"].split(".")
         group["name"] = ".".join([stem, "late", *rest])
@@ -214,6 +215,17 @@ def _group_options(name: str, roles: set[str], config: FanionConfig) -> dict[str
             f"{base['lr']:g}: set overrides.{name}.lr"
         )
     return options
+
+
+def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
+    """Return the ranks that hold the same parameters under Lightning's DDP; None elsewhere."""
+    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
+    names = [cls.__name__ for cls in type(strategy).__mro__]
+    # The others build on DDPStrategy and step parameters of their own.
+    others = {"DeepSpeedStrategy", "XLAStrategy"}
+    if "DDPStrategy" not in names or others & {*names} or not dist.is_initialized():
+        return None
+    return dist.group.WORLD
 
 
 def _trainer_steps(module: nn.Module) -> Callable[[], int]:

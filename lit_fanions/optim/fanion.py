@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -38,6 +39,8 @@ from lit_fanions.optim.options import (
     default_seed,
     is_foreign,
 )
+from lit_fanions.optim.shared_step import step_shared
+from lit_fanions.optim.sharing import agree_on_gradients, plan_shares, team_of_group
 from lit_fanions.optim.signatures import argument_docs, takes_options
 
 
@@ -85,9 +88,14 @@ class Fanion(torch.optim.Optimizer):
 
     Args:
         params: Parameters, (name, parameter) pairs, or group dicts, as for any torch optimizer.
+        process_group: Ranks that replicate the parameters and have the same gradients, which then
+            share the work: each solves a part of the matrices and gets the other directions from
+            its owners. For plain loops (``torch.distributed.group.WORLD``); under Lightning's DDP
+            the factory sets it. DTensors need none.
     {arguments}
 
     Attributes:
+        process_group: As given; no part of copies and pickles, which share nothing.
         observers: Called in each step with an ``Observation`` of the matrices of each parameter;
             not for groups of adamw and sgd. Such a step needs memory for a few copies of one
             parameter more. Observers are no part of copies, pickles and checkpoints.
@@ -98,6 +106,7 @@ class Fanion(torch.optim.Optimizer):
     """
 
     observers: tuple[Observer, ...] = ()
+    process_group: dist.ProcessGroup | None = None
     planner: Planner | None = None  # set by the factory; no part of copies, pickles and checkpoints
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
     _is_built = False  # whether groups that are added come after the constructor's
@@ -108,8 +117,11 @@ class Fanion(torch.optim.Optimizer):
         params: ParamsT,
         lr: float | None = None,
         momentum: float | None = None,
+        *,
+        process_group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> None:
+        self.process_group = process_group
         algorithm = options.pop("algorithm", None)
         algorithm = DEFAULT_ALGORITHM if algorithm is None else algorithm
         unknown = set(options) - set(GroupOptions.__dataclass_fields__)
@@ -264,21 +276,25 @@ class Fanion(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
-            RuntimeError: If a gradient is sparse.
+            RuntimeError: If a gradient is sparse, or missing on some ranks that share the work.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         _refuse_sparse(self.param_groups)
+        replicas = None if self.process_group is None else team_of_group(self.process_group)
         with _without_autocast(self.param_groups):
+            agree_on_gradients(self.param_groups, replicas)
             self._initialise_state()
             finite = finite_flags(self.param_groups, self.state)
+            shares = plan_shares(self.param_groups, replicas, bool(self.observers))
             for group in self.param_groups:
                 if is_entrywise(group["algorithm"]):
                     entrywise.step_entrywise(group, self.state, finite)
                 else:
-                    step_matrices(group, self.state, finite, self.observers)
+                    step_matrices(group, self.state, finite, self.observers, shares)
+                    step_shared(group, self.state, finite, self.observers, shares)
         return loss
 
     def _initialise_state(self) -> None:

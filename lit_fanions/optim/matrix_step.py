@@ -6,7 +6,7 @@ run the same formula on different tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -45,6 +45,7 @@ def step_matrices(
     states: Mapping[Tensor, State],
     finite: Mapping[Tensor, Tensor],
     observers: Sequence[Observer] = (),
+    shared: Container[Tensor] = (),
 ) -> None:
     """Step a group of matrices.
 
@@ -53,8 +54,11 @@ def step_matrices(
         states: State of each of its parameters.
         finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
         observers: Called with what the step does; the step is the same with and without them.
+        shared: Parameters that are left to ``step_shared``.
     """
-    parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
+    parameters = [
+        p for p in group["params"] if p.grad is not None and p.numel() and p not in shared
+    ]
     for stack in stacks(parameters, group):
         pieces = [
             Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
@@ -114,13 +118,13 @@ def _step_stack(pieces: list[Piece], group: Group, observers: Sequence[Observer]
     )
     solved = []
     for part in range(len(batches)):
-        solved.append(_solve(pieces, part, batches.pop(0), group))  # pop frees its memory
+        solved.append(solve_part(pieces, part, batches.pop(0), group))  # pop frees its memory
     if together and not observers:
         apply_together(pieces, solved, group)
         return
     for i, piece in enumerate(pieces):
-        own = [_share(answer, i, len(pieces)) for answer in solved]
-        step = partial(_apply_each, piece, own, group)
+        own = [share_of_stack(answer, i, len(pieces)) for answer in solved]
+        step = partial(apply_each, piece, own, group)
         if observers:
             observe_step(piece, own, group, step, observers)
         else:
@@ -135,14 +139,19 @@ def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
     Returns:
         A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
+    ns = (gather(update_momentum(piece, group), piece.parameter) for piece in pieces)
+    return stack_matrices(ns, len(pieces), group)
+
+
+def stack_matrices(ns: Iterable[Tensor], count: int, group: Group) -> list[Batch]:
+    """Return the matrices of ``count`` tensors N of one shape, a batch for each part."""
     stacked: list[Tensor] = []
-    for i, piece in enumerate(pieces):
-        n = gather(update_momentum(piece, group), piece.parameter)
+    for i, n in enumerate(ns):
         parts = to_matrices(n, group["layout"], group["splits"])
-        if len(pieces) == 1:
+        if count == 1:
             return [_batch(m, group, 1) for m in parts]
         parts = [normalised(m, group) if find_oracle(m, group)[1] else m for m in parts]
-        stacked = stacked or [m.new_empty(len(pieces), *m.shape) for m in parts]
+        stacked = stacked or [m.new_empty(count, *m.shape) for m in parts]
         for batch, m in zip(stacked, parts, strict=True):
             batch[i] = m
     oracles = [find_oracle(m, group) for m in stacked]
@@ -159,7 +168,7 @@ def _batch(m: Tensor, group: Group, pieces: int) -> Batch:
     return Batch(normalised(m, group) if unit else m, oracle, unit, overwrite)
 
 
-def _solve(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -> Solved:
+def solve_part(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -> Solved:
     """Return the directions of a batch and store what its solver and its transform leave."""
     states = [piece.state for piece in pieces]
     basis = gather_bases(states, batch.m, part, batch.oracle, group["seed"])
@@ -189,7 +198,7 @@ def _store(pieces: Sequence[Piece], key: str, before: Tensor | None, after: Tens
     torch._foreach_copy_([piece.state[key] for piece in pieces], chosen)
 
 
-def _share(solved: Solved, i: int, count: int) -> Solved:
+def share_of_stack(solved: Solved, i: int, count: int) -> Solved:
     """Return the part of the i-th of ``count`` pieces."""
     factor, captured = solved.factor, solved.captured
     return Solved(
@@ -199,7 +208,7 @@ def _share(solved: Solved, i: int, count: int) -> Solved:
     )
 
 
-def _apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
+def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
     """Apply the directions of all matrices of a piece to this rank's shard of it."""
     layout, splits, like = group["layout"], group["splits"], piece.parameter
     shape = like.shape if is_distributed(like) else piece.weight.shape

@@ -285,11 +285,14 @@ class GroupOptions:
     momentum_dtype: MomentumDtype | None = _option(
         "Dtype of the momentum. Default: the parameter's.", _dtype, matrix=None
     )
+    share_work: bool | None = _option(
+        "Let one rank solve each matrix that ranks replicate or have shards of. Default: on.",
+        check_flag,
+        matrix=True,
+    )
     seed: int | None = _option(
         "Seed of the random starts of rank-k solvers, which become part of the state. Default: "
-        "that of seed_everything, 0 without one.",
-        _whole(0),
-        matrix=None,
+        "that of seed_everything, 0 without one.", _whole(0), matrix=None,
     )  # fmt: skip
 
     def given(self) -> dict[str, Any]:

@@ -108,6 +108,15 @@ def test_params_shows_the_split_and_the_total(project, capfd):
     assert not (project / "lightning_logs").exists()
 
 
+def test_params_shows_what_each_device_solves(project, capfd):
+    assert main(["params", "--config", "recipe.yaml", "--devices", "2"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Solved by 2 ranks"))
+    # Matrices of a toy cost less than sending them.
+    assert lines[start + 1 : -1] == ["  rank 0, 0.0%: nothing", "  rank 1, 0.0%: nothing"]
+    assert lines[-1] == "Total parameters: 58"
+
+
 def test_params_needs_no_data(project, capfd):
     assert main(["params", "--config", "recipe.yaml", "--data.data_dir", "nowhere"]) == 0
 

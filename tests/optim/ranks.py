@@ -1,4 +1,4 @@
-"""Two gloo processes on CPU, and a network that they cannot share evenly."""
+"""A few gloo processes on CPU, and a network that two cannot share evenly."""
 
 import datetime
 import multiprocessing
@@ -23,11 +23,12 @@ STEPS = 4
 PATIENCE = 40  # seconds
 
 
-def on_ranks(folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """Return the results of ``work(rank, *args)`` in two processes; fail with their tracebacks."""
+def on_ranks(folder: Path, work: Callable[..., Any], *args: Any, count: int = RANKS) -> list[Any]:
+    """Return the results of ``work(rank, *args)`` in processes; fail with their tracebacks."""
     context = multiprocessing.get_context("fork")
     ranks = [
-        context.Process(target=_rank, args=(rank, folder, work, args)) for rank in range(RANKS)
+        context.Process(target=_rank, args=(rank, count, folder, work, args))
+        for rank in range(count)
     ]
     for process in ranks:
         process.start()
@@ -39,14 +40,16 @@ def on_ranks(folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
         process.join()
     errors = [path.read_text() for path in sorted(folder.glob("rank*.txt"))]
     assert not errors and not hanging, f"hanging ranks: {hanging}\n" + "\n".join(errors)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(count)]
 
 
-def _rank(rank: int, folder: Path, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, count: int, folder: Path, work: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     try:
         torch.set_num_threads(1)
         dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS,
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count,
             timeout=datetime.timedelta(seconds=PATIENCE / 4),
         )  # fmt: skip
         torch.save(work(rank, *args), folder / f"rank{rank}.pt")

@@ -1,0 +1,349 @@
+"""Which rank solves which matrix, and how matrices and directions travel between ranks.
+
+Every parameter has an owner among the ranks that hold it: the rank that solves its matrices. Owners
+are chosen by the operations that a direction takes, so that all ranks get about the same work, and
+every rank computes the same owners. ``shared_step`` has the step.
+
+Ranks that replicate a parameter (DDP) each know its momentum: the owner's direction goes to all of
+them, by one all-gather for a stack of parameters. Shards of a DTensor go to the owner and come back
+as shards of the direction, by one all-to-all each; no rank has more whole matrices than it solves.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_fanions.lmo.costs import product_flops
+from lit_fanions.optim.algorithms import is_entrywise, oracle
+from lit_fanions.optim.exchange import Team, team_of_group
+from lit_fanions.optim.groups import named_parameters
+from lit_fanions.optim.matrices import is_distributed, matrix_shapes
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+# Operations for each entry from which solving a matrix takes longer than receiving its direction:
+# what an accelerator multiplies (4e14 operations a second) while its links (4.5e11 bytes a second)
+# bring two bytes, rounded down. Predicted, not measured.
+_WORTH_SENDING = 1000
+
+
+# Who owns what.
+
+
+@functools.lru_cache(maxsize=256)
+def assign_owners(
+    shapes: tuple[torch.Size, ...], costs: tuple[float, ...], ranks: int
+) -> list[int]:
+    """Return the rank that each of some parameters is given to: the most expensive first.
+
+    Those of one shape are given one after the other, so that all ranks have a part of a stack.
+
+    Args:
+        shapes: Shapes of the parameters.
+        costs: Their costs, in any unit.
+        ranks: Number of ranks.
+    """
+    loads = [(0.0, rank) for rank in range(ranks)]
+    owners = [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], shapes[i])):
+        load, rank = heapq.heappop(loads)
+        owners[i] = rank
+        heapq.heappush(loads, (load + costs[i], rank))
+    return owners
+
+
+def solve_flops(shape: torch.Size, group: Mapping[str, Any]) -> float:
+    """Return the operations of the matrix products that solve the matrices of a parameter."""
+    total = 0.0
+    for count, rows, cols in matrix_shapes(shape, group["layout"], group["splits"]):
+        solver = oracle(group, rows, cols)
+        captured = product_flops(solver.case.k, solver.case) if group["error_feedback"] else 0.0
+        total += count * (solver.flops + captured)
+    return total
+
+
+def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
+    """Return which of some ranks that replicate parameters solves which of them, a line each.
+
+    Args:
+        groups: Groups of an optimizer.
+        ranks: Number of ranks.
+    """
+    shared = {
+        name: (p.shape, solve_flops(p.shape, group))
+        for group in groups
+        if not is_entrywise(group["algorithm"]) and group["share_work"]
+        for name, p in named_parameters(group)
+        if is_worth_sending(p.shape, group)
+    }
+    shapes, costs = zip(*shared.values(), strict=True) if shared else ((), ())
+    owners = dict(zip(shared, assign_owners(shapes, costs, ranks), strict=True))
+    total = sum(costs)
+    lines = [
+        f"Solved by {ranks} ranks that replicate the parameters, {total:.3g} operations a step:"
+    ]
+    for rank in range(ranks):
+        own = [name for name, owner in owners.items() if owner == rank]
+        part = sum(shared[name][1] for name in own) / total if total else 0.0
+        line = f"  rank {rank}, {part:.1%}: {', '.join(own) or 'nothing'}"
+        lines += textwrap.wrap(line, 120, subsequent_indent=" " * 4, break_long_words=False)
+    return "\n".join(lines)
+
+
+def is_worth_sending(shape: torch.Size, group: Mapping[str, Any]) -> bool:
+    """Return whether ranks that replicate a parameter gain by solving it once."""
+    return solve_flops(shape, group) >= _WORTH_SENDING * shape.numel() > 0
+
+
+# Who holds what.
+
+
+@functools.lru_cache(maxsize=64)
+def team_of_mesh(mesh: DeviceMesh) -> Team:
+    """Return the ranks of a device mesh; the first call makes a group for one of two dimensions."""
+    if mesh.ndim == 1:
+        return team_of_group(mesh.get_group())
+    ranks = mesh.mesh.flatten().tolist()
+    if len(ranks) == dist.get_world_size():
+        assert dist.group.WORLD is not None
+        return team_of_group(dist.group.WORLD)
+    return team_of_group(_group_of(ranks))
+
+
+@functools.lru_cache(maxsize=64)
+def _cpu_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return a group of the same ranks that sends tensors in the memory of the hosts."""
+    if "cpu:" in dist.get_backend_config(group):
+        return group
+    return _group_of(dist.get_process_group_ranks(group), backend="gloo")
+
+
+def _group_of(ranks: list[int], **options: Any) -> dist.ProcessGroup:
+    group = dist.new_group(ranks, use_local_synchronization=True, **options)
+    assert isinstance(group, dist.ProcessGroup)  # as this rank is one of them
+    return group
+
+
+class Region(NamedTuple):
+    """The part of a tensor that a rank holds.
+
+    Attributes:
+        shape: Shape of the shard.
+        blocks: Indices of the same entries in the whole tensor and in the shard.
+    """
+
+    shape: torch.Size
+    blocks: tuple[tuple[tuple[slice, ...], tuple[slice, ...]], ...]
+
+    def cut(self, whole: Tensor, shard: Tensor) -> None:
+        """Copy a shard from a whole tensor."""
+        for there, here in self.blocks:
+            shard[here].copy_(whole[there])
+
+    def paste(self, shard: Tensor, whole: Tensor) -> None:
+        """Copy a shard into a whole tensor."""
+        for there, here in self.blocks:
+            whole[there].copy_(shard[here])
+
+
+class ShardMap(NamedTuple):
+    """How a DTensor lies on its ranks.
+
+    Attributes:
+        regions: What each rank of the team holds.
+        sources: For each owner, the ranks whose shards make up the whole tensor: of ranks that
+            hold the same, the one that shares most coordinates of the mesh with the owner.
+    """
+
+    regions: tuple[Region, ...]
+    sources: tuple[tuple[int, ...], ...]
+
+
+def shard_map(p: Tensor) -> ShardMap | None:
+    """Return how a DTensor lies on its ranks; None for a placement that is not known here."""
+    assert is_distributed(p)
+    return _shard_map(p.shape, p.device_mesh, tuple(p.placements))
+
+
+@functools.lru_cache(maxsize=1024)
+def _shard_map(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Any, ...]) -> ShardMap | None:
+    factors = [_split_factor(placement) for placement in placements]
+    if None in factors:
+        return None
+    sizes = tuple(mesh.mesh.shape)
+    for placement, factor, parts in zip(placements, factors, sizes, strict=True):
+        if factor and factor > 1 and shape[placement.dim] % (factor * parts):
+            return None  # torch's versions differ in where the longer pieces lie
+    coordinates = {int(mesh.mesh[place]): place for place in itertools.product(*map(range, sizes))}
+    regions, places = [], [coordinates[rank] for rank in team_of_mesh(mesh).ranks]
+    for place in places:
+        runs = [[(0, size)] for size in shape]
+        for at, parts, placement, factor in zip(place, sizes, placements, factors, strict=True):
+            if factor:
+                runs[placement.dim] = _chunk(runs[placement.dim], parts, at, factor)
+        regions.append(_region(runs))
+    copies = [i for i, factor in enumerate(factors) if factor == 0]
+    sources = tuple(
+        tuple(j for j, other in enumerate(places) if all(other[i] == place[i] for i in copies))
+        for place in places
+    )
+    return ShardMap(tuple(regions), sources)
+
+
+def _split_factor(placement: Any) -> int | None:
+    """Return into how many pieces a dimension is cut before it is sharded.
+
+    1 for Shard, more for the shards that FSDP2 makes of tensor-parallel ones, 0 for Replicate, None
+    for other placements.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    if type(placement) is Replicate:
+        return 0
+    if type(placement) is Shard:
+        return 1
+    return getattr(placement, "split_factor", None)
+
+
+_Runs = list[tuple[int, int]]  # starts and ends of ranges of indices
+
+
+def _chunk(runs: _Runs, parts: int, place: int, factor: int) -> _Runs:
+    """Return one of the parts of indices, cut as torch.chunk does, in each of ``factor`` pieces."""
+    total = sum(stop - start for start, stop in runs)
+    found = []
+    for piece in range(factor):
+        first, last = _bounds(total, factor, piece)
+        start, stop = _bounds(last - first, parts, place)
+        found += _take(runs, first + start, first + stop)
+    return found
+
+
+def _bounds(total: int, parts: int, place: int) -> tuple[int, int]:
+    size = math.ceil(total / parts)
+    return min(place * size, total), min((place + 1) * size, total)
+
+
+def _take(runs: _Runs, first: int, last: int) -> _Runs:
+    """Return the indices from the ``first``-th to before the ``last``-th."""
+    taken, passed = [], 0
+    for start, stop in runs:
+        low, high = max(first - passed, 0), min(last - passed, stop - start)
+        if low < high:
+            taken.append((start + low, start + high))
+        passed += stop - start
+    return taken
+
+
+def _region(runs: Sequence[_Runs]) -> Region:
+    shape = torch.Size(sum(stop - start for start, stop in own) for own in runs)
+    pairs = []
+    for own in runs:
+        ends = itertools.accumulate((stop - start for start, stop in own), initial=0)
+        pairs.append([
+            (slice(start, stop), slice(at, at + stop - start))
+            for (start, stop), at in zip(own, ends, strict=False)
+        ])  # fmt: skip
+    blocks = [tuple(zip(*block, strict=True)) for block in itertools.product(*pairs)]
+    return Region(shape, tuple((there, here) for there, here in blocks))
+
+
+class Share(NamedTuple):
+    """Who solves a parameter.
+
+    Attributes:
+        team: The ranks that hold it.
+        owner: Place in the team of the rank that solves it.
+        shards: How a DTensor lies on the ranks; None for a parameter that all of them have whole.
+    """
+
+    team: Team
+    owner: int
+    shards: ShardMap | None
+
+
+def plan_shares(
+    groups: Iterable[Mapping[str, Any]], replicas: Team | None, observed: bool = False
+) -> dict[Tensor, Share]:
+    """Return who solves each parameter that is not solved by every rank.
+
+    A DTensor is left out where its placement is not known, where ``renormalize`` needs its whole
+    weight, and in steps whose observers are shown whole matrices. A replicated parameter is left
+    out where sending its direction would take longer than solving it.
+
+    Args:
+        groups: Groups of an optimizer.
+        replicas: Ranks that replicate its parameters; None: only DTensors are shared.
+        observed: Whether the step has observers.
+    """
+    found: dict[Team, list[tuple[Tensor, float, ShardMap | None]]] = {}
+    for group in groups:
+        if is_entrywise(group["algorithm"]) or not group["share_work"]:
+            continue
+        parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
+        shapes = {p.shape for p in parameters}
+        work = {shape: max(solve_flops(shape, group), float(shape.numel())) for shape in shapes}
+        worth = {shape: is_worth_sending(shape, group) for shape in shapes}
+        for p in parameters:
+            team, shards = replicas, None
+            if is_distributed(p):
+                shards = None if observed or group["renormalize"] else shard_map(p)
+                team = None if shards is None else team_of_mesh(p.device_mesh)
+            elif not worth[p.shape]:
+                team = None
+            if team is not None and team.size > 1:
+                found.setdefault(team, []).append((p, work[p.shape], shards))
+    shares = {}
+    for team, members in found.items():
+        parameters, costs, _ = zip(*members, strict=True)
+        owners = assign_owners(tuple(p.shape for p in parameters), costs, team.size)
+        for (p, _, shards), owner in zip(members, owners, strict=True):
+            shares[p] = Share(team, owner, shards)
+    return shares
+
+
+# Whether the ranks agree.
+
+
+def agree_on_gradients(groups: Iterable[Mapping[str, Any]], replicas: Team | None) -> None:
+    """Raise on all ranks if a parameter has a gradient on some of them only.
+
+    A rank without it would leave the others waiting in a collective. The flags travel between the
+    hosts, so that no device is waited for.
+
+    Args:
+        groups: Groups of an optimizer.
+        replicas: Ranks that replicate its parameters; None: they share DTensors alone.
+
+    Raises:
+        RuntimeError: With the names of these parameters.
+    """
+    parties: dict[Team, list[tuple[str, Tensor]]] = {}
+    for group in groups:
+        sharing = replicas if group.get("share_work") else None
+        for name, p in named_parameters(group):
+            team = team_of_mesh(p.device_mesh) if is_distributed(p) else sharing
+            if team is not None and team.size > 1:
+                parties.setdefault(team, []).append((name, p))
+    for team, named in parties.items():
+        given = torch.tensor([p.grad is not None for _, p in named], device="cpu")
+        flags = torch.stack([given, ~given]).to(torch.uint8)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=_cpu_group(team.group))
+        odd = [name for (name, _), both in zip(named, flags.all(0).tolist(), strict=True) if both]
+        if odd:
+            raise RuntimeError(
+                f"{', '.join(odd)}: a gradient on some of the {team.size} ranks, none on others; "
+                "nothing was stepped. Give every rank the same gradients: their sum over the "
+                "ranks, with zeros where a rank has none"
+            )
