@@ -25,10 +25,8 @@ _ARPACK_TOLERANCES = (
     *(0.8, 0.5, 0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.015, 0.01),
     *(7e-3, 5e-3, 3e-3, 2e-3, 1e-3),
 )
-_TOLERANCES = (
-    *(0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.015, 0.01, 7e-3, 5e-3, 3e-3, 2e-3, 1.5e-3),
-    *(1e-3, 7e-4, 5e-4, 3e-4, 2e-4, 1.5e-4, 1e-4),
-)
+# The tolerance is the error wanted; smaller ones are for matrices on which it was not met.
+_TOLERANCES = (1e-2, 3e-3, 1e-3)
 _POWER_STEPS = (4, 16, 64, 256, 1024, 4096)
 # A solver may iterate in bfloat16 at the first of these tolerances, and not at the second.
 _PRECISIONS = (1e-2, 1e-3)

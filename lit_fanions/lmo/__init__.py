@@ -6,17 +6,18 @@ exact counterparts are in ``lit_fanions.norms``.
 """
 
 from lit_fanions.lmo.balls import BALLS, Ball
+from lit_fanions.lmo.block_power import start_block, warmed
 from lit_fanions.lmo.directions import Oracle, direction
 from lit_fanions.lmo.newton_schulz import PolarMethod, polar, polar_dtype
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
 from lit_fanions.lmo.singular_triplets import (
     SOLVERS,
+    Search,
     Solver,
+    lanczos_search,
     rules,
-    start_block,
     top_singular,
-    warmed,
 )
 
 __all__ = [
@@ -29,11 +30,13 @@ __all__ = [
     "Oracle",
     "PolarMethod",
     "Problem",
+    "Search",
     "Settings",
     "Solver",
     "Triplets",
     "direction",
     "frobenius_norm",
+    "lanczos_search",
     "largest_entry",
     "polar",
     "polar_dtype",

@@ -11,7 +11,11 @@ from lit_fanions.lmo.factorisations import (
     orthonormal_rows,
     principal_rows,
 )
-from lit_fanions.lmo.scaling import largest_entry
+from lit_fanions.lmo.problems import OVERSAMPLING
+from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
+
+# Block iterations that turn a random block towards the leading singular vectors.
+_WARMING = 8
 
 
 def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,3 +69,47 @@ def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r = m.mT @ p
     norm = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
     return p, r, r / torch.where(norm == 0, 1.0, norm)
+
+
+def start_block(
+    shape: tuple[int, ...],
+    k: int,
+    *,
+    device: torch.device,
+    oversampling: int = OVERSAMPLING,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return a random orthonormal start for the rank-k solvers.
+
+    Args:
+        shape: Shape of the matrices, (..., rows, cols).
+        k: Rank wanted.
+        device: Device of the block. It is drawn on the CPU, so that every device gets the same.
+        oversampling: Columns beyond k.
+        generator: A CPU generator; None is a fresh one of seed 0.
+
+    Returns:
+        (..., cols, width) in float32, width = min(k + oversampling, rows, cols).
+    """
+    *batch, rows, cols = shape
+    width = min(k + oversampling, rows, cols)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    block = torch.randn(*batch, cols, width, generator=generator, dtype=torch.float32, device="cpu")
+    return torch.linalg.qr(block).Q.to(device)
+
+
+def warmed(m: Tensor, block: Tensor) -> Tensor:
+    """Return a start block turned towards the leading right singular vectors of a matrix.
+
+    Args:
+        m: Matrices, (..., rows, cols).
+        block: ``start_block`` for them, (..., cols, width).
+
+    Returns:
+        The same shape as block; where m is zero or not finite, the block as it is.
+    """
+    x, norm = unit_frobenius(m)
+    usable = (norm > 0) & norm.isfinite()
+    x = torch.where(usable, x, 0.0)
+    _, _, vh = subspace(x, block.to(x.dtype), iterations=_WARMING)
+    return torch.where(usable, vh.mT, block)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fanions.lmo.block_power import subspace
+from lit_fanions.lmo.convergence import ROUNDING, Goal, direction_error
 from lit_fanions.lmo.factorisations import scattered_rows
 
-# CuPy's solver needs that many dimensions beyond the k that it is asked for.
-BEYOND = 3
+# CuPy's solver needs that many dimensions beyond those that it is asked for, k + 1 here.
+BEYOND = 4
 # Block iterations that estimate the singular values, and their columns beyond k.
 _ESTIMATE = 2
 _OVERSAMPLING = 8
-# Residuals of m^T m below so many units of rounding of s_1^2 are out of reach.
-_ROUNDING = 16
+# Searches, each to smaller residuals, until the error of U_k V_k^T is as small as asked for.
+_SEARCHES = 4
 
 
 def svds(
-    m: Tensor, k: int, *, tol: float, generator: torch.Generator | None = None
+    m: Tensor, k: int, *, goal: Goal, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the k leading singular triplets, found by cupyx.scipy.sparse.linalg.svds.
 
@@ -30,11 +33,14 @@ def svds(
     CuPy works on m^T m and counts singular values as zero that are below some s_1 / 90 in float32
     and s_1 / 67000 in float64, with arbitrary vectors: for such spectra choose "lanczos".
 
+    It stops by residuals alone, and takes no start. Where the goal has an error, which also depends
+    on the gap between s_k and s_(k+1), a search to smaller residuals follows until it is met.
+
     Args:
         m: Matrices, (batch, rows, cols), float32 or float64, on a CUDA device, of ordinary scale.
-        k: Number of triplets, at most min(rows, cols) - 3.
-        tol: Largest accepted residual |m^T u - s v|, relative to each singular value. In float32
-            residuals below some 2e-6 (s_1 / s_k)^2 are out of reach; the search stops there.
+        k: Number of triplets, at most min(rows, cols) - 4.
+        goal: When to stop. In float32 residuals below some 2e-6 (s_1 / s_k)^2 are out of reach; the
+            search stops there.
         generator: CPU generator of the random starts; None is a fresh one of seed 0.
 
     Returns:
@@ -54,7 +60,7 @@ def svds(
     m = m.detach()
     entries = m.flatten(1)
     solvable = (entries.isfinite().all(1) & entries.any(1)).tolist()
-    tolerances = _absolute_tolerances(m, k, tol)
+    largest, least = _ends(m, k)
     triplets = []
     with (
         cupy.cuda.Device(m.device.index),
@@ -64,15 +70,16 @@ def svds(
         others = cupy.random.get_random_state()
         cupy.random.set_random_state(cupy.random.RandomState(seed))
         try:
-            for matrix, solves, tolerance in zip(m, solvable, tolerances, strict=True):
-                if solves:
-                    found = linalg.svds(cupy.from_dlpack(matrix), k=k, tol=tolerance)
-                    triplets.append([torch.from_dlpack(x) for x in found])
+            for i, matrix in enumerate(m):
+                if solvable[i]:
+                    search = functools.partial(linalg.svds, cupy.from_dlpack(matrix))
+                    triplets.append(_search(search, matrix, k, goal, (largest[i], least[i])))
                 else:
                     triplets.append(_unsolved(matrix, k))
         finally:
             cupy.random.set_random_state(others)
-    return _descending(*(torch.stack(parts) for parts in zip(*triplets, strict=True)))
+    u, s, vh = (torch.stack(parts) for parts in zip(*triplets, strict=True))
+    return u, s, vh
 
 
 def _import_cupy() -> tuple[Any, Any]:
@@ -93,25 +100,47 @@ def _import_cupy() -> tuple[Any, Any]:
     return cupy, linalg
 
 
-def _absolute_tolerances(m: Tensor, k: int, tol: float) -> list[float]:
-    """Return for each matrix the tolerance of CuPy that means the relative tolerance tol.
-
-    CuPy stops when the residuals |m^T m v - s^2 v| = s |m^T u - s v| of all triplets together are
-    below an absolute tolerance. So it gets tol s_k^2, with a Ritz value for s_k, which never
-    exceeds it.
-    """
+def _ends(m: Tensor, k: int) -> tuple[list[float], list[float]]:
+    """Return Ritz values for s_1 and s_k of each matrix, which never exceed them."""
     width = min(k + _OVERSAMPLING, *m.shape[-2:])
     start = scattered_rows(m.shape[-1], width, m, index=1)
     _, s, _ = subspace(m, start.expand(len(m), -1, -1), iterations=_ESTIMATE)
-    reachable = _ROUNDING * torch.finfo(m.dtype).eps * s[:, 0] ** 2
-    return torch.maximum(tol * s[:, k - 1] ** 2, reachable).tolist()
+    return s[:, 0].tolist(), s[:, k - 1].tolist()
 
 
-def _descending(u: Tensor, s: Tensor, vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort triplets, which CuPy like SciPy gives in ascending order."""
-    s, order = s.sort(-1, descending=True)
-    u = u.gather(-1, order[:, None, :].expand_as(u))
-    return u, s, vh.gather(-2, order[:, :, None].expand_as(vh))
+def _search(
+    search: Callable[..., Any], m: Tensor, k: int, goal: Goal, ends: tuple[float, float]
+) -> list[Tensor]:
+    """Return triplets of a matrix that meet the goal.
+
+    CuPy stops when the residuals |m^T m v - s^2 v| = s |m^T u - s v| of all triplets together are
+    below an absolute tolerance. So it gets the relative one times s_k^2.
+
+    Args:
+        search: CuPy's svds of the matrix.
+        m: The matrix.
+        k: Number of triplets.
+        goal: When to stop.
+        ends: Estimates of s_1 and s_k.
+    """
+    residual = goal.residual
+    reachable = ROUNDING * torch.finfo(m.dtype).eps * ends[0] ** 2
+    count = k if goal.error is None else k + 1
+    for _ in range(_SEARCHES):
+        tol = residual * ends[1] ** 2
+        u, s, vh = (torch.from_dlpack(x) for x in search(k=count, tol=max(tol, reachable)))
+        s, order = s.sort(-1, descending=True)  # CuPy's are in ascending order
+        u, vh = u[:, order], vh[order]
+        if goal.error is None:
+            break
+        right = u[:, :k].mT @ m - s[:k, None] * vh[:k]
+        rest = torch.linalg.vector_norm(right, dim=-1)
+        spread = ((right @ m.mT).square().sum() / rest.square().sum()).nan_to_num(0.0)
+        error = float(direction_error((rest / s[:k]).nan_to_num(0.0), s, spread))
+        if error <= goal.error or tol <= reachable:
+            break
+        residual *= min(0.3, max(0.01, goal.error / error))
+    return [u[:, :k], s[:k], vh[:k]]
 
 
 def _unsolved(m: Tensor, k: int) -> list[Tensor]:

@@ -166,7 +166,7 @@ def direction(
     solver: str = "auto",
     solver_steps: int | None = None,
     oversampling: int = OVERSAMPLING,
-    tol: float = 1e-2,
+    tol: float | None = None,
     warm_start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -191,7 +191,7 @@ def direction(
         solver: Rank-k solver, see ``top_singular``.
         solver_steps: Its steps; None is the solver's own number.
         oversampling: Columns of its start block beyond k.
-        tol: Its tolerance.
+        tol: Its tolerance; None is the optimizer's, a residual_tol of .01.
         warm_start: Its start block, (..., cols, width); dion needs one.
         generator: CPU generator of its random starts.
 
@@ -208,7 +208,7 @@ def direction(
     check_choice("ball", ball, BALLS)
     check_choice("blend", blend, BALLS)
     solvers = polar, polar_steps, solver, solver_steps, oversampling, tol
-    case = _checked_case(m, rank, Settings(*solvers, sign_scale, p))
+    case = _checked_case(m, rank, Settings(*solvers, sign_scale=sign_scale, p=p))
     oracle = Oracle(BALLS[ball], case, real_number("alpha", alpha), BALLS[blend])
     answer = oracle.solve(m.detach(), warm_start=warm_start, generator=generator)
     return answer.direction.to(m.dtype)
@@ -217,7 +217,8 @@ def direction(
 def _checked_case(m: Tensor, rank: int | None, settings: Settings) -> Case:
     check_polar(settings.polar, settings.polar_steps)
     check_solver(settings.solver, settings.solver_steps, settings.oversampling)
-    real_number("tol", settings.tol, 0.0)
+    if settings.tol is not None:
+        real_number("tol", settings.tol, 0.0)
     real_number("sign_scale", settings.sign_scale, above=0.0)
     exponent("p", settings.p)
     rows, cols = m.shape[-2:]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_fanions.lmo.convergence import ROUNDING, Check, Goal, direction_error
 from lit_fanions.lmo.factorisations import (
     completed,
     gram_schmidt,
@@ -37,13 +38,6 @@ _COARSE_TOLERANCE = 5e-4
 # such a vector stands out.
 _FRESH = 4
 _MATURE = 3
-# Singular values that agree to this part, or to twice the tolerance, count as copies of one.
-_CLUSTER = 1e-4
-# Products of float32 or float64 leave residuals of so many units of rounding of the largest
-# singular value: the search does not wait for smaller ones.
-_ROUNDING = 16
-# How often the residuals may be checked without having halved, before the search gives up.
-_STALLS = 5
 
 
 class Lanczos(NamedTuple):
@@ -55,6 +49,7 @@ class Lanczos(NamedTuple):
         Vh: (batch, width, cols).
         residuals: The larger of |m^T u - s v| and |m v - s u| over s, (batch, k), computed from
             the triplets. Above the tolerance where the search ended without reaching it.
+        error: Estimate of |U_k V_k^T - exact| / sqrt(k), (batch,), see ``direction_error``.
         products: Columns multiplied by m or by m^T; counted once for matrices solved together.
     """
 
@@ -62,6 +57,7 @@ class Lanczos(NamedTuple):
     S: Tensor
     Vh: Tensor
     residuals: Tensor
+    error: Tensor
     products: int
 
 
@@ -85,7 +81,7 @@ def lanczos(
     k: int,
     start: Tensor,
     *,
-    tol: float = 1e-2,
+    goal: Goal = Goal(1e-2),  # noqa: B008
     cycles: int = 50,
     basis: int | None = None,
     coarse: torch.dtype | None = None,
@@ -103,7 +99,7 @@ def lanczos(
         m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
         k: Number of triplets, at most min(rows, cols).
         start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
-        tol: Largest accepted residual, relative to each singular value.
+        goal: When to stop.
         cycles: Largest number of restarts, the start included.
         basis: Number of vectors that are collected before a restart keeps k and a block of the
             best, at least k and three blocks. None: 24 blocks.
@@ -119,11 +115,11 @@ def lanczos(
     """
     if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
         turned = lanczos(
-            m.mT, k, m @ start, tol=tol, cycles=cycles, basis=basis, coarse=coarse,
+            m.mT, k, m @ start, goal=goal, cycles=cycles, basis=basis, coarse=coarse,
             random_start=random_start,
         )  # fmt: skip
         return turned._replace(U=turned.Vh.mT, Vh=turned.U.mT)
-    limits = _Limits(k, tol, cycles, basis)
+    limits = _Limits(k, goal, cycles, basis)
     if m.device.type != "cpu" or not len(m):
         return _search(m, start.mT, limits, coarse, random_start)
     pairs = zip(m, start.mT, strict=True)
@@ -134,6 +130,7 @@ def lanczos(
         torch.stack([part.S[:width] for part in parts]),
         torch.stack([part.Vh[:width] for part in parts]),
         torch.stack([part.residuals for part in parts]),
+        torch.stack([part.error for part in parts]),
         sum(part.products for part in parts),
     )
 
@@ -142,7 +139,7 @@ class _Limits(NamedTuple):
     """What ends a search: see the arguments of ``lanczos``."""
 
     k: int
-    tol: float
+    goal: Goal
     cycles: int
     basis: int | None
 
@@ -154,7 +151,8 @@ def _search(
     fresh = 0 if random_start else _FRESH
     if coarse is None:
         return _krylov(m, start, limits, fresh)
-    rough = limits._replace(tol=max(limits.tol, _COARSE_TOLERANCE), cycles=2)
+    residual = max(limits.goal.residual, _COARSE_TOLERANCE)
+    rough = limits._replace(goal=Goal(residual), cycles=2)
     found = _krylov(m.to(coarse), start, rough, fresh)
     better = _krylov(m, found.Vh, limits, 0)
     return better._replace(products=found.products + better.products)
@@ -172,7 +170,7 @@ def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
     k, looks = limits.k, m.device.type == "cpu"
     basis = _BLOCKS * block_width(k, m.shape[-1]) if limits.basis is None else limits.basis
     space = _Space(m, start, fresh, k, basis)
-    check = _Check(limits.tol, copies=space.width, age=0 if fresh else _MATURE)
+    check = Check(limits.goal, copies=space.width, age=0 if fresh else _MATURE)
     rough = m.dtype != start.dtype  # coarse products find a start, which nobody relies on
     cycle, look = 1, float(k)
     while True:
@@ -184,13 +182,13 @@ def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
         look = _LOOK_AGAIN * space.done
         s, q = space.ritz()
         last = complete or (over and cycle == limits.cycles)
-        promising = check.passes(space.estimates(s, q), s[..., :k])
+        promising = check.passes(space.estimates(s, q), space.around_cut(s), space.spread)
         following: Tensor | None = None
         if last or (promising and (rough or check.age >= _MATURE)):
             found, outside = space.triplets(s, q)
             if last or rough:
                 return found
-            if not check.passes(found.residuals, s[..., :k]):
+            if not check.passes(found.residuals, space.around_cut(s), space.spread):
                 if check.stalls(found.residuals):
                     return found
                 following = outside
@@ -205,48 +203,6 @@ def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
         if following is not None:
             space.follow(following)
             look = float(space.ready)
-
-
-class _Check:
-    """Decides when a search may stop.
-
-    Attributes:
-        copies: How many copies of a singular value the random directions so far can find.
-        age: Number of blocks since random directions were added.
-    """
-
-    def __init__(self, tol: float, copies: int, age: int) -> None:
-        self.copies = copies
-        self.age = age
-        self._tol = tol
-        self._best = float("inf")
-        self._stalls = 0
-
-    def passes(self, residuals: Tensor, s: Tensor) -> bool:
-        """Return whether the residuals are as small as asked for, or as rounding allows."""
-        floor = _ROUNDING * torch.finfo(residuals.dtype).eps * s[..., :1] / s
-        goal = floor.nan_to_num(0.0).clamp(min=self._tol)
-        return bool((residuals <= goal).all())
-
-    def stalls(self, residuals: Tensor) -> bool:
-        """Return whether the residuals have stopped to decrease, by the last few checks."""
-        worst = float(residuals.max())
-        self._stalls += worst > self._best / 2
-        self._best = min(self._best, worst)
-        return self._stalls > _STALLS
-
-    def may_lack_copies(self, s: Tensor) -> bool:
-        """Return whether a singular value has all the copies that the directions can find.
-
-        Then it may have more, and smaller singular values stand in their place.
-        """
-        k = s.shape[-1]
-        if k <= self.copies:
-            return False
-        close = 1 - max(2 * self._tol, _CLUSTER)
-        lowest = s[..., self.copies - 1 :]
-        equal = lowest >= close * s[..., : k - self.copies + 1]
-        return bool((equal & (s[..., -1:] < close * lowest)).any())
 
 
 class _Space:
@@ -306,11 +262,31 @@ class _Space:
         squares, q = torch.linalg.eigh(wide(self.gram[..., : self.done, : self.done]))
         s, q = squares.clamp(min=0).sqrt().flip(-1).to(self.gram), q.flip(-1).to(self.gram)
         # Roots of eigenvalues have half of the digits of w w^T, too few if w has no more digits.
-        least = _ROUNDING * torch.finfo(self.exact).eps ** 0.5 * s[..., 0]
+        least = ROUNDING * torch.finfo(self.exact).eps ** 0.5 * s[..., 0]
         if self.exact == self.dtype and bool((s[..., self.k - 1] < least).any()):
             q, s, _ = torch.linalg.svd(wide(self.w[..., : self.done, :]), full_matrices=False)
             s, q = s.to(self.gram), q.to(self.gram)
         return s, q
+
+    @property
+    def spread(self) -> Tensor:
+        """Mean of |m v|^2 over the last block, (...): what the next one, the residual, will have.
+
+        It is the square of a typical singular value among those outside the space.
+        """
+        last = slice(self.done - self._last, self.done)
+        return self.gram[..., last, last].diagonal(dim1=-2, dim2=-1).mean(-1)
+
+    def around_cut(self, s: Tensor) -> Tensor:
+        """Return the first k + 1 of the singular values of w.
+
+        While there are only k, the next one is not known (NaN); in the whole space it is 0.
+        """
+        if s.shape[-1] > self.k:
+            return s[..., : self.k + 1]
+        unknown = torch.nan if self.ready > self.done else 0.0
+        following = torch.full_like(s[..., -1:], unknown)
+        return torch.cat([s, following], -1)
 
     def estimates(self, s: Tensor, q: Tensor) -> Tensor:
         """Return the residuals |m^T u - s v| / s by the recurrence, (..., k)."""
@@ -323,7 +299,7 @@ class _Space:
 
     def triplets(self, s: Tensor, q: Tensor) -> tuple[Lanczos, Tensor]:
         """Return the triplets with their residuals, and m^T u - s v of the k of them as rows."""
-        k = self.k
+        k, cut = self.k, self.around_cut(s)
         best = q[..., : min(k + self.width, self.done)].mT
         s = s[..., : best.shape[-2]]
         least = noise(s, self.dtype).to(self.dtype)
@@ -341,8 +317,9 @@ class _Space:
         self.products += 2 * k
         nan = torch.where(self.broken, torch.nan, 0.0).to(self.dtype)
         s = s / self.scale[..., 0] + nan[..., 0]
-        found = Lanczos(u.mT + nan, s, vh + nan, residuals + nan[..., 0], self.products)
-        return found, right
+        error = direction_error(residuals.to(cut), cut, self.spread).to(self.dtype) + nan[..., 0, 0]
+        parts = (u.mT + nan, s, vh + nan, residuals + nan[..., 0], error)
+        return Lanczos(*parts, self.products), right
 
     def restart(self, s: Tensor, q: Tensor) -> None:
         """Keep k and a block of the best vectors, and the next block."""

@@ -25,7 +25,9 @@ class Settings:
         solver: Rank-k solver, see ``singular_triplets.top_singular``.
         solver_steps: Its steps; None is the solver's own number.
         oversampling: Columns beyond k of a block that starts cold.
-        tol: Residual at which solvers with a tolerance stop.
+        tol: Error of U_k V_k^T at which solvers with a tolerance stop; None: ``residual_tol`` alone
+            decides.
+        residual_tol: Residual that is small enough for the optimizer, which needs <m, D>.
         sign_scale: Radius of the sign ball, the size of the entries of its direction.
         p: Exponent of the Schatten ball, from 1 to infinity.
     """
@@ -35,7 +37,8 @@ class Settings:
     solver: str = "auto"
     solver_steps: int | None = None
     oversampling: int = OVERSAMPLING
-    tol: float = 1e-2
+    tol: float | None = None
+    residual_tol: float = 1e-2
     sign_scale: float = 1.0
     p: float = 3.0
 

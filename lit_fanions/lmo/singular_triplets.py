@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_fanions.checks import check_choice, real_number, whole_number
-from lit_fanions.lmo.block_power import subspace
+from lit_fanions.lmo.block_power import start_block, subspace
+from lit_fanions.lmo.convergence import Goal
 from lit_fanions.lmo.cupy_svds import BEYOND, svds
 from lit_fanions.lmo.factorisations import wide
-from lit_fanions.lmo.krylov import block_width, lanczos
+from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
 from lit_fanions.lmo.newton_schulz import AUTO, GRAM_ASPECT, coefficients, fast_dtype
 from lit_fanions.lmo.problems import OVERSAMPLING, Settings, Triplets
 from lit_fanions.lmo.scaling import check_matrices, unit_frobenius
@@ -23,8 +24,6 @@ _COARSE_SIZE = 2048
 # On a CPU auto takes the SVD up to these sizes (cold, warm), and cold also if k > size / 4.
 _EXACT_SIZE = (192, 32)
 _EXACT_PART = 4
-# Block iterations that turn a random block towards the leading singular vectors.
-_WARMING = 8
 
 
 class _Task(NamedTuple):
@@ -35,7 +34,7 @@ class _Task(NamedTuple):
         start: Start block, (batch, cols, width); None for solvers that take none.
         cold: Whether the start is random.
         steps: Block iterations, or restarts at most.
-        tol: Residual to stop at.
+        goal: When solvers with a tolerance stop.
         generator: CPU generator of random starts.
     """
 
@@ -43,7 +42,7 @@ class _Task(NamedTuple):
     start: Tensor | None
     cold: bool
     steps: int
-    tol: float
+    goal: Goal
     generator: torch.Generator | None
 
 
@@ -60,7 +59,7 @@ class SolverEntry:
         unit: Whether it takes finite matrices of Frobenius norm 1 alone.
     """
 
-    solve: Callable[[Tensor, _Task], tuple[Tensor, Tensor, Tensor]]
+    solve: Callable[[Tensor, _Task], tuple[Tensor, Tensor, Tensor] | Lanczos]
     steps: tuple[int, int] | None = None
     width: Callable[[int, int, int], int] | None = None
     warm: bool = False
@@ -75,18 +74,17 @@ def _solve_exactly(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
 def _solve_by_cupy(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
     if task.k + BEYOND > min(x.shape[-2:]):
         return _solve_exactly(x, task)
-    return svds(x, task.k, tol=task.tol, generator=task.generator)
+    return svds(x, task.k, goal=task.goal, generator=task.generator)
 
 
-def _solve_by_lanczos(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
+def _solve_by_lanczos(x: Tensor, task: _Task) -> Lanczos:
     assert task.start is not None
     fast = fast_dtype(x.device, x.dtype)
     coarse = fast if fast != x.dtype and min(x.shape[-2:]) >= _COARSE_SIZE else None
-    found = lanczos(
-        x, task.k, task.start, tol=task.tol, cycles=task.steps, coarse=coarse,
+    return lanczos(
+        x, task.k, task.start, goal=task.goal, cycles=task.steps, coarse=coarse,
         random_start=task.cold,
     )  # fmt: skip
-    return found.U, found.S, found.Vh
 
 
 def _solve_by_power(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,50 +139,6 @@ def keeps_basis(solver: str) -> bool:
     return solver == "auto" or SOLVERS[solver].warm
 
 
-def start_block(
-    shape: tuple[int, ...],
-    k: int,
-    *,
-    device: torch.device,
-    oversampling: int = OVERSAMPLING,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return a random orthonormal start for the rank-k solvers.
-
-    Args:
-        shape: Shape of the matrices, (..., rows, cols).
-        k: Rank wanted.
-        device: Device of the block. It is drawn on the CPU, so that every device gets the same.
-        oversampling: Columns beyond k.
-        generator: A CPU generator; None is a fresh one of seed 0.
-
-    Returns:
-        (..., cols, width) in float32, width = min(k + oversampling, rows, cols).
-    """
-    *batch, rows, cols = shape
-    width = min(k + oversampling, rows, cols)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    block = torch.randn(*batch, cols, width, generator=generator, dtype=torch.float32, device="cpu")
-    return torch.linalg.qr(block).Q.to(device)
-
-
-def warmed(m: Tensor, block: Tensor) -> Tensor:
-    """Return a start block turned towards the leading right singular vectors of a matrix.
-
-    Args:
-        m: Matrices, (..., rows, cols).
-        block: ``start_block`` for them, (..., cols, width).
-
-    Returns:
-        The same shape as block; where m is zero or not finite, the block as it is.
-    """
-    x, norm = unit_frobenius(m)
-    usable = (norm > 0) & norm.isfinite()
-    x = torch.where(usable, x, 0.0)
-    _, _, vh = subspace(x, block.to(x.dtype), iterations=_WARMING)
-    return torch.where(usable, vh.mT, block)
-
-
 def top_singular(
     m: Tensor,
     k: int,
@@ -193,6 +147,7 @@ def top_singular(
     solver_steps: int | None = None,
     oversampling: int = OVERSAMPLING,
     tol: float = 1e-2,
+    residual_tol: float | None = None,
     warm_start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Triplets:
@@ -209,7 +164,11 @@ def top_singular(
         solver_steps: Block iterations, or restarts of Lanczos at most. None: subspace 8 from a
             cold start and 1 from a warm one, randomized 8, power 64, lanczos 50.
         oversampling: Columns beyond k of a block that starts cold.
-        tol: Residual |m^T u - s v| relative to s at which Lanczos stops, at least 0.
+        tol: Relative Frobenius error of U_k V_k^T, |U_k V_k^T - exact| / sqrt(k), at which lanczos
+            and cupy stop, at least 0. It is estimated (``Search.error``); see there for matrices
+            with s_k = s_(k+1), where U_k V_k^T is not determined.
+        residual_tol: Stop instead when every |m^T u - s v| <= residual_tol * s, as the optimizer
+            does: it needs <m, U_k V_k^T> alone, which is as accurate.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that
@@ -230,11 +189,73 @@ def top_singular(
         solver=solver,
         solver_steps=solver_steps,
         oversampling=oversampling,
-        tol=real_number("tol", tol, 0.0),
+        **_tolerances(tol, residual_tol),
     )
     k = min(whole_number("k", k), *m.shape[-2:])
     block = leading_triplets(m.detach(), k, settings, warm_start, generator)
     return Triplets(block.U[..., :k], block.S[..., :k], block.Vh[..., :k, :])
+
+
+def _tolerances(tol: float | None, residual_tol: float | None) -> dict[str, Any]:
+    """Return the checked tolerances as ``Settings`` has them."""
+    if residual_tol is not None:
+        return {"residual_tol": real_number("residual_tol", residual_tol, 0.0)}
+    return {} if tol is None else {"tol": real_number("tol", tol, 0.0)}
+
+
+class Search(NamedTuple):
+    """What a search for the leading singular triplets found, and how accurate it is.
+
+    Attributes:
+        triplets: U (..., rows, k), S (..., k), Vh (..., k, cols).
+        error: Estimate of |U_k V_k^T - exact| / sqrt(k), (...): between the bound from the
+            residuals and the gap of the singular values at the cut, and the same with the mean of
+            the remaining singular values in place of the next one. It was .8 to 6 times the error.
+        determined: Whether the error is within the tolerance, (...). Where it is not, s_k and
+            s_(k+1) are copies of one singular value, or the search ended at its limits; then the
+            residuals alone bound <m, U_k V_k^T>, which is within max(residuals) of the Ky Fan norm
+            relative to it.
+        residuals: The larger of |m^T u - s v| and |m v - s u| over s, (..., k).
+        products: Columns that m or m^T was multiplied by, summed over the batch.
+    """
+
+    triplets: Triplets
+    error: Tensor
+    determined: Tensor
+    residuals: Tensor
+    products: int
+
+
+def lanczos_search(
+    m: Tensor,
+    k: int,
+    *,
+    tol: float = 1e-2,
+    warm_start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Search:
+    """Return ``top_singular`` by Lanczos with what is known of its accuracy and cost.
+
+    Args:
+        m: Matrices, (..., rows, cols), as in ``top_singular``.
+        k: Number of triplets; clamped to min(rows, cols).
+        tol: Relative Frobenius error of U_k V_k^T at which the search stops.
+        warm_start: Start block, (..., cols, width).
+        generator: CPU generator of the random start.
+
+    Raises:
+        ValueError: If m is no batch of float matrices, or an argument is not possible.
+    """
+    check_matrices(m)
+    settings = Settings(solver="lanczos", **_tolerances(tol, None))
+    k = min(whole_number("k", k), *m.shape[-2:])
+    x, task = _task(m.detach(), k, "lanczos", settings, warm_start, generator)
+    found, batch = _solve_by_lanczos(x, task), m.shape[:-2]
+    u, s, vh = found.U[..., :k], found.S[..., :k], found.Vh[..., :k, :]
+    triplets = Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
+    error = found.error.reshape(batch)
+    residuals = found.residuals.reshape(*batch, k)
+    return Search(triplets, error, error <= tol, residuals, found.products)
 
 
 def leading_triplets(
@@ -258,20 +279,35 @@ def leading_triplets(
     Raises:
         ValueError: If the warm start does not fit.
     """
-    *batch, rows, cols = m.shape
     name = settings.solver
     if name == "auto":
         name = _choose_solver(m, k, warm=warm_start is not None)
     entry = SOLVERS[name]
-    cold = warm_start is None or not entry.warm
-    x = m.reshape(-1, rows, cols)
-    norm = broken = None
+    x, task = _task(m, k, name, settings, warm_start, generator)
     if entry.unit:
         x, norm = unit_frobenius(x)
         broken = torch.where(norm.isnan(), torch.nan, 0.0)
-        x = x.masked_fill_(norm.isnan(), 0.0)
-    elif x.dtype != torch.float64:
-        x = x.float()
+        u, s, vh = entry.solve(x.masked_fill_(norm.isnan(), 0.0), task)[:3]
+        u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
+    else:
+        u, s, vh = entry.solve(x, task)[:3]
+    return Triplets(*(t.reshape(*m.shape[:-2], *t.shape[1:]) for t in (u, s, vh)))
+
+
+def _task(
+    m: Tensor,
+    k: int,
+    solver: str,
+    settings: Settings,
+    warm_start: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, _Task]:
+    """Return the matrices as one batch in the dtype of computation, and what to do with them."""
+    rows, cols = m.shape[-2:]
+    entry = SOLVERS[solver]
+    cold = warm_start is None or not entry.warm
+    x = m.reshape(-1, rows, cols)
+    x = x if x.dtype == torch.float64 else x.float()
     start = None
     if entry.width is not None:
         if cold:
@@ -284,10 +320,8 @@ def leading_triplets(
             start = _checked_start(warm_start, k, rows, cols)
         start = start.to(x.dtype)
     steps = settings.solver_steps or (entry.steps[not cold] if entry.steps else 0)
-    u, s, vh = entry.solve(x, _Task(k, start, cold, steps, settings.tol, generator))
-    if norm is not None and broken is not None:
-        u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
-    return Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
+    residual = settings.residual_tol if settings.tol is None else settings.tol
+    return x, _Task(k, start, cold, steps, Goal(residual, settings.tol), generator)
 
 
 def _checked_start(warm_start: Tensor, k: int, rows: int, cols: int) -> Tensor:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_fanions.lmo.block_power import start_block
 from lit_fanions.lmo.factorisations import gram_schmidt, wide
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
-from lit_fanions.lmo.singular_triplets import start_block
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

@@ -114,7 +114,7 @@ def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
 
 
 # Groups have no tolerance: their solvers start warm and make a fixed number of steps.
-_SETTINGS = tuple(f.name for f in fields(Settings) if f.name != "tol")
+_SETTINGS = tuple(f.name for f in fields(Settings) if "tol" not in f.name)
 
 
 def oracle(group: Mapping[str, Any], rows: int, cols: int) -> Oracle:

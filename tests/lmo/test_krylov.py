@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_fanions.lmo.convergence import Goal
 from lit_fanions.lmo.factorisations import noise
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
 from tests.lmo.conftest import DeviceBranches
@@ -19,7 +20,8 @@ def find(m: torch.Tensor, k: int, width: int | None = None, **options) -> Lanczo
     """Return ``lanczos`` from a random start, by default as wide as a cold start."""
     width = block_width(k, min(m.shape[-2:])) if width is None else width
     start = gaussian(m.shape[-1], width, seed=99).to(m.dtype).expand(len(m), -1, -1)
-    return lanczos(m, k, start, **{"tol": 1e-2, "cycles": 100, "random_start": True, **options})
+    options = {"tol": 1e-2, "cycles": 100, "random_start": True, **options}
+    return lanczos(m, k, start, goal=Goal(options.pop("tol")), **options)
 
 
 def assert_right(m: torch.Tensor, k: int, found: Lanczos, tol: float) -> None:
@@ -140,7 +142,7 @@ def test_a_warm_start_without_the_leading_vector_finds_it(shape, width, dtype):
         [with_spectrum(s, *shape) for s in (power_law(90, 0.5), power_law(30, 1), torch.ones(90))]
     ).to(dtype)
     start = torch.linalg.svd(m, full_matrices=False).Vh[:, 1 : width + 1].mT
-    found = lanczos(m, 1, start, tol=1e-2)
+    found = lanczos(m, 1, start)
     torch.testing.assert_close(found.S[:, 0].double(), torch.ones(3).double(), rtol=1e-3, atol=0)
 
 
@@ -330,9 +332,9 @@ def test_scale_goes_to_the_singular_values_alone(scale, shape):
 def test_a_broken_matrix_spoils_no_other(shape):
     m = broken(gaussian(*shape))
     found = find(m, 3)
-    for field in found[:4]:
+    for field in found[:5]:
         assert field[1:3].isnan().all()
-    assert_right(m[[0, 3]], 3, Lanczos(*(field[[0, 3]] for field in found[:4]), 0), 1e-2)
+    assert_right(m[[0, 3]], 3, Lanczos(*(field[[0, 3]] for field in found[:5]), 0), 1e-2)
 
 
 @pytest.mark.parametrize(
@@ -353,21 +355,23 @@ def test_on_the_branches_for_gpus_a_batch_is_searched_together(k, basis, shape):
         found = find(m, k, tol=1e-3, basis=basis)
         alone = [find(x, k, tol=1e-3, basis=basis).products for x in m.split(1)]
     good = [0, 1, 3, 4]
-    found_good = Lanczos(*(field[good] for field in found[:4]), found.products)
+    found_good = Lanczos(*(field[good] for field in found[:5]), found.products)
     exact = torch.linalg.svdvals(m[good])[:, :k]
     torch.testing.assert_close(found_good.S[:, :k], exact, rtol=1e-3, atol=1e-5)
     assert orthonormal_vectors(found_good.U, found_good.Vh)
     assert (found_good.residuals <= 1e-3).all()
     # Only nearly, because rounding decides when the slowest of them ends.
     assert found.products == pytest.approx(max(alone), rel=0.02)
-    for field in found[:4]:
+    for field in found[:5]:
         assert field[2].isnan().all()
 
 
 def test_a_good_start_saves_products():
     m = gaussian(1, 300, 260)
     cold = find(m, 6, tol=1e-3)
-    warm = lanczos(m + 0.01 * gaussian(1, 300, 260, seed=1), 6, cold.Vh.mT, tol=1e-3, cycles=50)
+    warm = lanczos(
+        m + 0.01 * gaussian(1, 300, 260, seed=1), 6, cold.Vh.mT, goal=Goal(1e-3), cycles=50
+    )
     assert warm.products < cold.products
     assert_right(m + 0.01 * gaussian(1, 300, 260, seed=1), 6, warm, 1e-3)
 
@@ -375,7 +379,7 @@ def test_a_good_start_saves_products():
 def test_the_start_is_not_changed():
     m, start = gaussian(2, 50, 40), gaussian(2, 40, 8)
     before = m.clone(), start.clone()
-    lanczos(m, 3, start, tol=1e-3, cycles=9)
+    lanczos(m, 3, start, goal=Goal(1e-3), cycles=9)
     assert torch.equal(m, before[0])
     assert torch.equal(start, before[1])
 
@@ -387,9 +391,9 @@ def test_the_default_dtype_of_torch_does_not_matter(dtype, device):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            found = lanczos(m, 3, gaussian(2, 50, 8).to(m), tol=1e-3)
+            found = lanczos(m, 3, gaussian(2, 50, 8).to(m), goal=Goal(1e-3))
         finally:
             torch.set_default_dtype(before)
-    assert [x.dtype for x in found[:4]] == [torch.float32] * 4
-    assert_right(m[:1], 3, Lanczos(*(x[:1] for x in found[:4]), 0), 1e-3)
+    assert [x.dtype for x in found[:5]] == [torch.float32] * 5
+    assert_right(m[:1], 3, Lanczos(*(x[:1] for x in found[:5]), 0), 1e-3)
     assert found.S[1].isnan().all()

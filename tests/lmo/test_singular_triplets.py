@@ -172,9 +172,9 @@ class TestRules:
             )
             return u, s, vh
 
-        def lanczos(m, k, start, *, cycles, tol, coarse=None, **rest):
+        def lanczos(m, k, start, *, cycles, goal, coarse=None, **rest):
             calls.append(("lanczos", cycles, coarse))
-            return Lanczos(*some(m, k), m.new_zeros(len(m), k), 0)
+            return Lanczos(*some(m, k), m.new_zeros(len(m), k), m.new_zeros(len(m)), 0)
 
         def subspace(m, basis, *, iterations):
             calls.append(("subspace", iterations))
