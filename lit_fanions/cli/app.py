@@ -21,6 +21,7 @@ It is Lightning's own command line with these differences:
 Models and data come from `class_path`, never from here: this package installs without the zoo.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -49,7 +50,7 @@ from lit_fanions.cli._hooks import (
     reserve_version,
 )
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
-from lit_fanions.cli.errors import one_line, similar_file
+from lit_fanions.cli.errors import config_files, one_line, similar_file
 from lit_fanions.cli.messages import SUBCOMMANDS
 from lit_fanions.cli.parser import (
     SECTIONS,
@@ -71,6 +72,7 @@ NOISE = (
 )
 
 EVALUATIONS = ("validate", "test", "predict")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEYWORDS = ("best", "last", "hpc")  # checkpoints that Lightning looks up
 
 
@@ -180,6 +182,9 @@ class CLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         for own in (parser, *getattr(self, "_subcommand_parsers", {}).values()):
             own.command_line = given
+        for file in config_files(given):
+            if (problem := _text_problem(file)) is not None:
+                own.fail(f"{file} {problem}")
         self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
 
     def _parse_ckpt_path(self) -> None:
@@ -254,9 +259,19 @@ class CLI(LightningCLI):
             self._stop.end_other_ranks(self.trainer)
             if (number := self._stop.stopped_by(error, self.trainer)) is not None:
                 raise self._stop.interruption(self.trainer, number) from error
+            self._name_full_disk(error)
             if not isinstance(error, Exception) or self._progress.has_begun:
                 raise
             self._refuse_or_raise(error)
+
+    def _name_full_disk(self, error: BaseException) -> None:
+        """Raise an error of a write again with the folder of the run; such an error names no file."""
+        if isinstance(error, OSError) and error.errno in DISK_FULL and not error.filename:
+            folder = self.trainer.log_dir or self.trainer.default_root_dir
+            if failures.user_place(error) is None:
+                raise OSError(
+                    error.errno, f"{error.strerror} in the run's folder", str(folder)
+                ) from error
 
     def _refuse_or_raise(self, error: Exception) -> NoReturn:
         """Exit with status 2 if the configuration is to blame for `error`; raise it otherwise."""
@@ -356,6 +371,16 @@ def _find_modules_in_working_directory() -> None:
     """Let class paths name modules of the working directory, as `python -m` does."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
+
+
+def _text_problem(file: str) -> str | None:
+    """Return what keeps a recipe from being read as text, or None."""
+    try:
+        return None if Path(file).read_text(encoding="utf-8") else "is empty"
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+    except OSError:
+        return None  # the parser says so
 
 
 def _quiet_lightning() -> None:
