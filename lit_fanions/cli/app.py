@@ -265,7 +265,7 @@ class CLI(LightningCLI):
             self._refuse_or_raise(error)
 
     def _name_full_disk(self, error: BaseException) -> None:
-        """Raise an error of a write again with the folder of the run; such an error names no file."""
+        """Raise an error of a full disk, if it names no file, again with the folder of the run."""
         if isinstance(error, OSError) and error.errno in DISK_FULL and not error.filename:
             folder = self.trainer.log_dir or self.trainer.default_root_dir
             if failures.user_place(error) is None:

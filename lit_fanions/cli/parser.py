@@ -111,9 +111,10 @@ def load_without_empty_sections(text: str) -> Any:
     An explicit ``null`` stays: it is a value of some options.
     """
     value = _load_yaml(text)
-    if value == text and text.endswith("\n"):  # jsonargparse takes these for strings
+    # jsonargparse takes comments alone, and a lone `key:`, for a string.
+    if value in (None, text) and text.endswith("\n"):
         is_comment = yaml.compose(text, Loader=yaml.SafeLoader) is None
-        if is_comment or text.endswith(":\n"):  # a lone `key:`
+        if is_comment or text.endswith(":\n"):
             return {}
     if isinstance(value, (dict, list)):
         _drop_empty(value, yaml.compose(text, Loader=yaml.SafeLoader))

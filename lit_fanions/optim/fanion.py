@@ -325,8 +325,10 @@ class Fanion(torch.optim.Optimizer):
         skipped = torch.zeros((), dtype=torch.int64, device=p.device)
         if is_entrywise(group["algorithm"]):
             return {**entrywise.first_state(p, group["algorithm"]), "skipped": skipped}
-        dtype = group.get("momentum_dtype")
-        momentum = torch.zeros_like(p, dtype=dtype and getattr(torch, dtype))
+        # float16 has too little range for sums of gradients.
+        default = torch.float32 if p.dtype == torch.float16 else p.dtype
+        name = group.get("momentum_dtype")
+        momentum = torch.zeros_like(p, dtype=getattr(torch, name) if name else default)
         return {
             "momentum": momentum,
             **initial_moments(p, group),

@@ -1,7 +1,11 @@
-"""Which gradients are finite: flags on the device, equal on all ranks, without a wait."""
+"""Which gradients can be stepped: flags on the device, equal on all ranks, without a wait.
+
+A finite gradient that would overflow the state, for good, counts as non-finite.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,14 +34,15 @@ def finite_flags(
         FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
     """
     policies: dict[str, dict[Tensor, str]] = {"skip": {}, "error": {}, "propagate": {}}
+    limits: dict[Tensor, float] = {}
     for group in groups:
         named = {p: name for name, p in named_parameters(group) if p.grad is not None}
         policies[group["nonfinite"]].update(named)
+        limits |= {p: _largest_gradient(states[p], group) for p in named}
     flags = _flags_true([*policies["propagate"], *policies["error"]])
-    _raise_nonfinite(policies["error"])
+    _raise_nonfinite(policies["error"], limits)
     skippable = list(policies["skip"])
-    # The momentum may have less range than the gradient.
-    flags |= are_finite(skippable, {p: _momentum_dtype(states[p]) for p in skippable})
+    flags |= are_within(skippable, limits)
     _count_skips(skippable, flags, states)
     return flags
 
@@ -48,8 +53,8 @@ def _flags_true(parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     return {p: flags[p.device] for p in parameters}
 
 
-def _raise_nonfinite(names: Mapping[Tensor, str]) -> None:
-    flags = are_finite(list(names))
+def _raise_nonfinite(names: Mapping[Tensor, str], limits: Mapping[Tensor, float]) -> None:
+    flags = are_within(list(names), limits)
     if flags and not torch.stack(list(flags.values())).all():
         broken = ", ".join(name for p, name in names.items() if not flags[p])
         raise FloatingPointError(
@@ -75,43 +80,52 @@ def _count_skips(
         torch._foreach_add_(counters, list(skips.unbind()))
 
 
-def _momentum_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
-    return next(state[key] for key in ("momentum", "exp_avg") if key in state).dtype
+def _largest_gradient(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> float:
+    """Return the largest entry that keeps a state finite, whatever gradients of that size follow.
+
+    Adamw squares it. A sum decayed by mu grows to 1 / (1 - mu) of it. An average of old and new is
+    formed from their difference.
+    """
+    if "exp_avg_sq" in state:
+        return 0.99 * math.sqrt(torch.finfo(state["exp_avg_sq"].dtype).max)
+    largest = torch.finfo(state["momentum"].dtype).max
+    if group["algorithm"] == "sgd" or group["error_feedback"]:
+        return 0.99 * (1 - group["momentum"]) * largest
+    return largest / 2
 
 
-def are_finite(
-    parameters: Sequence[Tensor], dtypes: Mapping[Tensor, torch.dtype] | None = None
+def are_within(
+    parameters: Sequence[Tensor], limits: Mapping[Tensor, float]
 ) -> dict[Tensor, Tensor]:
-    """Return whether the gradients of parameters have neither NaN nor infinity.
+    """Return whether all entries of gradients are numbers of at most a limit.
 
     Shards of one device mesh share one collective, however many parameters there are.
 
     Args:
         parameters: Parameters with a gradient.
-        dtypes: Dtypes in which to ask, as one of smaller range overflows; None: the gradients'.
+        limits: Largest absolute value of each, finite.
 
     Returns:
         0-dimensional bools, equal on all ranks.
     """
     on_cpu = all(p.device.type == "cpu" and not is_distributed(p) for p in parameters)
-    if on_cpu and _all_finite(parameters, dtypes):
+    if on_cpu and _all_within(parameters, limits):
         return _flags_true(parameters)
     flags: dict[Tensor, Tensor] = {}
     meshes: dict[Any, list[Tensor]] = {}
     alike: dict[Any, dict[Tensor, Tensor]] = {}
     for p in parameters:
         gradient = local_grad(p)
-        dtype = gradient.dtype if dtypes is None else dtypes[p]
         if has_fast_maximum_norm(gradient.device) and gradient.numel():
-            alike.setdefault((gradient.device, gradient.dtype, dtype), {})[p] = gradient
+            alike.setdefault((gradient.device, gradient.dtype, limits[p]), {})[p] = gradient
         else:
-            flags[p] = _is_finite(gradient, dtype)
+            flags[p] = _is_within(gradient, limits[p])
         if is_distributed(p):
             meshes.setdefault(p.device_mesh, []).append(p)
-    for (*_, dtype), gradients in alike.items():
-        peaks = torch._foreach_norm([*gradients.values()], torch.inf)
-        finite = torch.stack(list(peaks)).to(dtype) < torch.inf  # NaN is not less
-        flags.update(zip(gradients, finite.unbind(), strict=True))
+    for (*_, limit), gradients in alike.items():
+        peaks = torch.stack(list(torch._foreach_norm([*gradients.values()], torch.inf)))
+        within = peaks <= min(limit, torch.finfo(peaks.dtype).max)  # NaN is not less
+        flags.update(zip(gradients, within.unbind(), strict=True))
     for mesh, sharded in meshes.items():
         stacked = torch.stack([flags[p] for p in sharded]).to(torch.uint8)
         for dim in range(mesh.ndim):
@@ -120,23 +134,23 @@ def are_finite(
     return flags
 
 
-def _all_finite(parameters: Sequence[Tensor], dtypes: Mapping[Tensor, torch.dtype] | None) -> bool:
-    """Return True only if no gradient has a non-finite entry; one cheap look, for CPUs.
+def _all_within(parameters: Sequence[Tensor], limits: Mapping[Tensor, float]) -> bool:
+    """Return True only if no gradient has an entry beyond its limit; one cheap look, for CPUs.
 
-    A norm is at least as large as any entry, so a finite one tells. One that is not finite may be
-    an overflow of squares, which a look at each tensor then decides.
+    A norm is at least as large as any entry, so one within the limit tells. One that is not may be
+    due to many entries, or to an overflow of squares: a look at each tensor then decides.
     """
     held = [(p, p.grad) for p in parameters if p.grad is not None and p.grad.numel()]
     if not held:
         return True
-    norms = list(torch._foreach_norm([gradient for _, gradient in held]))
-    if dtypes is not None:
-        norms = [norm.to(dtypes[p]) for norm, (p, _) in zip(norms, held, strict=True)]
-    return bool(torch.stack([norm.double() for norm in norms]).isfinite().all())
+    norms = torch._foreach_norm([gradient for _, gradient in held])
+    own = torch.tensor([limits[p] for p, _ in held], dtype=torch.float64, device="cpu")
+    return bool((torch.stack([norm.double() for norm in norms]) <= own).all())
 
 
-def _is_finite(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+def _is_within(gradient: Tensor, limit: float) -> Tensor:
     if not gradient.numel():
         return torch.ones((), dtype=torch.bool, device=gradient.device)
-    low, high = (extreme.to(dtype) for extreme in torch.aminmax(gradient))
-    return low.isfinite() & high.isfinite()
+    limit = min(limit, torch.finfo(gradient.dtype).max)
+    low, high = torch.aminmax(gradient)
+    return (low >= -limit) & (high <= limit)

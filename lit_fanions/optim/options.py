@@ -283,7 +283,7 @@ class GroupOptions:
         sgd="skip",
     )
     momentum_dtype: MomentumDtype | None = _option(
-        "Dtype of the momentum. Default: the parameter's.", _dtype, matrix=None
+        "Dtype of the momentum. Default: the parameter's, float32 for float16.", _dtype, matrix=None
     )
     share_work: bool | None = _option(
         "Let one rank solve each matrix that ranks replicate or have shards of. Default: on.",

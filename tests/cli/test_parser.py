@@ -149,3 +149,30 @@ def test_option_of_a_callback_that_is_not_in_the_recipe_is_refused(project, capf
         main([*FIT, "--trainer.callbacks.SpectralMonitor.every_n_steps", "10"])
     assert stop.value.code == 2
     assert "no callbacks" in capfd.readouterr().err
+
+
+# Recipes that are no recipes.
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: {}\n".encode("utf-16"), "odd.yaml is not UTF-8 text"),
+        ("# café\n".encode("latin-1"), "odd.yaml is not UTF-8 text"),
+        (b"", "odd.yaml is empty"),
+        (b"a: \x00\n", "odd.yaml is not valid YAML"),
+    ],
+)
+def test_file_that_is_no_recipe_is_named(content, message, project, capfd):
+    Path("odd.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--config", "odd.yaml"])
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"# nothing yet\n", b"\n", b"\xef\xbb\xbf# nothing\n"])
+def test_overlay_of_comments_changes_nothing(content, project, capfd):
+    expected = printed_recipe(FIT, capfd)
+    Path("overlay.yaml").write_bytes(content)
+    assert printed_recipe([*FIT, "--config", "overlay.yaml"], capfd) == expected

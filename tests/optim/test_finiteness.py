@@ -121,3 +121,61 @@ def test_a_group_may_get_another_policy_in_the_middle(algorithm, start, later):
     update(optimizer, p, gaussian64(6, 4))
     optimizer.param_groups[0]["nonfinite"] = later
     assert update(optimizer, p, gaussian64(6, 4)).abs().sum() > 0
+
+
+# Finite gradients that would overflow the state.
+
+HUGE = {torch.float32: 1e30, torch.float16: 6e4}
+
+
+@pytest.mark.parametrize("dtype", HUGE, ids=str)
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_training_goes_on_after_huge_gradients(algorithm, dtype):
+    p = parameter(8, 6, dtype=dtype)
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.01, momentum=0.5)
+    grad = gaussian(8, 6).to(dtype)
+    for i in range(30):
+        update(optimizer, p, grad.sign() * HUGE[dtype] * (-1 if i % 3 else 1))
+    state = {key: x for key, x in optimizer.state[p].items() if x.is_floating_point()}
+    assert all(x.isfinite().all() for x in state.values())
+    for _ in range(150):  # old gradients leave the momentum
+        update(optimizer, p, grad)
+    assert p.isfinite().all()
+    with torch.no_grad():
+        p.zero_()  # sgd has moved it by 1e28
+    assert (update(optimizer, p, grad) != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "largest"),
+    [
+        ("adamw", torch.float32, 1.8e19),
+        ("adamw", torch.float16, 250.0),
+        ("sgd", torch.float32, 3.3e37),
+        ("sgd", torch.float16, 6400.0),
+        ("dion", torch.float32, 1.6e37),
+        ("muon", torch.float32, 1.7e38),
+    ],
+)
+def test_gradients_up_to_the_range_of_the_state_are_stepped(algorithm, dtype, largest):
+    p = parameter(6, 4, dtype=dtype)
+    optimizer = Fanion([p], algorithm=algorithm, lr=0.01)
+    update(optimizer, p, torch.full((6, 4), largest))
+    assert optimizer.state[p]["skipped"] == 0
+    for sign in (1, -1):
+        update(
+            optimizer,
+            p,
+            torch.full(
+                (6, 4), sign * min(1.2 * largest, 6.5e4 if dtype == torch.float16 else 3e38)
+            ),
+        )
+    assert optimizer.state[p]["skipped"] == 2
+    assert all(x.isfinite().all() for x in optimizer.state[p].values())
+
+
+def test_gradient_too_large_for_the_state_is_named_by_nonfinite_error():
+    p = parameter(6, 4, dtype=torch.float32)
+    optimizer = Fanion([("w", p)], algorithm="adamw", lr=0.01, nonfinite="error")
+    with pytest.raises(FloatingPointError, match="gradient of w"):
+        update(optimizer, p, torch.full((6, 4), 1e30))

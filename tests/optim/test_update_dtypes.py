@@ -54,7 +54,10 @@ def test_every_dtype_steps_like_float32(algorithm, dtype):
         update(second, b, grad)
     assert b.dtype == dtype
     state = second.state[b]
-    assert state.get("momentum", state.get("exp_avg")).dtype == dtype
+    # float16 has too little range for sums of gradients; fused kernels want the parameter's dtype.
+    wide = dtype == torch.float16 and algorithm not in ("adamw", "sgd")
+    own = state.get("momentum", state.get("exp_avg")).dtype
+    assert own == (torch.float32 if wide else dtype)
     torch.testing.assert_close(b.detach().float(), a.detach(), rtol=0.02, atol=0.03)
 
 
