@@ -13,7 +13,7 @@ docstring says that it is a bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ from lit_fanions.norms import (
 )
 from lit_fanions.vector_norms import Euclidean, Largest, Power, TopSumDual, root
 
-__all__ = ["Plan", "plan", "rho", "smoothness"]
+__all__ = ["Plan", "fit_smoothness", "plan", "rho", "smoothness"]
 
 
 class Plan(NamedTuple):
@@ -93,6 +93,25 @@ def plan(
     lr = rest / (smoothness * (1 + 4 * (1 - weight) / weight))
     steps = math.ceil(2 * (gap / lr + 2 * noise / weight) / rest)
     return Plan(float(lr), max(1, steps), 1 - weight)
+
+
+def fit_smoothness(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return L0 and L1 of generalised smoothness, L ~ L0 + L1 * dual norm of the gradient.
+
+    The least-squares fit of which neither is negative; L1 = 0 if all gradients are of one size. The
+    assumption is that of Gluon (arXiv 2505.13416), whose step is dual / (L0 + L1 * dual).
+
+    Args:
+        points: Dual norms of gradients, each with the L measured there; at least one, not negative.
+    """
+    sizes, values = torch.tensor(points, dtype=torch.float64).unbind(-1)
+    deviations = sizes - sizes.mean()
+    variance = float(deviations.square().sum())
+    slope = max(0.0, float((deviations * values).sum()) / variance) if variance > 0 else 0.0
+    constant = float(values.mean() - slope * sizes.mean())
+    if constant < 0:
+        return 0.0, float((sizes * values).sum() / sizes.square().sum())
+    return constant, slope
 
 
 # L of the least-squares problem. The eigenvalues of X -> A X B are the products of those of A and

@@ -244,3 +244,21 @@ def test_impossible_input_is_refused():
         bounds.rho(object(), 3, 3)
     with pytest.raises(ValueError, match="at least 1"):
         bounds.rho(norm, 0, 3)
+
+
+# Generalised smoothness.
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(1.0, 5.0), (2.0, 7.0), (4.0, 11.0)], (3.0, 2.0)),
+        ([(1.0, 5.0)], (5.0, 0.0)),
+        ([(2.0, 5.0), (2.0, 7.0)], (6.0, 0.0)),
+        ([(1.0, 6.0), (2.0, 3.0)], (4.5, 0.0)),  # a negative slope
+        ([(1.0, 1.0), (2.0, 4.0)], (0.0, 1.8)),  # a negative constant
+        ([(0.0, 0.0)], (0.0, 0.0)),
+    ],
+)
+def test_fit_of_smoothness_is_the_best_without_negative_numbers(points, expected):
+    assert bounds.fit_smoothness(points) == pytest.approx(expected)

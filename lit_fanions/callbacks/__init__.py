@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_fanions.callbacks.advisor import NormAdvisor
     from lit_fanions.callbacks.drop_in import FanionOptimizer
     from lit_fanions.callbacks.sharpness import SharpnessAware
+    from lit_fanions.callbacks.smoothness import SmoothnessMonitor
     from lit_fanions.callbacks.spectral_monitor import SpectralMonitor
     from lit_fanions.callbacks.step_monitor import StepMonitor
 
@@ -20,6 +21,7 @@ __all__ = [
     "FanionOptimizer",
     "NormAdvisor",
     "SharpnessAware",
+    "SmoothnessMonitor",
     "SpectralMonitor",
     "StepMonitor",
 ]
@@ -28,6 +30,7 @@ _MODULES = {
     "FanionOptimizer": "drop_in",
     "NormAdvisor": "advisor",
     "SharpnessAware": "sharpness",
+    "SmoothnessMonitor": "smoothness",
     "SpectralMonitor": "spectral_monitor",
     "StepMonitor": "step_monitor",
 }

@@ -104,6 +104,18 @@ _QUANTITIES = {
         "The largest singular value of W before the step.",
     ),
     "weight_stable_rank": ("Weight: stable rank", "‖W‖_F² / σ₁², from 1 (rank one) to n."),
+    "smoothness_estimate": (
+        "Smoothness: L of the last step, in the ball's norm",
+        "Dual norm of the change of a fixed batch's gradient over the norm of the change of W.",
+    ),
+    "smoothness_constant": ("Smoothness: L₀", "L ≈ L₀ + L₁ ‖G‖† over the looks so far, L₀ ≥ 0."),
+    "smoothness_slope": ("Smoothness: L₁", "L ≈ L₀ + L₁ ‖G‖† over the looks so far, L₁ ≥ 0."),
+    "smoothness_gluon_lr": ("Smoothness: step of Gluon", "‖G‖† / (L₀ + L₁ ‖G‖†)."),
+    "smoothness_descent_lr": (
+        "Smoothness: step of Lemma 7",
+        "‖G‖† over the largest L so far, the step with the best guaranteed decrease.",
+    ),
+    "smoothness_lr": ("Smoothness: step in use", "lr times the step-size factor."),
 }
 # The part of a name before the first underscore is its family.
 QUANTITIES = {name: Quantity(*text) for name, text in _QUANTITIES.items()}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from lit_fanions.callbacks.extra_pass import RandomState, training_loss, unnoticed_pass
 from lit_fanions.callbacks.lightning_interface import Callback, MisconfigurationException
 from lit_fanions.optim.algorithms import Algorithm, Rank
 from lit_fanions.optim.sharpness import SharpnessAscent
@@ -55,10 +52,10 @@ class SharpnessAware(Callback):
         SharpnessAscent(nn.Module(), **self._arguments)  # checks them
         self._ascent: SharpnessAscent | None = None
         self._batch: tuple[Any, int] | None = None
-        self._random: list[Tensor] = []  # states of the generators before the first pass
+        self._random: RandomState | None = None  # before the first pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the matrices; refuse a training whose step this callback cannot repeat."""
+        """Refuse a training whose step this callback cannot repeat."""
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "SharpnessAware needs automatic optimization: in a manual training_step open a "
@@ -69,6 +66,9 @@ class SharpnessAware(Callback):
                 "SharpnessAware does not work with a gradient scaler (precision 16-mixed): use "
                 "bf16-mixed or 32-true"
             )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the matrices, of which some may be frozen in one epoch and not in the next."""
         self._ascent = SharpnessAscent(pl_module, **self._arguments)
 
     def on_train_batch_start(
@@ -81,21 +81,18 @@ class SharpnessAware(Callback):
                 f"{trainer.accumulate_grad_batches}: the second pass repeats one batch; set it to 1"
             )
         self._batch = batch, batch_idx
-        self._random = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _devices(pl_module))]
+        self._random = RandomState.now(pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Replace the gradient by that at the perturbed matrices."""
-        assert self._ascent is not None and self._batch is not None
+        assert self._ascent is not None and self._batch is not None and self._random is not None
         if all(p.grad is None for p in pl_module.parameters()):  # training_step returned None
             return
-        batch, index = self._batch
-        arguments = [batch, index] if _takes_index(pl_module.training_step) else [batch]
-        with torch.enable_grad(), self._ascent, self._repeating(pl_module):
+        with self._ascent, unnoticed_pass(pl_module, self._random):
             optimizer.zero_grad()
-            output = trainer.strategy.training_step(*arguments)
-            loss = output["loss"] if isinstance(output, Mapping) else output
+            loss = training_loss(trainer, pl_module, *self._batch)
             if loss is not None:
                 trainer.strategy.backward(loss, optimizer)
 
@@ -108,48 +105,3 @@ class SharpnessAware(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the batch and the parameters."""
         self._batch = self._ascent = None
-
-    @contextlib.contextmanager
-    def _repeating(self, module: LightningModule) -> Iterator[None]:
-        """Use the random numbers of the first pass; log nothing; keep running statistics."""
-        devices = _devices(module)
-        buffers = [
-            buffer
-            for part in module.modules()
-            if getattr(part, "track_running_stats", False)
-            for buffer in part.buffers(recurse=False)
-        ]
-        copies = [buffer.clone() for buffer in buffers]
-        loggers = [vars(part) for part in module.modules() if hasattr(part, "log_dict")]
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(self._random[0])
-            for device, state in zip(devices, self._random[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            for attributes in loggers:  # attributes of the instance precede the class's methods
-                attributes["log"] = _log_nothing
-            try:
-                yield
-            finally:
-                for attributes in loggers:
-                    del attributes["log"]
-                with torch.no_grad():
-                    for buffer, copy in zip(buffers, copies, strict=True):
-                        buffer.copy_(copy)
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stand in for ``LightningModule.log`` in the second pass."""
-
-
-def _devices(module: nn.Module) -> list[torch.device]:
-    """Return the GPUs that hold the module."""
-    return list(dict.fromkeys(p.device for p in module.parameters() if p.device.type == "cuda"))
-
-
-def _takes_index(training_step: Any) -> bool:
-    """Return whether ``training_step`` takes the index of the batch, as Lightning decides it."""
-    parameters = inspect.signature(training_step).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(positional) > 1 or any(
-        p.name == "batch_idx" or p.kind is p.VAR_POSITIONAL for p in parameters
-    )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lit_fanions.callbacks import figures, tensorboard
 from lit_fanions.callbacks.lightning_interface import optimizer_steps, tensorboard_writer
 from lit_fanions.callbacks.measuring import Look, Measured
-from lit_fanions.callbacks.quantities import Tag
-from lit_fanions.callbacks.watching import MatrixStep, Watcher
+from lit_fanions.callbacks.watching import MatrixStep, Watcher, log_values
 from lit_fanions.checks import whole_number
 
 if TYPE_CHECKING:
@@ -140,15 +138,13 @@ class SpectralMonitor(Watcher):
         if not values:  # a gradient scaler has skipped the step
             return
         self._recorded_step = step
-        tagged = _tag_values(values, groups)
-        trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
+        tagged = log_values(trainer, values, groups)
         ranks = values.get("weight_stable_rank", {})
         if ranks:
             self._history[step] = {name: ranks[name] for name in self.sort_by_parameter(ranks)}
         if len(self._history) > _MAX_HISTORY:
             self._history = dict(list(self._history.items())[::2])
         for logger in trainer.loggers:
-            logger.log_metrics(tagged, step=step)
             writer = tensorboard_writer(logger) if trainer.is_global_zero else None
             if writer is None:
                 continue
@@ -200,19 +196,3 @@ def _samples(found: Measured) -> dict[str, figures.Sample]:
         for name, sigmas, counts in rows
         if 0 < sigmas[0] < math.inf
     }
-
-
-def _tag_values(
-    values: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]
-) -> dict[str, float]:
-    """Return values (quantity -> matrix -> value) by tag, with their means over each group."""
-    tagged = {}
-    for quantity, by_matrix in values.items():
-        by_group: dict[str, list[float]] = {}
-        for name, value in by_matrix.items():
-            tagged[str(Tag(quantity, name))] = value
-            by_group.setdefault(groups[name], []).append(value)
-        for group, members in by_group.items():
-            mean = sum(members) / len(members)
-            tagged[str(Tag(quantity, group, is_group=True))] = mean
-    return tagged

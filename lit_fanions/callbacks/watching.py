@@ -19,6 +19,7 @@ from lit_fanions.callbacks.lightning_interface import (
     name_without_wrappers,
     optimizer_steps,
 )
+from lit_fanions.callbacks.quantities import Tag
 from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.fanion import Fanion
@@ -165,7 +166,7 @@ class Watcher(Callback):
         group = observation.group
         shapes = matrix_shapes(observation.parameter.shape, group["layout"], group["splits"])
         count, total = len(observation.before), sum(shape[0] for shape in shapes)
-        names = _matrix_names(name, observation.first, count, total)
+        names = matrix_names(name, observation.first, count, total)
         self.record(
             MatrixStep(
                 names, configured_group(group), name, float(group["lr"]), observation.gradient,
@@ -213,6 +214,30 @@ class Watcher(Callback):
         return sorted(matrices, key=position)
 
 
+def log_values(
+    trainer: Trainer, values: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]
+) -> dict[str, float]:
+    """Log values (quantity -> matrix -> value) and their means over each group.
+
+    They go to every logger and to the metrics that EarlyStopping and ModelCheckpoint monitor.
+
+    Returns:
+        The values by tag.
+    """
+    tagged = {}
+    for quantity, by_matrix in values.items():
+        by_group: dict[str, list[float]] = {}
+        for name, value in by_matrix.items():
+            tagged[str(Tag(quantity, name))] = value
+            by_group.setdefault(groups[name], []).append(value)
+        for group, members in by_group.items():
+            tagged[str(Tag(quantity, group, is_group=True))] = sum(members) / len(members)
+    trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(tagged, step=optimizer_steps(trainer))
+    return tagged
+
+
 def parameter_names(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[Tensor, str]:
     """Return the names, without the levels of torch.compile, that match a pattern; None: all."""
     named: dict[Tensor, str] = {
@@ -227,7 +252,7 @@ def parameter_names(module: nn.Module, patterns: Sequence[str] | None = None) ->
     }
 
 
-def _matrix_names(parameter: str, first: int, count: int, total: int) -> list[str]:
+def matrix_names(parameter: str, first: int, count: int, total: int) -> list[str]:
     """Return the names of ``count`` of a parameter's ``total`` matrices, from ``first`` on."""
     if total == 1:
         return [parameter]
@@ -244,6 +269,6 @@ def _compare_with_copy(copy: _WeightCopy) -> Iterator[MatrixStep]:
     gradients = [None] * len(before) if p.grad is None else matrices(local_grad(p))
     total, first = sum(map(len, before)), 0
     for gradient, old, new in zip(gradients, before, after, strict=True):
-        names = _matrix_names(copy.name, first, len(old), total)
+        names = matrix_names(copy.name, first, len(old), total)
         yield MatrixStep(names, copy.group, copy.name, copy.lr, gradient, old, new, None)
         first += len(old)

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-class Normed(Net):
+class WithStatistics(Net):
     """A network with dropout and running statistics."""
 
     def __init__(self, options: dict[str, Any] | None = None, dropout: float = 0.3) -> None:
@@ -42,9 +42,11 @@ class Normed(Net):
                          ids=str)  # fmt: skip
 def test_a_radius_of_zero_changes_no_bit_of_the_training(tmp_path, how):
     folders = [tmp_path / "plain", tmp_path / "repeated"]
-    plain = fit(folders[0], Normed(), logger=CSVLogger(folders[0], "", ""), **how)
+    plain = fit(folders[0], WithStatistics(), logger=CSVLogger(folders[0], "", ""), **how)
     callback = SharpnessAware(rho=0.0)
-    repeated = fit(folders[1], Normed(), callback, logger=CSVLogger(folders[1], "", ""), **how)
+    repeated = fit(
+        folders[1], WithStatistics(), callback, logger=CSVLogger(folders[1], "", ""), **how
+    )
     assert_bit_equal(everything(plain), everything(repeated))
     first, second = ((folder / "metrics.csv").read_text() for folder in folders)
     assert first == second and "train/loss" in first

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
-from lit_fanions.callbacks import SpectralMonitor
+from lit_fanions.callbacks import SmoothnessMonitor, SpectralMonitor
 from tests.callbacks.nets import BATCHES, MATRICES, Net, assert_bit_equal, fit
 from tests.callbacks.recording import LoggedValues, config, scalars
 
@@ -86,7 +86,8 @@ def whole_weights(run: Trainer) -> dict[str, Tensor]:
 def _monitor(rank: int, folder: Path, kind: str) -> None:
     for monitored in (True, False):
         values = LoggedValues()
-        callbacks = [SpectralMonitor(1, exact=True), values] if monitored else []
+        monitors = [SpectralMonitor(1, exact=True), SmoothnessMonitor(1)]
+        callbacks = [*monitors, values] if monitored else []
         options = config("adamw", lr=0.01) if kind == "fsdp2 adamw" else config("f_muon")
         net = (Net if kind == "ddp" else Sharded)(options)
         board = TensorBoardLogger(folder / f"logs{monitored}", name="", version="")
@@ -103,8 +104,8 @@ def test_two_processes_log_the_same_values(tmp_path, kind):
     assert len(first) == BATCHES // 2
     for ours, theirs in zip(first, second, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    quantity = "update_rms" if kind == "fsdp2 adamw" else "oracle_quality"
-    assert {f"{quantity}/{name}" for name in MATRICES} <= first[0].keys()
+    own = ["update_rms"] if kind == "fsdp2 adamw" else ["oracle_quality", "smoothness_estimate"]
+    assert {f"{quantity}/{name}" for quantity in own for name in MATRICES} <= first[0].keys()
     curve = scalars(tmp_path / "logsTrue", "spectral/weight_spectral/down.weight")
     want = [step["weight_spectral/down.weight"] for step in first]
     assert [step for step, _ in curve] == list(range(len(first)))
