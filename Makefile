@@ -8,16 +8,20 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY ?= passive
 
 # Machines with a GPU often have torch but no network: make gpu-check NOVENV=1 PYTHON=python3
+# KIT names the folder that `make gpu-kit` made on a machine with a network, carried beside this one.
 ifdef NOVENV
-GPU_PYTHON := PYTHONPATH=. $(PYTHON)
-GPU_READY :=
+GPU_PYTHON := PYTHONPATH=.$(if $(KIT),:$(KIT)/site) $(PYTHON)
+GPU_READY := $(if $(KIT),$(KIT)/.ready)
 else
 GPU_PYTHON := $(BIN)/python
 GPU_READY := $(READY)
 endif
+ifdef KIT
+export CIFAR10_DIR ?= $(KIT)/cifar10
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint types bench gpu-check gpu clean
+.PHONY: help quickstart test test-slow lint types bench gpu-kit gpu-check gpu clean
 
 help: ## explain the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +52,13 @@ types: $(READY) ## check types
 
 bench: $(READY) ## time Lightning's loop against bare steps
 	$(BIN)/python -m experiments.bench overhead --config configs/quickstart.yaml
+
+gpu-kit: $(READY) ## pack wheels and CIFAR-10 into .kit, for a GPU machine without a network
+	$(BIN)/python -m experiments.gpu.kit pack .kit
+
+$(KIT)/.ready:
+	PYTHONPATH=. $(PYTHON) -m experiments.gpu.kit unpack $(KIT)
+	@touch $@
 
 gpu-check: $(GPU_READY) ## run everything that has a CUDA path; skipped without a GPU
 	$(GPU_PYTHON) tests/gpu_check.py
