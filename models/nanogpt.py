@@ -26,6 +26,7 @@ from models.data import (
 )
 from models.gpt import GPT, IGNORED, GPTConfig
 from models.modules import save_plain_hyperparameters
+from models.width_transfer import transfer_learning_rates
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,6 +52,8 @@ class NanoGPT(LightningModule):
         logits_chunk: Number of tokens whose losses are computed at a time, with the logits
             recomputed in the backward pass: less memory. None: all at once.
         compile: Compile the network with torch.compile.
+        base_width: Width of the network that the learning rates were tuned for; they are
+            transferred to this one's (``models.width_transfer``). None: take them as given.
         init_from: Checkpoint of this module whose weights a fit starts from.
         sample_tokens: Number of tokens to continue ``sample_prompt`` by after each validation, for
             TensorBoard's text tab; the last sample is printed when the fit ends. 0: no samples.
@@ -67,6 +70,7 @@ class NanoGPT(LightningModule):
         activation_checkpointing: bool = False,
         logits_chunk: int | None = None,
         compile: bool = False,
+        base_width: int | None = None,
         init_from: str | None = None,
         sample_tokens: int = 0,
         sample_prompt: str = "The",
@@ -83,6 +87,10 @@ class NanoGPT(LightningModule):
             ignore=["init_from"],
         )
         self.network = GPT(config, activation_checkpointing, logits_chunk)
+        if base_width is not None:  # after the hyperparameters were saved as given
+            self.fanion_config = transfer_learning_rates(
+                self.fanion_config, base_width, config.width
+            )
         check_flag("compile", compile)
         check_flag("activation_checkpointing", activation_checkpointing)
         self.compiled, self.init_from = compile, init_from

@@ -9,6 +9,8 @@ Softcap = Literal["none", "sqrt", "sigmoid"]
 Init = Literal["normal", "uniform"]
 EmbeddingDtype = Literal["float32", "bfloat16"]
 
+HEAD_WIDTH = 128  # features of an attention head where the number of heads is not given
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -18,9 +20,10 @@ class GPTConfig:
         vocab_size: Rows of the embedding and of the head; may exceed the tokenizer's vocabulary.
         context_length: Largest number of tokens of a generated text, its prompt included.
         layers: Number of blocks.
-        width: Features of the residual stream.
-        heads: Attention heads; width / heads must be a multiple of 4.
-        mlp_width: Hidden features of the MLPs.
+        width: Features of the residual stream, from which heads and mlp_width follow.
+        heads: Attention heads; width / heads must be a multiple of 4. None: one for every 128
+            features, at least one.
+        mlp_width: Hidden features of the MLPs. None: 4 x width.
         biases: Whether the linear layers have biases, initialised to zero.
         norm_gains: Whether the norms have gains, initialised to one.
         merged_qkv: Keep query, key and value weights as one parameter (3, width, width).
@@ -48,8 +51,8 @@ class GPTConfig:
     context_length: int = 1024
     layers: int = 12
     width: int = 768
-    heads: int = 6
-    mlp_width: int = 3072
+    heads: int | None = None
+    mlp_width: int | None = None
     biases: bool = True
     norm_gains: bool = True
     merged_qkv: bool = False
@@ -70,16 +73,18 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that describe no network."""
-        for name in ("vocab_size", "context_length", "layers", "width", "heads", "mlp_width"):
+        for name in ("vocab_size", "context_length", "layers", "width"):
             whole_number(name, getattr(self, name))
+        whole_number("heads", self.head_count)
+        whole_number("mlp_width", self.hidden_width)
         for name in ("biases", "norm_gains", "merged_qkv"):
             check_flag(name, getattr(self, name))
         for name in ("unet_skips", "embedding_skips", "document_mask"):
             check_flag(name, getattr(self, name))
-        if self.width % (4 * self.heads):
+        if self.width % (4 * self.head_count):
             raise ValueError(
-                f"width={self.width} with heads={self.heads}: the width must be a multiple of "
-                f"4 heads, {4 * self.heads}"
+                f"width={self.width} with heads={self.head_count}: the width must be a multiple of "
+                f"4 heads, {4 * self.head_count}"
             )
         for name in ("layers_without_attention", "long_window_layers"):
             wrong = [i for i in getattr(self, name) if not 0 <= i < self.layers]
@@ -136,6 +141,16 @@ class GPTConfig:
         )
 
     @property
+    def head_count(self) -> int:
+        """Number of attention heads."""
+        return max(1, self.width // HEAD_WIDTH) if self.heads is None else self.heads
+
+    @property
     def head_width(self) -> int:
         """Features of one attention head."""
-        return self.width // self.heads
+        return self.width // self.head_count
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden features of the MLPs."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width

@@ -51,7 +51,7 @@ class KVCache:
         device = like.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else like.dtype
-        shape = (config.layers, batch, config.heads, length, config.head_width)
+        shape = (config.layers, batch, config.head_count, length, config.head_width)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.tokens = torch.empty(batch, 0, dtype=torch.long, device=device)
@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.heads, self.scale = config.heads, config.attention_scale
+        self.heads, self.scale = config.head_count, config.attention_scale
         width = config.width
         self.qkv: nn.Parameter | None = None
         if config.merged_qkv:
@@ -119,8 +119,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.width, config.mlp_width, bias=config.biases)
-        self.proj = nn.Linear(config.mlp_width, config.width, bias=config.biases)
+        self.fc = nn.Linear(config.width, config.hidden_width, bias=config.biases)
+        self.proj = nn.Linear(config.hidden_width, config.width, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to the same shape."""

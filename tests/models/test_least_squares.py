@@ -1,6 +1,5 @@
 """Least squares: loss and gradient, exact steps of each problem, logged values."""
 
-import logging
 import math
 from pathlib import Path
 
@@ -42,7 +41,6 @@ def model(algorithm: str = "muon", **options) -> LeastSquares:
 
 
 def trainer(steps: int, folder: Path | None = None, **options) -> Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logger = False if folder is None else TensorBoardLogger(folder, name="", version="")
     settings = {
         "max_steps": steps,

@@ -1,6 +1,5 @@
 """Logistic regression: loss, minimum, step, logs and evaluation."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ def model(lr: float = 0.2, **options) -> LogisticRegression:
 
 
 def trainer(steps: int, folder: Path | None = None) -> Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return Trainer(
         max_steps=steps,
         max_epochs=-1,
