@@ -71,10 +71,4 @@ class DigitFeaturesDataModule(LightningDataModule):
         """Return all test examples as one batch."""
         return repeated(self._splits["test"], 1, None)
 
-    def test_dataloader(self) -> EpochLoader[Examples]:
-        """Return the batch of ``val_dataloader``."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> EpochLoader[Examples]:
-        """Return the batch of ``val_dataloader``, labels included."""
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.augmentation import (
@@ -20,7 +19,14 @@ from datamodules.augmentation import (
     split_epoch,
     train_epoch,
 )
-from datamodules.loader import EpochLoader, checked_seed, fit_progress, rank_and_world, resolve_seed
+from datamodules.loader import (
+    EpochLoader,
+    checked_seed,
+    fit_progress,
+    rank_and_world,
+    resolve_seed,
+    warn_if_changed,
+)
 from lit_fanions.checks import check_choice, whole_number
 
 Split = Literal["train", "test"]
@@ -84,12 +90,7 @@ class ImageDataModule(LightningDataModule):
             self._splits[split] = images, labels.to(device)
 
     def train_dataloader(self) -> EpochLoader[Batch]:
-        """Return this rank's augmented training batches.
-
-        Raises:
-            ValueError: If the batch does not split evenly over the ranks, or is larger than the
-                training set.
-        """
+        """Return this rank's augmented training batches."""
         images, labels = self._split("train")
         rank, world_size = rank_and_world(self.trainer)
         if self.batch_size % world_size:
@@ -103,19 +104,15 @@ class ImageDataModule(LightningDataModule):
                 "training images"
             )
         recipe = self._recipe()
-        if self._saved_recipe not in (None, asdict(recipe)):
-            rank_zero_warn(
-                f"Resuming with {asdict(recipe)}, while the checkpoint was made with "
-                f"{self._saved_recipe}: the batches differ from the uninterrupted run's."
-            )
+        warn_if_changed(self._saved_recipe, asdict(recipe))
         mean, std = self._statistics(images.device)
         fill = (255 * mean).round().to(torch.uint8)
         padded = reflect_pad(images, self.translate)
 
+        length = len(images) // self.batch_size
+
         def augmented(epoch: int) -> Batch:
             return train_epoch(padded, labels, fill, epoch, recipe, rank, world_size)
-
-        length = len(images) // self.batch_size
 
         def batches(epoch: int, first: int) -> Iterator[Batch]:
             return split_epoch(*augmented(epoch), length, first, mean, std)
@@ -136,13 +133,7 @@ class ImageDataModule(LightningDataModule):
             lambda epoch, first: split_epoch(*share, length, first, mean, std), length
         )
 
-    def test_dataloader(self) -> EpochLoader[Batch]:
-        """Return the batches of ``val_dataloader``."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> EpochLoader[Batch]:
-        """Return the batches of ``val_dataloader``, labels included."""
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the training batches depend on."""
@@ -155,11 +146,7 @@ class ImageDataModule(LightningDataModule):
     # -- for models --
 
     def training_images(self, n: int) -> Tensor:
-        """Return the first ``n`` training images, or all if fewer, normalised, not augmented.
-
-        Returns:
-            float32 (n, channels, size, size), on the device of the set.
-        """
+        """Return the first n training images, normalised: float32 (n, channels, size, size)."""
         images = self._split("train")[0][:n]
         return normalize(images, *self._statistics(images.device))
 

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_fanions.checks import whole_number
 
@@ -93,6 +94,15 @@ def batches_trained(trainer: Trainer) -> int:
     checkpoint that was saved at the end of a fit; this count is right in every checkpoint.
     """
     return trainer.fit_loop.epoch_loop.batch_progress.total.completed
+
+
+def warn_if_changed(saved: dict[str, Any] | None, recipe: dict[str, Any]) -> None:
+    """Warn if a checkpoint's batches depended on something else than this run's."""
+    if saved not in (None, recipe):
+        rank_zero_warn(
+            f"Resuming with {recipe}, while the checkpoint was made with {saved}: the batches "
+            "differ from the uninterrupted run's."
+        )
 
 
 def rank_and_world(trainer: Trainer | None) -> tuple[int, int]:

@@ -13,7 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.loader import EpochLoader, checked_seed, fit_progress, rank_and_world, resolve_seed
+from datamodules.loader import (
+    EpochLoader,
+    checked_seed,
+    fit_progress,
+    rank_and_world,
+    resolve_seed,
+    warn_if_changed,
+)
 from datamodules.shards import Shards
 from datamodules.tokenizers import Tokenizer
 from datamodules.whole_steps import WholeSteps
@@ -136,11 +143,7 @@ class TokenDataModule(LightningDataModule):
     # -- Lightning's hooks --
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the shards that the stage needs; before a fit, set what the trainer counts in.
-
-        Raises:
-            ValueError: If there are too few tokens, or the trainer's settings contradict.
-        """
+        """Open the shards that the stage needs; before a fit, set what the trainer counts in."""
         if stage == "predict":
             return
         self._shards["val"] = self._open("val")
@@ -164,11 +167,7 @@ class TokenDataModule(LightningDataModule):
     def train_dataloader(self) -> EpochLoader[Batch]:
         """Return this process' part of the training batches."""
         shards, recipe = self._split("train"), self._recipe()
-        if self._saved_recipe not in (None, recipe):
-            rank_zero_warn(
-                f"Resuming with {recipe}, while the checkpoint was made with "
-                f"{self._saved_recipe}: the batches differ from the uninterrupted run's."
-            )
+        warn_if_changed(self._saved_recipe, recipe)
 
         def pieces(epoch: int) -> Pieces:
             starts = self._starts
@@ -198,17 +197,12 @@ class TokenDataModule(LightningDataModule):
         pieces = Pieces(shards, starts, self.val_sequence_length, targets, share, self.bos)
         return EpochLoader(lambda epoch, first: self._read(pieces, first), len(pieces))
 
-    def test_dataloader(self) -> EpochLoader[Batch]:
-        """Return the batches of ``val_dataloader``."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> EpochLoader[Tensor]:
         """Return this process' prompts: each int64 (1, tokens), ``bos`` first.
 
         With a ModelParallelStrategy, each process gets all prompts.
-
-        Raises:
-            ValueError: If there are no prompts.
         """
         if not self.prompts:
             raise ValueError("there is nothing to continue: set prompts, such as ['Once upon']")

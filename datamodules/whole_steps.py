@@ -16,8 +16,7 @@ def at_whole_step(progress: dict[str, Any], old: int, new: int) -> tuple[dict[st
         new: Number of micro-batches per step from now on.
 
     Returns:
-        The progress in new micro-batches, without those of an unfinished step, and whether there
-        was an unfinished step.
+        The progress without an unfinished step, and whether there was one.
     """
     epoch, total = progress["current"], progress["total"]
     between_batches = all(

@@ -20,12 +20,8 @@ _BUFFERED = 64  # gradients that are decomposed in one call, which takes less ti
 def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Return the norms of ``NORMS``: dual norms of neon, nsgd and muon, and of the group's ball.
 
-    Args:
-        gradient: (..., rows, cols).
-        group: Options of the parameter group of ``Fanion`` that steps along it.
-
-    Returns:
-        (4, ...), float64.
+    ``group`` is the parameter group of ``Fanion`` that steps along the gradient, (..., rows, cols).
+    The norms are float64 (4, ...).
     """
     spectrum = spectra.measure(gradient, exact=True)
     found = (
@@ -38,24 +34,15 @@ def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
 
 
 def own_norm(group: Mapping[str, Any], rows: int, cols: int) -> norms.Norm:
-    """Return the norm in whose ball a parameter group of ``Fanion`` steps.
-
-    Args:
-        group: Its options; not of dion, adamw and sgd.
-        rows: Number of rows of the matrices.
-        cols: Number of columns.
-    """
+    """Return the norm in whose ball a parameter group steps; not for dion, adamw and sgd."""
     return oracle(group, rows, cols).norm()
 
 
 def is_logged(step: int, every: int, per_decade: int) -> bool:
-    """Return whether a plot over a linear or a logarithmic axis needs this step.
+    """Return whether a plot over a linear or a logarithmic axis needs this step, from 0.
 
-    Args:
-        step: Number of the step, from 0; steps 0 and 1 are logged.
-        every: Steps between logged steps on the linear axis.
-        per_decade: Logged steps from each power of ten to the next, evenly spread on the
-            logarithmic axis; fewer where steps coincide.
+    Of the linear axis every ``every`` steps, of the logarithmic one ``per_decade`` steps from each
+    power of ten to the next; fewer where they coincide.
     """
     if step % every == 0 or step == 1:
         return True

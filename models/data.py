@@ -1,11 +1,7 @@
 """What models ask of their data: the only place where models and data modules know each other.
 
-A data module satisfies a protocol by having its attributes; it imports nothing from here, and asks
-models for nothing. A model imports no data module, so that ``import models`` loads none. The
-protocols stand with the models because the models are the ones that ask.
-
-Each ``Has...`` is one question, so that a data module of your own may answer some of them: what it
-does not answer is not checked or not computed.
+A data module satisfies a protocol by having its attributes; neither imports the other. Each
+``Has...`` is one question: what a data module does not answer is not checked or not computed.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -16,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.modules import attached_trainer
-
-# --- batches ---
 
 
 class LeastSquaresBatch(Protocol):
@@ -46,9 +40,6 @@ class ClassificationBatch(Protocol):
     @property
     def labels(self) -> Tensor:
         """Class indices, int64 (n,)."""
-
-
-# --- data modules ---
 
 
 @runtime_checkable
@@ -81,11 +72,7 @@ class HasSequences(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Turns text into tokens and back.
-
-    Attributes:
-        bos: The token that every document starts with.
-    """
+    """Turns text into tokens and back; every document starts with the token ``bos``."""
 
     bos: int
 
@@ -116,11 +103,7 @@ class HasPrompts(Protocol):
 
 @runtime_checkable
 class HasProblems(Protocol):
-    """Has matrix problems of one shape.
-
-    Attributes:
-        shape: Number of problems, rows and cols.
-    """
+    """Has matrix problems of one shape: number of problems, rows, cols."""
 
     shape: tuple[int, int, int]
 

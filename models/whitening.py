@@ -11,15 +11,8 @@ def whitening_filters(images: Tensor, patch: int = PATCH, eps: float = WHITENING
     """Return filters whose responses to patches of the images are uncorrelated, of unit variance.
 
     They are the eigenvectors of the patches' second moments (not centred), each divided by
-    sqrt(eigenvalue + eps), and their negatives, so that a rectifier loses neither half.
-
-    Args:
-        images: float (n, channels, height, width), normalised.
-        patch: Height and width of a patch in pixels.
-        eps: Bound on the filters of directions without variance.
-
-    Returns:
-        float32 (2 * channels * patch**2, channels, patch, patch).
+    sqrt(eigenvalue + eps), and their negatives, so that a rectifier loses neither half: float32
+    (2 * channels * patch**2, channels, patch, patch), for normalised images.
     """
     channels = images.shape[1]
     patches = images.float().unfold(2, patch, 1).unfold(3, patch, 1)

@@ -51,8 +51,8 @@ def check_source(dataset: Dataset | None, shards: int) -> None:
 def check_folder(folder: Path, dataset: Dataset) -> None:
     """Raise a ValueError if a folder holds shards of something else.
 
-    A file beside the shards says where they were downloaded from. Without this file, somebody put
-    them there, and their names have to be those of the data set.
+    The file MARKER says where they were downloaded from; without it, their names have to be those
+    of the data set.
     """
     source, marker = SOURCES[dataset], folder / MARKER
     shards = find_shards(folder, "train") + find_shards(folder, "val")
@@ -161,12 +161,7 @@ class FineWebDataModule(TokenDataModule):
         self.dataset: Dataset | None = dataset
 
     def prepare_data(self) -> None:
-        """Download the missing shards; training without a network uses those in the folder.
-
-        Raises:
-            FileNotFoundError: If the download fails and the folder has too few shards to start.
-            ValueError: If the folder holds something else.
-        """
+        """Download the missing shards; training without a network uses those in the folder."""
         stage = self.trainer.state.fn if self.trainer is not None else None
         dataset = self._hub_dataset()
         if dataset is None or stage == TrainerFn.PREDICTING:
@@ -188,12 +183,7 @@ class FineWebDataModule(TokenDataModule):
             rank_zero_warn(f"Training on {len(found)} of {shards} shards{hint}: {error}")
 
     def shard_paths(self, split: Split) -> list[Path]:
-        """Return the first ``shards`` training shards, or the validation shards.
-
-        Raises:
-            FileNotFoundError: If the folder has none.
-            ValueError: If they were made with another tokenizer.
-        """
+        """Return the first ``shards`` training shards, or the validation shards."""
         recorded = recorded_tokenizer(self.data_dir)
         if recorded not in (None, self.tokenizer.name):
             raise ValueError(

@@ -41,74 +41,49 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_download_options(
-        commands.add_parser(
-            "download",
-            help="download FineWeb's GPT-2 tokens from the Hugging Face hub",
-            description="Download the validation shard and the first training shards, of 100 "
-            "million GPT-2 tokens and 200 MB each. Finished files are kept, unfinished ones "
-            "continued.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
-    )
-    _add_tokenize_options(
-        commands.add_parser(
-            "tokenize",
-            help="make shards of text files",
-            description="Make shards of text: one for validation, then those to train on. Each "
-            "document starts with the token that separates documents. The same command resumes a "
-            "run that was stopped, unless an input was changed since. The shards depend on the "
-            "input and on all options but --processes. In a .txt, Windows' line ends become line "
-            "feeds; byte order marks are left out.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
-    )
+    shown: Any = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    download = commands.add_parser(
+        "download", help="download FineWeb's GPT-2 tokens from the Hugging Face hub", **shown,
+        description="Download the validation shard and the first training shards, of 100 million "
+        "GPT-2 tokens and 200 MB each. Finished files are kept, unfinished ones continued.",
+    )  # fmt: skip
+    add = download.add_argument
+    add("--dataset", choices=get_args(Dataset), default="fineweb10B", help="data set")
+    add("--shards", type=int, default=9, metavar="N", help="number of training shards")
+    folder = Path("data/fineweb")
+    add("--output", type=Path, default=folder, metavar="DIR", help="folder of the shards")
+    tokenizing = commands.add_parser(
+        "tokenize", help="make shards of text files", **shown,
+        description="Make shards of text: one for validation, then those to train on. Each "
+        "document starts with the token that separates documents. The same command resumes a run "
+        "that was stopped, unless an input was changed since. The shards depend on the input and "
+        "on all options but --processes. In a .txt, Windows' line ends become line feeds; byte "
+        "order marks are left out.",
+    )  # fmt: skip
+    _add_tokenize_options(tokenizing)
     return parser
 
 
-def _add_download_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--dataset", choices=get_args(Dataset), default="fineweb10B", help="data set")
-    add("--shards", type=int, default=9, metavar="N", help="number of training shards")
-    output = Path("data/fineweb")
-    add("--output", type=Path, default=output, metavar="DIR", help="folder of the shards")
-
-
 def _add_tokenize_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "inputs", type=Path, nargs="+", metavar="INPUT",
-        help=f"files in the order of their tokens: {', '.join(SUFFIXES)}; a .txt is one document, "
-        "a .bin holds GPT-2 tokens, which are decoded",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", default=argparse.SUPPRESS,
-        help="folder of the shards, without other shards",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tokenizer", choices=get_args(TokenizerName), default="gpt2", help="kind of tokens"
-    )
-    parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="number of processes that encode"
-    )
-    parser.add_argument(
-        "--shard-tokens", type=int, default=100_000_000, metavar="N",
-        help="number of tokens of a training shard",
-    )  # fmt: skip
-    held_out = parser.add_mutually_exclusive_group()
-    held_out.add_argument(
-        "--val-tokens", type=int, metavar="N", default=argparse.SUPPRESS,
-        help=f"hold the first N tokens out (default: a tenth, at most {VAL_TOKENS})",
-    )  # fmt: skip
-    held_out.add_argument(
-        "--val-documents", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="hold the first N documents out instead",
-    )  # fmt: skip
-    parser.add_argument(
-        "--column", default="text", metavar="NAME",
-        help="field of JSON lines, or column of parquet files, with the text",
-    )  # fmt: skip
+    def add(name: str, text: str, target: Any = parser, **options: Any) -> None:
+        target.add_argument(name, help=text, **options)
+
+    number: Any = {"type": int, "metavar": "N"}
+    unset: Any = {"default": argparse.SUPPRESS}
+    suffixes = ", ".join(SUFFIXES)
+    add("inputs", f"files in the order of their tokens: {suffixes}; a .txt is one document, a .bin "
+        "holds GPT-2 tokens, which are decoded", type=Path, nargs="+", metavar="INPUT")  # fmt: skip
+    add("--output", "folder of the shards, without other shards",
+        type=Path, required=True, metavar="DIR", **unset)  # fmt: skip
+    add("--tokenizer", "kind of tokens", choices=get_args(TokenizerName), default="gpt2")
+    add("--processes", "number of processes that encode", default=1, **number)
+    add("--shard-tokens", "number of tokens of a training shard", default=100_000_000, **number)
+    group = parser.add_mutually_exclusive_group()
+    tenth = f"hold the first N tokens out (default: a tenth, at most {VAL_TOKENS})"
+    add("--val-tokens", tenth, group, **number, **unset)
+    add("--val-documents", "hold the first N documents out instead", group, **number, **unset)
+    add("--column", "field of JSON lines, or column of parquet files, with the text",
+        default="text", metavar="NAME")  # fmt: skip
 
 
 def run(command: str, output: Path, **options: Any) -> None:

@@ -77,10 +77,12 @@ class GPTConfig:
             whole_number(name, getattr(self, name))
         whole_number("heads", self.head_count)
         whole_number("mlp_width", self.hidden_width)
-        for name in ("biases", "norm_gains", "merged_qkv"):
+        flags = "biases", "norm_gains", "merged_qkv", "unet_skips", "embedding_skips"
+        for name in (*flags, "document_mask"):
             check_flag(name, getattr(self, name))
-        for name in ("unet_skips", "embedding_skips", "document_mask"):
-            check_flag(name, getattr(self, name))
+        choices = {"softcap": Softcap, "init": Init, "embedding_dtype": EmbeddingDtype}
+        for name, kind in choices.items():
+            check_choice(name, getattr(self, name), get_args(kind))
         if self.width % (4 * self.head_count):
             raise ValueError(
                 f"width={self.width} with heads={self.head_count}: the width must be a multiple of "
@@ -104,14 +106,11 @@ class GPTConfig:
             raise ValueError(
                 f"bos={self.bos}: it is not in the vocabulary of {self.vocab_size} tokens"
             )
-        check_choice("softcap", self.softcap, get_args(Softcap))
         if self.softcap != "none":
             real_number("softcap_limit", self.softcap_limit, above=0)
         if self.attention_scale is not None:
             real_number("attention_scale", self.attention_scale, above=0)
-        check_choice("init", self.init, get_args(Init))
         real_number("init_gain", self.init_gain, 0)
-        check_choice("embedding_dtype", self.embedding_dtype, get_args(EmbeddingDtype))
 
     @classmethod
     def track3(cls) -> "GPTConfig":

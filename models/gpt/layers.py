@@ -17,12 +17,7 @@ ROTARY_BASE = 1024
 def rotations(positions: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of each pair of features' angle, 0 for the second half of the pairs.
 
-    Args:
-        positions: int64 (length,).
-        head_width: Features of a head.
-
-    Returns:
-        float32 (length, head_width / 2) each; bfloat16 could not tell far positions apart.
+    Both are (length, head_width / 2) in float32: bfloat16 could not tell far positions apart.
     """
     exponents = torch.linspace(0, 1, head_width // 4, device=positions.device)
     angles = positions[:, None] * torch.pow(1 / ROTARY_BASE, exponents)
@@ -88,7 +83,7 @@ class Attention(nn.Module):
         value_weights: Tensor | None = None,
         extend_cache: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """Return the attention output of tokens, (batch, length, width).
+        """Return the attention output of tokens, of the shape of x.
 
         Args:
             x: Input, already normalised, (batch, length, width).

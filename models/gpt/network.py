@@ -87,11 +87,8 @@ class GPT(nn.Module):
     def windows(self, progress: float = 1.0) -> Tensor | None:
         """Return how many blocks attention reaches back in layers with long and short windows.
 
-        Args:
-            progress: Fraction of the training that is done; the windows grow with it.
-
-        Returns:
-            int64 (2,) on the network's device, or None without windows.
+        They grow with the fraction of the training that is done: int64 (2,) on the network's
+        device, or None without windows.
         """
         if self.config.window is None:
             return None
@@ -173,9 +170,6 @@ class GPT(nn.Module):
         Two per weight of a matrix, and 4 x width per attention layer and token in the window at
         the end of the training. Half of those tokens are later ones, which causal attention skips;
         they count all the same, as is usual (PaLM, arXiv:2204.02311, appendix B).
-
-        Args:
-            length: Tokens of the sequence.
         """
         reach = {True: length, False: length}
         if self.config.window is not None:
@@ -257,11 +251,7 @@ class GPT(nn.Module):
     ) -> dict[bool, Tensor | BlockMask | None]:
         """Return the masks of layers with short (False) and with long windows (True).
 
-        Args:
-            tokens: Keys, int64 (batch, length), of which the last are the queries.
-            queries: Number of queries.
-            windows: See ``windows``.
-            flex: Whether FlexAttention may be used.
+        The last ``queries`` tokens attend to all; ``flex`` allows FlexAttention.
         """
         config, length = self.config, tokens.shape[1]
         if not config.document_mask and windows is None:
