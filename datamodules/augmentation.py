@@ -108,14 +108,14 @@ def draw_epoch(count: int, size: int, epoch: int, recipe: ImageRecipe) -> Draw:
     """Draw an epoch's choices for ``count`` images on the CPU, from the arguments alone."""
     # Random stream 0 belongs to the run, stream 1 + e to epoch e. Everything is drawn whether used
     # or not, so that switching one augmentation on does not change the others.
-    of_run = np.random.default_rng((recipe.seed, 0))
-    of_epoch = np.random.default_rng((recipe.seed, 1 + epoch))
-    order = of_epoch.permutation(count)
-    coin = of_epoch.random(count) < 0.5
-    shift = of_epoch.integers(0, 2 * recipe.translate + 1, size=(2, count))
-    hole = of_epoch.integers(0, size - recipe.cutout + 1, size=(2, count))
+    run_rng = np.random.default_rng((recipe.seed, 0))
+    epoch_rng = np.random.default_rng((recipe.seed, 1 + epoch))
+    order = epoch_rng.permutation(count)
+    coin = epoch_rng.random(count) < 0.5
+    shift = epoch_rng.integers(0, 2 * recipe.translate + 1, size=(2, count))
+    hole = epoch_rng.integers(0, size - recipe.cutout + 1, size=(2, count))
     mirrored = {
-        "alternating": (of_run.random(count) < 0.5) ^ (epoch % 2 == 1),
+        "alternating": (run_rng.random(count) < 0.5) ^ (epoch % 2 == 1),
         "random": coin,
         "none": np.zeros(count, dtype=bool),
     }[recipe.flip]

@@ -1,4 +1,4 @@
-"""Resuming with whole optimizer steps, whatever number of micro-batches a step had and has."""
+"""Resuming with whole optimizer steps, also with another number of micro-batches per step."""
 
 from typing import Any
 

@@ -173,6 +173,6 @@ class ConvexProblem(LightningModule):
         self.log_now(metrics)
 
     def log_now(self, metrics: dict[str, float]) -> None:
-        """Send values of this step to the loggers; unlike ``log``, nothing is kept for later."""
+        """Send values of this step to the loggers; unlike ``log``, at once and not again later."""
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)

@@ -162,3 +162,17 @@ def test_resume_is_bit_equal(tmp_path: Path) -> None:
             assert torch.equal(a, b), name
         for (name, a), b in zip(model.named_buffers(), resumed.buffers(), strict=True):
             assert torch.equal(a, b), name
+
+
+def test_compiled_network_trains_like_eager(tmp_path: Path, monkeypatch) -> None:
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **kw: compile_module(self, backend="eager", **kw)
+    )
+    weights = []
+    for compiled in (False, True):
+        model = small(compile=compiled)
+        trainer(tmp_path, max_epochs=1, limit_train_batches=3).fit(model, datamodule=Stripes())
+        assert (model._compiled_call_impl is not None) == compiled
+        weights.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*weights)

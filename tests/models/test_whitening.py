@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.whitening import whitening_filters
+from models.airbench import whitening_filters
 from tests.models.airbench_runs import SMALL, Stripes, images, small, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
