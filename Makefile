@@ -21,7 +21,7 @@ export CIFAR10_DIR ?= $(KIT)/cifar10
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint types bench gpu-kit gpu-check gpu clean
+.PHONY: help quickstart test test-slow lint types docs bench gpu-kit gpu-check gpu clean
 
 help: ## explain the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ lint: $(READY) ## check style, format and the direction of imports
 
 types: $(READY) ## check types
 	$(BIN)/mypy
+
+docs: $(READY) ## build the site of docs/ into site/; a broken link fails
+	$(BIN)/python -m mkdocs build --quiet
 
 bench: $(READY) ## time Lightning's loop against bare steps
 	$(BIN)/python -m experiments.bench overhead --config configs/quickstart.yaml

@@ -166,7 +166,7 @@ def render() -> str:
         BLENDS,
         _table(
             ("`algorithm`", "ball", "D(M)", "it sets"),
-            [(f"`{name}`", *_describe(entry)) for name, entry in ALGORITHMS.items()],
+            [(f"`{name}`", *describe(entry)) for name, entry in ALGORITHMS.items()],
         ),
         ERROR_FEEDBACK,
         _table(("`adapt`", "second moment"), adapting),
@@ -189,7 +189,7 @@ def main() -> int:
     return 0
 
 
-def _describe(entry: AlgorithmEntry) -> tuple[str, str, str]:
+def describe(entry: AlgorithmEntry) -> tuple[str, str, str]:
     """Return ball, direction and options of an algorithm as text."""
     if entry.kind != "matrix":
         return "", "torch's own step, entry by entry", ""

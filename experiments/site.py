@@ -1,0 +1,169 @@
+"""Pages of the site that do not stand in docs/: hooks of mkdocs, which mkdocs.yml names.
+
+README.md becomes the first page and CHANGELOG.md the last, each algorithm of the table gets a page,
+and llms.txt lists all pages with their first paragraphs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from experiments.reference import describe
+from lit_fanions.lmo import BALLS
+from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry, oracle
+from lit_fanions.optim.options import default_options
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (768, 3072)  # rows and columns of the matrix in the examples
+
+# When to use the algorithm, and where it comes from.
+TEXTS: dict[str, tuple[str, str]] = {
+    "muon": (
+        "The default for the matrices of transformers and convolutional networks.",
+        "K. Jordan and others, Muon (2024)",
+    ),
+    "neon": (
+        "For experiments with steps of rank 1; it trains networks worst of all here.",
+        "Ky Fan Norms and Beyond, arXiv 2512.09678",
+    ),
+    "fanion": (
+        "Where full rank costs too much: a fraction of Muon's time at a worse loss.",
+        "Ky Fan Norms and Beyond, arXiv 2512.09678",
+    ),
+    "kyfan": (
+        "For experiments: it steps like neon or like muon, whichever goes further.",
+        "Ky Fan Norms and Beyond, arXiv 2512.09678",
+    ),
+    "nsgd": (
+        "As a baseline: the direction of SGD with steps of one length.",
+        "normalised SGD",
+    ),
+    "signum": (
+        "For embeddings and heads in Scion's manner, or as a baseline near Adam.",
+        "Bernstein and others, signSGD, arXiv 1802.04434",
+    ),
+    "coordinate": (
+        "For experiments: one entry moves in each step (Gauss–Southwell).",
+        "Ky Fan Norms and Beyond, Table 1",
+    ),
+    "row": (
+        "For embeddings in Scion's manner: each row takes a step of length 1.",
+        "Pethick and others, Scion, arXiv 2502.07529",
+    ),
+    "column": (
+        "For first layers and embeddings in Scion's manner: each column takes a step of length 1.",
+        "Pethick and others, Scion, arXiv 2502.07529",
+    ),
+    "f_muon": (
+        "For the paper's blend: here equal to Muon on CIFAR-10 and behind it on NanoGPT.",
+        "Ky Fan Norms and Beyond, arXiv 2512.09678",
+    ),
+    "f_neon": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
+    "f_fanion": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
+    "s_muon": (
+        "For experiments; set sign_scale to 1 / √(rows · cols) or so, or the sign dominates.",
+        "Ky Fan Norms and Beyond, arXiv 2512.09678",
+    ),
+    "s_neon": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
+    "s_fanion": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
+    "dion": (
+        "To compare with Dion; fanion with error_feedback is its orthonormal relative.",
+        "Ahn and others, Dion, arXiv 2504.05295",
+    ),
+    "schatten": (
+        "For experiments between neon (p = 1), nsgd (p = 2) and muon (p = ∞).",
+        "the oracle of a Schatten ball",
+    ),
+    "adamw": (
+        "For embeddings, heads, biases and gains.",
+        "Loshchilov and Hutter, arXiv 1711.05101",
+    ),
+    "sgd": ("For parameters that SGD trained well before.", "torch.optim.SGD"),
+}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of the algorithms to the navigation."""
+    for entry in config.nav or []:
+        if isinstance(entry, dict) and "Algorithms" in entry:
+            entry["Algorithms"] += [f"algorithms/{name}.md" for name in ALGORITHMS]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that do not stand in docs/."""
+    pages = {
+        "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        **{f"algorithms/{name}.md": algorithm_page(name) for name in ALGORITHMS},
+    }
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **others: Any) -> str:
+    """Turn links into the checkout: to pages where they are some, to plain text elsewhere."""
+    if page.file.src_uri in ("index.md", "changelog.md"):
+        markdown = markdown.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
+    markdown = markdown.replace("```python runnable", "```python")  # a mark for the tests alone
+    markdown = markdown.replace("](../README.md", "](index.md")
+    markdown = markdown.replace("](../CHANGELOG.md", "](changelog.md")
+    return re.sub(
+        r"\[([^\]]+)\]\(((?:\.\./)+examples[^)]*|LICENSE|CITATION\.cff)\)", r"`\1`", markdown
+    )
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write llms.txt: every page with its title."""
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        title = re.search(r"^# (.*)$", text, re.MULTILINE)
+        where = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        lines.append(f"- [{title[1] if title else where}]({where}/)")
+    Path(config.site_dir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def algorithm_page(name: str) -> str:
+    """Return the page of an algorithm.
+
+    Raises:
+        ValueError: If the algorithm has no text.
+    """
+    if name not in TEXTS:
+        raise ValueError(f"experiments/site.py: TEXTS has no entry for the algorithm {name!r}")
+    use, source = TEXTS[name]
+    entry = ALGORITHMS[name]
+    summary, direction, _ = describe(entry)
+    facts = [("direction of M = U Σ Vᵀ", direction), *_ball_facts(name, entry)]
+    facts.append(("source", source))
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts)
+    options = "\n".join(f"| `{key}` | {value} |" for key, value in default_options(name).items())
+    title = f"{name}: {summary}" if summary else name
+    return (
+        f"# {title}\n\n{use}\n\n| | |\n| --- | --- |\n{rows}\n\n## Defaults\n\n"
+        f"| option | default |\n| --- | --- |\n{options}\n\n"
+        "What the options do: [algorithms and options](../algorithms.md#options-of-a-group).\n"
+    )
+
+
+def _ball_facts(name: str, entry: AlgorithmEntry) -> list[tuple[str, str]]:
+    """Return ball, length of directions and cost, for matrices of one shape."""
+    if entry.kind != "matrix":
+        return []
+    found = oracle({**default_options(name), "algorithm": name}, *SHAPE)
+    length = "depends on the matrix" if found.length is None else f"{found.length:.4g}"
+    products = f"{found.flops / 1e9:.3g} GFLOP" if found.flops else "none, entries only"
+    shape = f"{SHAPE[0]} × {SHAPE[1]}"
+    return [
+        ("ball", BALLS[entry.ball].summary),
+        (f"‖D‖_F of a {shape} matrix", length),
+        (f"products for a {shape} matrix", products),
+    ]
