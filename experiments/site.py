@@ -15,7 +15,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from experiments.reference import describe
-from lit_fanions.lmo import BALLS
 from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry, oracle
 from lit_fanions.optim.options import default_options
 
@@ -142,7 +141,7 @@ def algorithm_page(name: str) -> str:
     use, source = TEXTS[name]
     entry = ALGORITHMS[name]
     summary, direction, _ = describe(entry)
-    facts = [("direction of M = U Σ Vᵀ", direction), *_ball_facts(name, entry)]
+    facts = [("direction of M = U Σ Vᵀ", direction), *_direction_facts(name, entry)]
     facts.append(("source", source))
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts)
     options = "\n".join(f"| `{key}` | {value} |" for key, value in default_options(name).items())
@@ -154,8 +153,8 @@ def algorithm_page(name: str) -> str:
     )
 
 
-def _ball_facts(name: str, entry: AlgorithmEntry) -> list[tuple[str, str]]:
-    """Return ball, length of directions and cost, for matrices of one shape."""
+def _direction_facts(name: str, entry: AlgorithmEntry) -> list[tuple[str, str]]:
+    """Return the length of directions and their cost, for matrices of one shape."""
     if entry.kind != "matrix":
         return []
     found = oracle({**default_options(name), "algorithm": name}, *SHAPE)
@@ -163,7 +162,6 @@ def _ball_facts(name: str, entry: AlgorithmEntry) -> list[tuple[str, str]]:
     products = f"{found.flops / 1e9:.3g} GFLOP" if found.flops else "none, entries only"
     shape = f"{SHAPE[0]} × {SHAPE[1]}"
     return [
-        ("ball", BALLS[entry.ball].summary),
         (f"‖D‖_F of a {shape} matrix", length),
         (f"products for a {shape} matrix", products),
     ]

@@ -70,16 +70,17 @@ def _table() -> str:
 
 
 class Fanion(torch.optim.Optimizer):
-    r"""Steps each matrix along the steepest direction of a chosen norm ball.
+    """Steps each matrix along the steepest direction of a chosen norm ball.
 
-    .. math::
-        M \leftarrow \mu M + (1 - \mu) G, \quad
-        W \leftarrow (1 - \eta \lambda) W - \eta \, s \, D(N)
+    A step with the gradient G, the momentum M and the weight W::
 
-    with D(N) the maximiser of <N, D> over the ball, N = M or its Nesterov form
-    (1 - mu) G + mu M, and s the step-size rule ``scale``. The family has three numbers: the
-    ``rank`` of the direction, its weight ``alpha``, and the ``blend`` that has 1 - alpha.
-    A name sets them (algorithm, unit ball, direction of M = U S V^T)::
+        M <- momentum * M + (1 - momentum) * G
+        W <- (1 - lr * weight_decay) * W - lr * scale * D(N)
+
+    with D(N) the maximiser of ``<N, D>`` over the ball, and N = M or its Nesterov form
+    (1 - momentum) * G + momentum * M. The family has three numbers: the ``rank`` of the direction,
+    its weight ``alpha``, and the ``blend`` that has 1 - alpha. A name sets them (algorithm, unit
+    ball, direction of M = U S V^T)::
 
     {table}
 

@@ -1,8 +1,9 @@
-r"""One step of matrices, in the order of its formula.
+"""One step of matrices, in the order of its formula.
 
-.. math::
-    M \leftarrow \mu M + (1 - \mu) G, \quad
-    W \leftarrow (1 - \eta \lambda) W - \eta \, s \, D(N)
+With the gradient G, the momentum M and the weight W::
+
+    M <- momentum * M + (1 - momentum) * G
+    W <- (1 - lr * weight_decay) * W - lr * scale * D(N)
 
 ``update_momentum`` makes M and N, ``solve`` the direction D, which ``adapt`` may divide by a second
 moment, ``size_factor`` the s, and ``apply`` the new W. Which matrices are stepped together, and
