@@ -2,7 +2,7 @@
 
 A shard is a header of 256 little-endian int32 (magic number, version, number of tokens, CRC-32 of
 the tokens, zeros) and then that many tokens, little-endian uint16. Shards made elsewhere have 0 for
-the checksum, and damaged tokens go unnoticed there. ``Shards`` makes several one long sequence.
+the checksum; downloaded ones get it in a file of its own. ``Shards`` makes several one sequence.
 """
 
 import os
@@ -31,7 +31,7 @@ class Shard:
     Attributes:
         path: The file.
         tokens: The file's tokens, uint16 (n,), not checked; ``read`` checks them.
-        checksum: CRC-32 of the tokens by the header; 0: none.
+        checksum: CRC-32 of the tokens by the header or by the file beside the shard; 0: none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -58,7 +58,7 @@ class Shard:
             )
         if not count:
             raise ValueError(f"{self.path} holds no tokens: {REMEDY}")
-        self.checksum = int(header[3]) & 0xFFFFFFFF
+        self.checksum = int(header[3]) & 0xFFFFFFFF or _recorded_checksum(self.path)
         self._verified = False
         self.tokens = self._map()
 
@@ -168,6 +168,24 @@ def write_shard(path: Path, tokens: Tokens) -> int:
         file.write(header.tobytes())
         file.write(content.data)
     return checksum
+
+
+def record_checksum(path: Path) -> None:
+    """Write the checksum of a shard that has none in its header into a file beside it."""
+    with whole_file(_checksum_file(path)) as partial:
+        partial.write_text(f"{zlib.crc32(Shard(path).tokens.data):08x}\n")
+
+
+def _recorded_checksum(path: Path) -> int:
+    file = _checksum_file(path)
+    try:
+        return int(file.read_text(), 16) if file.is_file() else 0
+    except ValueError:
+        raise ValueError(f"{file} is damaged: delete it") from None
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.crc32")
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.files import whole_file
-from datamodules.shards import Shard
+from datamodules.shards import Shard, record_checksum
 from datamodules.tokenizers import TokenizerName, load_tokenizer
 from datamodules.tokenizing import MANIFEST, recorded_tokenizer
 from datamodules.tokens import Split, TokenDataModule
@@ -94,6 +94,7 @@ def download(folder: Path, dataset: Dataset, shards: int) -> None:
             reached = True
             with whole_file(folder / MARKER) as partial:
                 partial.write_text(f"{source.repository}\n", encoding="utf-8")
+            record_checksum(folder / name)
         Shard(folder / name)
 
 

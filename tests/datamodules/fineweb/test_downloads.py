@@ -46,6 +46,18 @@ def test_missing_shards_are_downloaded(
     assert len(data.train_dataloader()) == 2 * 6  # 24 windows, 4 to a step, 2 to a batch
 
 
+def test_downloaded_shard_that_is_damaged_later_is_named(tmp_path: Path, hub: Hub) -> None:
+    data = module(tmp_path)
+    data.prepare_data()
+    (tmp_path / FIRST).write_bytes((tmp_path / FIRST).read_bytes()[:-2] + b"\7\0")
+    data.setup("fit")
+    with pytest.raises(ValueError, match=f"{FIRST} is damaged: its checksum differs"):
+        list(data.train_dataloader())
+    (tmp_path / f"{FIRST}.crc32").write_text("no number")
+    with pytest.raises(ValueError, match=r"\.crc32 is damaged: delete it"):
+        data.setup("fit")
+
+
 def test_existing_shards_are_kept(tmp_path: Path, hub: Hub) -> None:
     put(tmp_path, VAL, SECOND)
     module(tmp_path, 3).prepare_data()
