@@ -65,11 +65,24 @@ def unit_frobenius(
     Returns:
         The same shape, and the norms, (..., 1, 1), in float32 (float64 for float64).
     """
+    x, norm, peak = _divided(m, dtype, overwrite)
+    return x, norm if peak is None else peak * norm
+
+
+def normalised(m: Tensor, *, dtype: torch.dtype | None = None, overwrite: bool = False) -> Tensor:
+    """Return the matrices of ``unit_frobenius`` without their norms."""
+    return _divided(m, dtype, overwrite)[0]
+
+
+def _divided(
+    m: Tensor, dtype: torch.dtype | None, overwrite: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``unit_frobenius``, with norms over the largest entries where these are returned."""
     given = m if overwrite else None
     overwrite = overwrite or m.dtype not in _EXACT
     m = m if m.dtype in _EXACT else m.float()
-    on_cpu = m.device.type == "cpu"
-    norm = whole = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) if on_cpu else None
+    on_cpu, peak = m.device.type == "cpu", None
+    norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) if on_cpu else None
     if norm is None or not bool(((norm > _TINY) & (norm < _HUGE)).all()):
         # Squares may under- or overflow: divide by the largest entry first. An infinite one makes
         # a NaN of its own place and so of the norm.
@@ -77,18 +90,16 @@ def unit_frobenius(
         peak = largest_entry(m).clamp_(min=tiny)
         m = torch.div(m, peak, out=m if overwrite else None)
         norm, overwrite = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True), True
-        whole = peak * norm
         norm = norm.clamp_(min=tiny)
-    assert whole is not None
     reused = given if given is not None and given.dtype == dtype else None
     if dtype is None or dtype == m.dtype:
-        return torch.div(m, norm, out=m if overwrite else None), whole
+        return torch.div(m, norm, out=m if overwrite else None), norm, peak
     if on_cpu:
         x = torch.div(m, norm, out=m if overwrite else None)
-        return (x.to(dtype) if reused is None else reused.copy_(x)), whole
+        return (x.to(dtype) if reused is None else reused.copy_(x)), norm, peak
     # A single launch, which rounds to the dtype as it writes.
     result = torch.empty_like(m, dtype=dtype) if reused is None else reused
-    return torch.div(m, norm, out=result), whole
+    return torch.div(m, norm, out=result), norm, peak
 
 
 def frobenius_norm(m: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from lit_fanions.optim.bases import State
+from lit_fanions.optim.finiteness import Flags
 from lit_fanions.optim.matrices import local, local_grad
 
 _MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
@@ -26,9 +27,7 @@ def first_state(p: Tensor, algorithm: str) -> State:
     return state
 
 
-def step_entrywise(
-    group: Mapping[str, Any], states: Mapping[Tensor, State], finite: Mapping[Tensor, Tensor]
-) -> None:
+def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State], flags: Flags) -> None:
     """Step a group of adamw or sgd.
 
     A CPU looks at the flags of non-finite gradients and leaves skipped parameters out of the one
@@ -40,25 +39,22 @@ def step_entrywise(
     Args:
         group: The group.
         states: State of each of its parameters.
-        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
+        flags: Which of them are stepped.
     """
-    skips = group["nonfinite"] == "skip"
     devices: dict[torch.device, list[Tensor]] = {}
     for p in group["params"]:
-        if p.grad is not None and not (skips and p.device.type == "cpu" and not finite[p]):
+        if p.grad is not None and (p.device.type != "cpu" or flags.finite[p]):
             devices.setdefault(p.device, []).append(p)
-    for device, same in devices.items():
-        if not skips or device.type == "cpu":
+    for same in devices.values():
+        if same[0] not in flags.found_inf:
             _step(same, group, states, None)
             continue
         small = [p for p in same if p.numel() <= _SMALL]
         if len(small) > 1:
-            _step_or_restore(small, group, states, finite)
-        alone = [p for p in same if p.numel() > _SMALL or len(small) == 1]
-        if alone:
-            found_inf = torch.stack([finite[p] for p in alone]).logical_not().float()
-            for p, skip in zip(alone, found_inf.unbind(), strict=True):
-                _step([p], group, states, skip)
+            _step_or_restore(small, group, states, flags.finite)
+        for p in same:
+            if p.numel() > _SMALL or len(small) == 1:
+                _step([p], group, states, flags.found_inf[p])
 
 
 def _step_or_restore(

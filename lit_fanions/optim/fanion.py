@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -42,6 +43,7 @@ from lit_fanions.optim.options import (
 from lit_fanions.optim.shared_step import step_shared
 from lit_fanions.optim.sharing import agree_on_gradients, plan_shares, team_of_group
 from lit_fanions.optim.signatures import argument_docs, takes_options
+from lit_fanions.optim.together import own_state
 
 
 def _table() -> str:
@@ -143,7 +145,9 @@ class Fanion(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: torch's part and the options for later groups."""
-        return {**super().__getstate__(), "_given": self._given}
+        kept = super().__getstate__()
+        state = defaultdict(dict, {p: own_state(state) for p, state in self.state.items()})
+        return {**kept, "state": state, "_given": self._given}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled state; options younger than it get their algorithm's defaults."""
@@ -237,6 +241,16 @@ class Fanion(torch.optim.Optimizer):
             params = [(f"{group['name']}.{i}", p) for i, p in enumerate(params)]
         return {**group, "params": params}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the groups, as of any torch optimizer.
+
+        Momenta that accelerators keep in one tensor for all parameters of a shape are copied out
+        of it, so that each is saved with its own size.
+        """
+        state_dict = super().state_dict()
+        states = {index: own_state(state) for index, state in state_dict["state"].items()}
+        return {**state_dict, "state": states}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state_dict of an optimizer with the same groups.
 
@@ -288,14 +302,14 @@ class Fanion(torch.optim.Optimizer):
         with _without_autocast(self.param_groups):
             agree_on_gradients(self.param_groups, replicas)
             self._initialise_state()
-            finite = finite_flags(self.param_groups, self.state)
+            flags = finite_flags(self.param_groups, self.state)
             shares = plan_shares(self.param_groups, replicas, bool(self.observers))
             for group in self.param_groups:
                 if is_entrywise(group["algorithm"]):
-                    entrywise.step_entrywise(group, self.state, finite)
+                    entrywise.step_entrywise(group, self.state, flags)
                 else:
-                    step_matrices(group, self.state, finite, self.observers, shares)
-                    step_shared(group, self.state, finite, self.observers, shares)
+                    step_matrices(group, self.state, flags.finite, self.observers, shares)
+                    step_shared(group, self.state, flags.finite, self.observers, shares)
         return loss
 
     def _initialise_state(self) -> None:

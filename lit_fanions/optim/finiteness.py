@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,17 +18,27 @@ from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, local_grad
 
 
+class Flags(NamedTuple):
+    """Which parameters are stepped, as 0-dimensional tensors on their devices.
+
+    Attributes:
+        finite: Whether each parameter with a gradient is stepped, a bool.
+        found_inf: Whether it is skipped, as torch's fused kernels take it: 1.0 or 0.0. Only of
+            parameters that can be skipped, and not on CPUs, where ``finite`` can be looked at.
+    """
+
+    finite: dict[Tensor, Tensor]
+    found_inf: dict[Tensor, Tensor]
+
+
 def finite_flags(
     groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, dict[str, Tensor]]
-) -> dict[Tensor, Tensor]:
-    """Return whether each parameter with a gradient is stepped, and count those that are skipped.
+) -> Flags:
+    """Return which parameters with a gradient are stepped, and count those that are skipped.
 
     Args:
         groups: All groups of the optimizer.
         states: States of their parameters, whose ``skipped`` is counted up.
-
-    Returns:
-        0-dimensional bools on the parameters' devices.
 
     Raises:
         FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
@@ -43,8 +53,7 @@ def finite_flags(
     _raise_nonfinite(policies["error"], limits)
     skippable = list(policies["skip"])
     flags |= are_within(skippable, limits)
-    _count_skips(skippable, flags, states)
-    return flags
+    return Flags(flags, _count_skips(skippable, flags, states))
 
 
 def _flags_true(parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
@@ -67,7 +76,9 @@ def _count_skips(
     parameters: Sequence[Tensor],
     flags: Mapping[Tensor, Tensor],
     states: Mapping[Tensor, dict[str, Tensor]],
-) -> None:
+) -> dict[Tensor, Tensor]:
+    """Count skipped steps in the states and return ``found_inf``."""
+    found_inf: dict[Tensor, Tensor] = {}
     devices: dict[torch.device, list[Tensor]] = {}
     for p in parameters:
         if p.device.type != "cpu":
@@ -76,8 +87,10 @@ def _count_skips(
             states[p]["skipped"] += 1
     for same in devices.values():
         counters = [states[p]["skipped"] for p in same]
-        skips = torch.stack([flags[p] for p in same]).logical_not().to(counters[0].dtype)
-        torch._foreach_add_(counters, list(skips.unbind()))
+        skips = torch.stack([flags[p] for p in same]).logical_not()
+        torch._foreach_add_(counters, list(skips.to(counters[0].dtype).unbind()))
+        found_inf.update(zip(same, skips.float().unbind(), strict=True))
+    return found_inf
 
 
 def _largest_gradient(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> float:

@@ -25,7 +25,12 @@ from lit_fanions.optim.matrices import (
 )
 from lit_fanions.optim.observing import Observation, Observer, observe_step
 from lit_fanions.optim.stacking import Slice, share_memory, slices, stacks
-from lit_fanions.optim.together import apply_together, moves_together, update_together
+from lit_fanions.optim.together import (
+    apply_together,
+    moves_together,
+    stack_momenta,
+    update_together,
+)
 from lit_fanions.optim.update import (
     Batch,
     Group,
@@ -34,7 +39,7 @@ from lit_fanions.optim.update import (
     apply,
     find_oracle,
     normalised,
-    renormalised,
+    renormalise,
     solve,
     update_momentum,
 )
@@ -60,6 +65,9 @@ def step_matrices(
         p for p in group["params"] if p.grad is not None and p.numel() and p not in shared
     ]
     for stack in stacks(parameters, group):
+        together = moves_together(stack, [states[p]["momentum"] for p in stack])
+        if together:
+            stack_momenta([states[p] for p in stack])
         pieces = [
             Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
             for p in stack
@@ -68,7 +76,7 @@ def step_matrices(
         if cut:
             _step_slices(pieces[0], cut, group, observers)
         else:
-            _step_stack(pieces, group, observers)
+            _step_stack(pieces, group, observers, together)
 
 
 def _step_slices(
@@ -94,7 +102,7 @@ def _step_slices(
 
         own = Piece(piece.parameter, weight, gradient, momentum, piece.finite, state)
         batches = {**group, "layout": "batch", "splits": None}
-        _step_stack([own], batches, (show,) if observers else ())
+        _step_stack([own], batches, (show,) if observers else (), together=False)
     for part in range(len(tensors[0])):
         for key in (basis_key, moment_key):
             found = [
@@ -108,9 +116,10 @@ def _step_slices(
                 piece.state[key(part)] = torch.cat(found)
 
 
-def _step_stack(pieces: list[Piece], group: Group, observers: Sequence[Observer]) -> None:
-    """Step pieces of one shape together."""
-    together = moves_together(pieces)
+def _step_stack(
+    pieces: list[Piece], group: Group, observers: Sequence[Observer], together: bool
+) -> None:
+    """Solve pieces of one shape together; ``together``: they move so, too."""
     batches = (
         [_batch(m, group, len(pieces)) for m in update_together(pieces, group)]
         if together
@@ -218,7 +227,9 @@ def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
 
     if group["renormalize"] and group["lr"]:
         matrices = to_matrices(gather(piece.weight, like), layout, splits)
-        piece.weight.copy_(shard([renormalised(m, piece.finite) for m in matrices]))
+        renormalise(matrices, piece.finite)
+        if not share_memory(matrices[0], piece.weight):
+            piece.weight.copy_(shard(matrices))
     captured = [answer.captured for answer in solved if answer.captured is not None]
     step = shard([answer.direction for answer in solved])
     apply(piece, step, shard(captured) if captured else None, group)

@@ -12,23 +12,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_fanions.optim.bases import State
 from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrices
 from lit_fanions.optim.stacking import share_memory
-from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalised, update_momentum
+from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalise, update_momentum
 
 # Entries of a parameter whose kernels take longer than their launches, so that stacking would cost
 # more than it saves.
 _LARGE = 2**22
 
 
-def moves_together(pieces: Sequence[Piece]) -> bool:
-    """Return whether momenta and weights of pieces of one shape are updated as one tensor each."""
-    first = pieces[0].parameter
-    if first.device.type == "cpu" or len(pieces) == 1 or first.numel() >= _LARGE:
+def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
+    """Return whether momenta and weights of parameters of one shape are updated as one tensor."""
+    first = stack[0]
+    if first.device.type == "cpu" or len(stack) == 1 or first.numel() >= _LARGE:
         return False
-    if any(is_distributed(piece.parameter) for piece in pieces):
-        return False
-    return len({piece.momentum.dtype for piece in pieces}) == 1  # a checkpoint may have several
+    # A loaded checkpoint may have momenta of several dtypes.
+    return not any(map(is_distributed, stack)) and len({m.dtype for m in momenta}) == 1
+
+
+def stack_momenta(states: Sequence[State]) -> None:
+    """Make the momenta of parameters of one shape views of one tensor.
+
+    Unless some already are views of another, as when a parameter has no gradient in this step.
+    """
+    if all(has_own_storage(state["momentum"]) for state in states):
+        whole = torch.stack([state["momentum"] for state in states])
+        for state, view in zip(states, whole.unbind(), strict=True):
+            state["momentum"] = view
 
 
 def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
@@ -37,36 +48,69 @@ def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
     Returns:
         A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
-    momenta = [piece.momentum for piece in pieces]
-    gradients = momenta[0].new_empty(len(pieces), *momenta[0].shape)
+    momentum = _stacked([piece.momentum for piece in pieces])
+    gradients = torch.empty_like(momentum)
     torch._foreach_copy_(gradients.unbind(), [piece.gradient for piece in pieces])
-    together = _together(pieces, gradients, gradients, torch.stack(momenta))
-    n = update_momentum(together, group)
-    torch._foreach_copy_(momenta, together.momentum.unbind())
+    n = update_momentum(_together(pieces, gradients, gradients, momentum), group)
+    _store_momentum(pieces, momentum)
     return _stacked_matrices(n, group)
 
 
 def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
     """Apply the directions of each batch of ``update_together``."""
-    weights, momenta = [p.weight for p in pieces], [p.momentum for p in pieces]
+    weights = [piece.weight for piece in pieces]
     count, shape = len(pieces), weights[0].shape
     captured = [answer.captured for answer in solved if answer.captured is not None]
     weight = torch.stack(weights)
-    momentum = torch.stack(momenta) if captured else weight  # not read without feedback
+    momentum = (
+        _stacked([piece.momentum for piece in pieces]) if captured else weight
+    )  # not read without feedback
     together = _together(pieces, weight, weight, momentum)
     if group["renormalize"] and group["lr"]:
         flags = together.finite.view(count, 1)
-        scaled = [
-            renormalised(m, flags.expand(-1, len(m) // count).reshape(-1, 1, 1))
-            for m in _stacked_matrices(weight, group)
-        ]
-        weight.copy_(_stacked_tensors(scaled, count, shape, group))
+        matrices = _stacked_matrices(weight, group)
+        for m in matrices:
+            renormalise([m], flags.expand(-1, len(m) // count).reshape(-1, 1, 1))
+        if not share_memory(matrices[0], weight):
+            weight = _stacked_tensors(matrices, count, shape, group)
+            together = together._replace(weight=weight)
     step = _stacked_tensors([answer.direction for answer in solved], count, shape, group)
     left = _stacked_tensors(captured, count, shape, group) if captured else None
     apply(together, step, left, group)
     torch._foreach_copy_(weights, weight.unbind())
     if captured:
+        _store_momentum(pieces, momentum)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as one: the tensor that they are views of, or a copy."""
+    first, size = tensors[0], tensors[0].numel()
+    start = first.storage_offset()
+    if all(
+        share_memory(x, first) and x.storage_offset() == start + i * size and x.is_contiguous()
+        for i, x in enumerate(tensors)
+    ):
+        return first.as_strided((len(tensors), *first.shape), (size, *first.stride()))
+    return torch.stack(list(tensors))
+
+
+def _store_momentum(pieces: Sequence[Piece], momentum: Tensor) -> None:
+    momenta = [piece.momentum for piece in pieces]
+    if not share_memory(momenta[0], momentum):
         torch._foreach_copy_(momenta, momentum.unbind())
+
+
+def has_own_storage(x: Tensor) -> bool:
+    """Return whether a tensor is no view of a larger one."""
+    return is_distributed(x) or x.untyped_storage().nbytes() <= x.numel() * x.element_size()
+
+
+def own_state(state: State) -> State:
+    """Return a state whose tensors are no views of a stack, to be saved and copied."""
+    return {
+        key: x.clone() if isinstance(x, Tensor) and not has_own_storage(x) else x
+        for key, x in state.items()
+    }
 
 
 def _together(pieces: Sequence[Piece], weight: Tensor, gradient: Tensor, momentum: Tensor) -> Piece:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import Oracle, frobenius_norm, polar_dtype, unit_frobenius
+from lit_fanions.lmo import Oracle, frobenius_norm, polar_dtype, scaling
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
 from lit_fanions.optim.bases import State, next_basis
@@ -128,7 +128,7 @@ def find_oracle(m: Tensor, group: Group) -> tuple[Oracle, bool]:
 def normalised(m: Tensor, group: Group) -> Tensor:
     """Return the N of matrices with Frobenius norm 1, in the dtype of the solver."""
     dtype = polar_dtype(m, group["polar"])
-    return unit_frobenius(m, dtype=dtype, overwrite=group["nesterov"])[0]
+    return scaling.normalised(m, dtype=dtype, overwrite=group["nesterov"])
 
 
 def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Group) -> Solved:
@@ -198,6 +198,14 @@ def size_factor(d: Tensor, oracle: Oracle, group: Group) -> Tensor | float:
     return MATCHED_RMS / root_mean_square
 
 
+def renormalise(matrices: Sequence[Tensor], finite: Tensor) -> None:
+    """Scale matrices (count, rows, cols) to Frobenius norm sqrt(rows) in place, where finite."""
+    for m in matrices:
+        norm = frobenius_norm(m)
+        # In float32: bfloat16 would round the factor to 1.
+        m.mul_(torch.where((norm > 0) & finite, math.sqrt(m.shape[-2]) / norm, 1.0))
+
+
 def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:
     """Decay and move the weight, and subtract what was captured from the momentum.
 
@@ -208,24 +216,17 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
         group: Options.
     """
     weight, momentum, lr = piece.weight, piece.momentum, group["lr"]
-    gate = piece.finite.float()
     if captured is not None:
-        gain = group["momentum"] - 1
-        momentum.addcmul_(captured.to(momentum.dtype), gate.to(momentum.dtype), value=gain)
+        _add(momentum, captured, piece.finite, group["momentum"] - 1)
     if lr == 0:
         return
     if group["weight_decay"]:
-        weight.addcmul_(weight, gate.to(weight.dtype), value=-lr * group["weight_decay"])
-    weight.addcmul_(step.to(weight.dtype), gate.to(weight.dtype), value=-lr)
+        _add(weight, weight, piece.finite, -lr * group["weight_decay"])
+    _add(weight, step, piece.finite, -lr)
 
 
-def renormalised(m: Tensor, finite: Tensor) -> Tensor:
-    """Return matrices scaled to Frobenius norm sqrt(rows); as they are where not stepped.
-
-    Args:
-        m: Matrices, (count, rows, cols).
-        finite: Whether they are stepped, a 0-dimensional bool.
-    """
-    norm = frobenius_norm(m)
-    factor = torch.where((norm > 0) & finite, math.sqrt(m.shape[-2]) / norm, 1.0)
-    return (m * factor).to(m.dtype)  # the factor in float32: bfloat16 would round it to 1
+def _add(x: Tensor, y: Tensor, finite: Tensor, factor: float) -> None:
+    """Add factor * y to x where finite."""
+    # Rounded to x first, as the fused kernels of torch.optim take updates.
+    y = y if torch.promote_types(x.dtype, y.dtype) == x.dtype else y.to(x.dtype)
+    x.addcmul_(y, finite, value=factor)

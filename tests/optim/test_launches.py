@@ -19,7 +19,6 @@ from lit_fanions import Fanion
 from lit_fanions.lmo import newton_schulz
 from lit_fanions.optim import entrywise, matrix_step
 from lit_fanions.optim.together import moves_together
-from lit_fanions.optim.update import Piece
 from tests.lmo.conftest import DeviceBranches
 
 # Operations that launch nothing: views and allocations.
@@ -168,7 +167,8 @@ def test_a_step_of_airbench_makes_few_launches():
 def test_large_parameters_are_not_copied_into_a_stack():
     def moves(shape):
         with FakeTensorMode():
-            return moves_together([Piece(p, p, p, p, p, {}) for p in parameters([shape] * 2)])
+            stack = parameters([shape] * 2)
+            return moves_together(stack, stack)
 
     assert moves((768, 3072))
     assert not moves((2048, 2048))
@@ -234,7 +234,7 @@ STACKS = {
 def test_a_stack_steps_as_each_parameter_alone_does(shape, options, monkeypatch):
     broken = None if "nonfinite" in options else 1
     found = train([shape] * 3, broken=broken, **options)
-    monkeypatch.setattr(matrix_step, "moves_together", lambda pieces: False)
+    monkeypatch.setattr(matrix_step, "moves_together", lambda stack, momenta: False)
     # The norm of a transposed matrix sums up in another order.
     close = {"rtol": 1e-5, "atol": 1e-6} if "layout" in options else {}
     assert_same(found, train([shape] * 3, broken=broken, **options), **close)
@@ -243,7 +243,7 @@ def test_a_stack_steps_as_each_parameter_alone_does(shape, options, monkeypatch)
 
 def test_a_stack_of_bfloat16_parameters_steps_as_each_alone_does(monkeypatch):
     found = train([(8, 12)] * 3, dtype=torch.bfloat16, momentum_dtype="float32")
-    monkeypatch.setattr(matrix_step, "moves_together", lambda pieces: False)
+    monkeypatch.setattr(matrix_step, "moves_together", lambda stack, momenta: False)
     wanted = train([(8, 12)] * 3, dtype=torch.bfloat16, momentum_dtype="float32")
     assert_same(found, wanted)
 
