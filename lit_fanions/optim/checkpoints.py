@@ -1,4 +1,4 @@
-"""What a state_dict must have to be loaded, and the dtypes that torch's loading loses."""
+"""The state of a parameter: made, fitted to a parameter that was changed, checked and loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_fanions.optim import entrywise
+from lit_fanions.optim.adapting import initial_moments
 from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.bases import start_bases
 from lit_fanions.optim.groups import named_parameters
 
 _Groups = Sequence[Mapping[str, Any]]
@@ -82,6 +85,24 @@ def _check_complete(name: str, algorithm: str, state: Mapping[str, Any]) -> None
     for key in adamw if algorithm == "adamw" else ("momentum",):
         if state and key not in state:
             raise ValueError(f"the checkpoint's state of {name} ({algorithm}) has no {key!r}")
+
+
+def first_state(
+    p: Tensor, group: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the state of a parameter before its first step; bases are drawn by the generator."""
+    skipped = torch.zeros((), dtype=torch.int64, device=p.device)
+    if is_entrywise(group["algorithm"]):
+        return {**entrywise.first_state(p, group["algorithm"]), "skipped": skipped}
+    # float16 has too little range for sums of gradients.
+    default = torch.float32 if p.dtype == torch.float16 else p.dtype
+    name = group.get("momentum_dtype")
+    return {
+        "momentum": torch.zeros_like(p, dtype=getattr(torch, name) if name else default),
+        **initial_moments(p, group),
+        **start_bases(p, group, generator),
+        "skipped": skipped,
+    }
 
 
 def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:

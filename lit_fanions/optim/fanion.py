@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
-from lit_fanions.optim.adapting import initial_moments
 from lit_fanions.optim.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, is_entrywise
-from lit_fanions.optim.bases import is_basis, is_cold, start_bases, warm_bases, warms
-from lit_fanions.optim.checkpoints import check_loadable, fit_state, restore_dtypes
+from lit_fanions.optim.bases import is_basis, is_cold, warm_bases, warms
+from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.groups import (
     TORCH_OPTIONS,
@@ -320,7 +319,7 @@ class Fanion(torch.optim.Optimizer):
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
-                    self.state[p] = self._first_state(p, group, generator)
+                    self.state[p] = first_state(p, group, generator)
                 elif p.grad is not None:
                     fit_state(p, state, group)
                     if p not in self._warm and is_cold(state):
@@ -333,23 +332,6 @@ class Fanion(torch.optim.Optimizer):
     def _warm(self) -> set[Tensor]:
         """Parameters whose bases are known to be warm; no part of copies and checkpoints."""
         return self.__dict__.setdefault("_warm_parameters", set())
-
-    def _first_state(
-        self, p: Tensor, group: Mapping[str, Any], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        skipped = torch.zeros((), dtype=torch.int64, device=p.device)
-        if is_entrywise(group["algorithm"]):
-            return {**entrywise.first_state(p, group["algorithm"]), "skipped": skipped}
-        # float16 has too little range for sums of gradients.
-        default = torch.float32 if p.dtype == torch.float16 else p.dtype
-        name = group.get("momentum_dtype")
-        momentum = torch.zeros_like(p, dtype=getattr(torch, name) if name else default)
-        return {
-            "momentum": momentum,
-            **initial_moments(p, group),
-            **start_bases(p, group, generator),
-            "skipped": skipped,
-        }
 
 
 _DOC = Fanion.__doc__ or ""
