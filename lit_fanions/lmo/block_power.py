@@ -6,16 +6,20 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo.factorisations import (
+    NOISE,
     completed,
     gram_schmidt,
     orthonormal_rows,
     principal_rows,
+    wide,
 )
 from lit_fanions.lmo.problems import OVERSAMPLING
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 
 # Block iterations that turn a random block towards the leading singular vectors.
 _WARMING = 8
+# Parts of vectors below this are not seen in a float64 Gram matrix.
+_LEAST_NOISE = 1e-7
 
 
 def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,13 +66,21 @@ def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         P (batch, rows, k), with orthonormal columns; R = m^T P (batch, cols, k), which error
         feedback subtracts from the momentum; and Q (batch, cols, k), the columns of R divided by
-        their lengths, which are not orthogonal to each other. The direction is P Q^T. Where a
-        column of R is zero, that of Q is zero too.
+        their lengths, which are not orthogonal to each other. The direction is P Q^T.
+
+        Where m has a lower rank than k, the part of a column of R outside those before it is a
+        rounding error: P and R are zero there, and Q is the old column, to be tried again.
     """
     p = gram_schmidt((m @ basis).mT).mT
     r = m.mT @ p
-    norm = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
-    return p, r, r / torch.where(norm == 0, 1.0, norm)
+    length = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
+    unit = wide(r / length.amax(-1, keepdim=True).clamp_(min=torch.finfo(r.dtype).tiny))
+    bound = max(NOISE * torch.finfo(r.dtype).eps, _LEAST_NOISE)
+    gram = unit.mT @ unit
+    gram.diagonal(dim1=-2, dim2=-1).add_((bound / 4) ** 2)  # so that it has a factor
+    outside = torch.linalg.cholesky_ex(gram).L.diagonal(dim1=-2, dim2=-1)
+    lost = (outside <= bound).unsqueeze(-2).to(r.device)
+    return p.masked_fill_(lost, 0), r.masked_fill_(lost, 0), torch.where(lost, basis, r / length)
 
 
 def start_block(

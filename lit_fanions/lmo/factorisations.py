@@ -16,8 +16,8 @@ from torch import Tensor
 _SWEEPS = 4
 # Rows are taken as dependent if their Gram matrix, scaled to a diagonal of 1, has a smaller pivot.
 _PIVOT = 1e-5
-# Singular values below _NOISE * eps * s_max count as zero.
-_NOISE = 64
+# Singular values below NOISE * eps * s_max count as zero.
+NOISE = 64
 # Cholesky factorisations one after the other: each squares the distance to orthonormal rows.
 _CHOLESKY_PASSES = 3
 # Added to the diagonal of the first Gram matrix, for each row: more than its rounding errors, so
@@ -252,7 +252,7 @@ def noise(s: Tensor, dtype: torch.dtype) -> Tensor:
             eigenvalues of a Gram matrix that was computed in it.
         dtype: Data type of the matrix they were computed from.
     """
-    return _NOISE * torch.finfo(dtype).eps * s[..., :1]
+    return NOISE * torch.finfo(dtype).eps * s[..., :1]
 
 
 def completed(rows: Tensor, s: Tensor) -> Tensor:

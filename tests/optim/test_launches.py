@@ -145,7 +145,7 @@ def _bfloat16(monkeypatch):
         ({"algorithm": "fanion", "rank": 32}, 480),
         ({"algorithm": "neon"}, 480),
         ({"algorithm": "f_fanion"}, 500),
-        ({"algorithm": "dion", "rank": 32}, 220),
+        ({"algorithm": "dion", "rank": 32}, 240),
         ({"algorithm": "kyfan", "rank": 32}, 610),
         ({"algorithm": "nsgd"}, 80),
         ({"algorithm": "signum"}, 90),
