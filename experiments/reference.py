@@ -54,6 +54,8 @@ SOLVER_TEXTS = {
     "subspace": "block power iterations: 8 from a cold start, 1 from the previous step's basis",
     "randomized": "8 block power iterations, from a fresh random block at each step",
     "power": "64 power iterations, from a random block of k vectors without oversampling",
+    "polar": "the polar factor of the matrix in a subspace of k columns, which starts from the "
+    "previous step's: fewest operations, less accurate on flat spectra",
     "exact": "singular value decomposition in float64",
     "cupy": "CuPy's thick-restart Lanczos, on CUDA",
 }

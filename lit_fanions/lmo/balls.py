@@ -23,7 +23,7 @@ from lit_fanions.lmo.newton_schulz import polar_dtype, unit_polar
 from lit_fanions.lmo.powers import schatten_direction
 from lit_fanions.lmo.problems import Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
-from lit_fanions.lmo.singular_triplets import keeps_basis, leading_triplets
+from lit_fanions.lmo.singular_triplets import basis_columns, leading_triplets
 from lit_fanions.lmo.spectrum import Spectrum
 
 
@@ -75,9 +75,7 @@ class Ball:
         rank = self.solved_rank(case)
         if rank is None or not self.oversamples:
             return rank
-        if not keeps_basis(case.settings.solver):
-            return None
-        return min(rank + case.settings.oversampling, case.limit)
+        return basis_columns(rank, case.limit, case.settings)
 
 
 # Oracles.

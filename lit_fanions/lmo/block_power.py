@@ -13,6 +13,7 @@ from lit_fanions.lmo.factorisations import (
     principal_rows,
     wide,
 )
+from lit_fanions.lmo.newton_schulz import AUTO, unit_polar
 from lit_fanions.lmo.problems import OVERSAMPLING
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 
@@ -54,6 +55,35 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
     u, v = rotation @ u + broken, completed(rotation @ v, s.to(m)) + broken
     s = s.to(m) + broken[..., 0]
     return (u.mT[None], s[None], v[None]) if single else (u.mT, s, v)
+
+
+def polar_block(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U, S and W with U W the polar factor of m within the span of U: about U_k V_k^T.
+
+    U is an orthonormal basis of the columns of m basis, and W the polar factor of U^T m, by
+    Newton-Schulz iterations of k x k products. So it takes no eigenvectors, but a block of k
+    columns converges more slowly than the wider one of ``subspace``.
+
+    Args:
+        m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
+        basis: Start block, (batch, cols, k).
+        iterations: Products with m and with its transpose, at least 1.
+
+    Returns:
+        U (batch, rows, k), orthonormal; S (batch, k), descending, u^T m w of each pair; W (batch,
+        k, cols), the next start.
+    """
+    v = basis.mT
+    for _ in range(iterations):
+        w, _ = unit_frobenius(v @ m.mT)
+        broken = largest_entry(w) * 0
+        u = orthonormal_rows(w.masked_fill(broken.isnan(), 0))
+        projected = u @ m
+        unit, _ = unit_frobenius(projected)
+        v = unit_polar(unit, AUTO)
+    s, order = (projected * v).sum(-1).sort(-1, descending=True)
+    u, v = (x.gather(-2, order.unsqueeze(-1).expand_as(x)) for x in (u, v))
+    return u.mT + broken, s, v
 
 
 def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.checks import check_choice, real_number, whole_number
-from lit_fanions.lmo.block_power import start_block, subspace
+from lit_fanions.lmo.block_power import polar_block, start_block, subspace
 from lit_fanions.lmo.convergence import Goal
 from lit_fanions.lmo.cupy_svds import BEYOND, svds
 from lit_fanions.lmo.factorisations import wide
@@ -57,6 +57,8 @@ class SolverEntry:
             if it takes no start.
         warm: Whether it can start from the singular vectors of a similar matrix.
         unit: Whether it takes finite matrices of Frobenius norm 1 alone.
+        triplets: Whether U and Vh are singular vectors. Otherwise only U Vh is what it says, and a
+            block must not be wider than k.
     """
 
     solve: Callable[[Tensor, _Task], tuple[Tensor, Tensor, Tensor] | Lanczos]
@@ -64,6 +66,7 @@ class SolverEntry:
     width: Callable[[int, int, int], int] | None = None
     warm: bool = False
     unit: bool = False
+    triplets: bool = True
 
 
 def _solve_exactly(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +95,11 @@ def _solve_by_power(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
     return subspace(x, task.start, iterations=task.steps)
 
 
+def _solve_by_polar(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
+    assert task.start is not None
+    return polar_block(x, task.start[..., : task.k], iterations=task.steps)
+
+
 def _oversampled(k: int, limit: int, oversampling: int) -> int:
     return min(k + oversampling, limit)
 
@@ -106,6 +114,9 @@ SOLVERS: dict[str, SolverEntry] = {
     "subspace": SolverEntry(_solve_by_power, (8, 1), _oversampled, warm=True),
     "randomized": SolverEntry(_solve_by_power, (8, 8), _oversampled),
     "power": SolverEntry(_solve_by_power, (64, 64), lambda k, limit, oversampling: k),
+    "polar": SolverEntry(
+        _solve_by_polar, (8, 1), lambda k, limit, oversampling: k, warm=True, triplets=False
+    ),
     "exact": SolverEntry(_solve_exactly, unit=True),
     "cupy": SolverEntry(_solve_by_cupy, unit=True),
 }
@@ -134,9 +145,19 @@ def check_solver(solver: str, steps: int | None = None, oversampling: int = OVER
     whole_number("oversampling", oversampling, 0)
 
 
-def keeps_basis(solver: str) -> bool:
-    """Return whether a solver starts from the basis of an earlier answer."""
-    return solver == "auto" or SOLVERS[solver].warm
+def basis_columns(k: int, limit: int, settings: Settings) -> int | None:
+    """Return the columns of the basis that the solver starts from; None if it keeps none.
+
+    Args:
+        k: Number of triplets, at most limit.
+        limit: min(rows, cols) of the matrices.
+        settings: The solver and its oversampling.
+    """
+    entry = None if settings.solver == "auto" else SOLVERS[settings.solver]
+    if entry is not None and not entry.warm:
+        return None
+    beyond = settings.oversampling if entry is None or entry.triplets else 0
+    return min(k + beyond, limit)
 
 
 def top_singular(
@@ -160,7 +181,8 @@ def top_singular(
         solver: ``lanczos``: thick-restart block Lanczos, to the tolerance. ``subspace``: block
             power iterations, from the warm start where there is one. ``randomized``: the same,
             always cold. ``power``: the same without oversampling. ``exact``: SVD in float64.
-            ``cupy``: CuPy's Lanczos, to the tolerance. ``auto``: by the list of ``rules``.
+            ``cupy``: CuPy's Lanczos, to the tolerance. ``auto``: by the list of ``rules``. Not
+            ``polar``, which finds directions alone.
         solver_steps: Block iterations, or restarts of Lanczos at most. None: subspace 8 from a
             cold start and 1 from a warm one, randomized 8, power 64, lanczos 50.
         oversampling: Columns beyond k of a block that starts cold.
@@ -185,6 +207,8 @@ def top_singular(
     """
     check_matrices(m)
     check_solver(solver, solver_steps, oversampling)
+    if solver in SOLVERS and not SOLVERS[solver].triplets:
+        raise ValueError(f"solver {solver!r} finds directions, no triplets: choose another one")
     settings = Settings(
         solver=solver,
         solver_steps=solver_steps,

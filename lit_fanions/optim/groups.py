@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import BALLS, Case
+from lit_fanions.lmo import BALLS, SOLVERS, Case
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
@@ -119,6 +119,11 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
             if group[name] != defaults[name]:
                 raise ValueError(f"{where}: {name} belongs to adamw and to adapt: set adapt too")
     if group["error_feedback"]:
+        if group["solver"] in SOLVERS and not SOLVERS[group["solver"]].triplets:
+            raise ValueError(
+                f"{where}: error feedback needs singular triplets, which solver "
+                f"{group['solver']!r} does not find: choose another solver"
+            )
         ball = BALLS[entry.ball]
         rank = group["rank"]
         full = rank == "full" or (isinstance(rank, float) and rank == 1)

@@ -5,10 +5,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lit_fanions import lmo, norms
+from lit_fanions import Fanion, lmo, norms
 from lit_fanions.lmo.block_power import dion, subspace
 from lit_fanions.lmo.factorisations import noise
-from tests.lmo.matrices import attained, broken, distances, orthonormal_vectors, quality
+from tests.lmo.matrices import (
+    MATRICES,
+    attained,
+    broken,
+    distances,
+    orthonormal_vectors,
+    quality,
+)
 from tests.matrices import gaussian, orthonormal, power_law, with_spectrum
 
 CPU = torch.device("cpu")
@@ -220,3 +227,44 @@ def test_dion_has_no_columns_of_rounding_errors(shape, dtype, device):
     with device:
         p, _, _ = dion(gaussian(1, *shape).to(dtype), q)
     torch.testing.assert_close(p.norm(dim=1), torch.ones(1, 5).to(dtype))
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_polar_directions_are_near_oracles(name, device):
+    m = MATRICES[name]
+    for k in (1, 5, 17):
+        with device:
+            d = lmo.direction(m, rank=k, solver="polar", solver_steps=20, polar="exact")
+        assert d.shape == m.shape and d.dtype == m.dtype
+        assert quality(m, d, norms.KyFanDual(k)) >= 0.95 - torch.finfo(m.dtype).eps
+        assert norms.KyFanDual(k).value(d).max() <= 1.005 + 4 * torch.finfo(m.dtype).eps
+        assert d.any() != name.startswith("zero")
+    spoilt = broken(gaussian(70, 90))
+    with device:
+        d = lmo.direction(spoilt, rank=5, solver="polar")
+    assert d[1:3].isnan().all()
+    assert d[0].isfinite().all() and d[3].isfinite().all()
+
+
+@pytest.mark.parametrize("k", [1, 8, 32])
+@pytest.mark.parametrize(("power", "least"), [(0.0, 0.96), (0.3, 0.98), (0.7, 0.985)])
+def test_polar_directions_follow_a_changing_matrix(power, least, k):
+    m = gaussian(96, 80) if power == 0 else with_spectrum(power_law(80, power), 96, 80).float()
+    oracle = lmo.Oracle(lmo.BALLS["fanion"], lmo.Case(k, 96, 80, lmo.Settings(solver="polar")))
+    assert oracle.basis_columns == k
+    block = lmo.start_block(m.shape, k, device=m.device, oversampling=0)
+    basis = lmo.warmed(m, block)
+    noise = m.norm() / (96 * 80) ** 0.5
+    for step in range(20):
+        m = 0.95 * m + 0.05 * noise * gaussian(96, 80, seed=step)
+        answer = oracle.solve(m, warm_start=basis)
+        basis = answer.triplets.Vh.mT
+        assert quality(m, answer.direction, norms.KyFanDual(k)) > least
+
+
+def test_polar_directions_are_no_triplets():
+    m = gaussian(30, 20)
+    with pytest.raises(ValueError, match="finds directions, no triplets"):
+        lmo.top_singular(m, 3, solver="polar")
+    with pytest.raises(ValueError, match="error feedback needs singular triplets"):
+        Fanion([torch.nn.Parameter(m)], algorithm="neon", solver="polar", error_feedback=True)

@@ -143,6 +143,7 @@ def _bfloat16(monkeypatch):
         ({"algorithm": "s_muon"}, 145),
         ({"algorithm": "muon", "renormalize": True}, 165),
         ({"algorithm": "fanion", "rank": 32}, 480),
+        ({"algorithm": "fanion", "rank": 32, "solver": "polar"}, 330),
         ({"algorithm": "neon"}, 480),
         ({"algorithm": "f_fanion"}, 500),
         ({"algorithm": "dion", "rank": 32}, 240),
