@@ -6,6 +6,7 @@ of the parameter's state, N being the number of the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,13 @@ from torch import Tensor
 
 from lit_fanions.lmo import Oracle, Triplets, start_block, warmed
 from lit_fanions.optim.algorithms import oracle
-from lit_fanions.optim.matrices import gather, local_grad, matrix_shapes, to_matrices
+from lit_fanions.optim.matrices import (
+    gather,
+    is_distributed,
+    local_grad,
+    matrix_shapes,
+    to_matrices,
+)
 
 State = dict[str, Tensor]
 
@@ -75,8 +82,9 @@ def warms(gradient: Tensor) -> bool:
     """
     if gradient.device.type != "cpu" or not gradient.numel():
         return True
-    low, high = gradient.aminmax()
-    return bool((low.isfinite() & high.isfinite()) & ((low != 0) | (high != 0)))
+    # A sum, which shards without entries have too.
+    total = gradient.abs().sum(dtype=torch.float64)
+    return 0 < float(total.full_tensor() if is_distributed(total) else total) < math.inf
 
 
 def _take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:

@@ -152,3 +152,26 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
                 cast = entrywise and key != "step" and value.is_floating_point()
                 dtype = p.dtype if cast else value.dtype
                 optimizer.state[p][key] = value.to(p.device, dtype, copy=True)
+
+
+def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state_dict with parameters' names in place of numbers.
+
+    ``torch.distributed.checkpoint.state_dict.set_optimizer_state_dict`` takes that of one process,
+    or of DDP, in this form. One without names, or that has it already, is returned as it is.
+    """
+    groups = state_dict["param_groups"]
+    names = {
+        number: name
+        for group in groups
+        for number, name in zip(group["params"], group.get("param_names", ()), strict=False)
+    }
+    if names.keys() != {number for group in groups for number in group["params"]}:
+        return dict(state_dict)
+    return {
+        **state_dict,
+        "state": {names[number]: state for number, state in state_dict["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[number] for number in group["params"]]} for group in groups
+        ],
+    }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
+from lit_fanions.optim.checkpoints import keyed_by_names
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
 from lit_fanions.optim.options import carry_over, default_options
@@ -108,11 +109,10 @@ def configure_optimizers(
     if not split:
         raise ValueError(f"{type(module).__name__} has no trainable parameter")
     groups = parameter_groups(split)
-    schedules = []
-    for group in groups:
-        own = config.overrides.get(group["config_group"])
-        schedules.append((own and own.schedule) or config.schedule)
+    exceptions = [config.overrides.get(group["config_group"]) for group in groups]
+    schedules = [(own and own.schedule) or config.schedule for own in exceptions]
     optimizer = Fanion(groups, process_group=_replicating_ranks(module))
+    _load_states_by_names(module)
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     inform("Parameters by group:\n%s", split)
     if config.matrix.given() and not any(a.group == "matrix" for a in split):
@@ -226,6 +226,26 @@ def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
     if "DDPStrategy" not in names or others & {*names} or not dist.is_initialized():
         return None
     return dist.group.WORLD
+
+
+def _load_states_by_names(module: nn.Module) -> None:
+    """Let Lightning's ModelParallelStrategy load checkpoints of one process and of DDP.
+
+    It takes the numbers of parameters in them for places in ``module.parameters()``, which they
+    are in no optimizer with several groups.
+    """
+    strategy: Any = getattr(getattr(module, "_trainer", None), "strategy", None)
+    if type(strategy).__name__ != "ModelParallelStrategy":
+        return
+    load = type(strategy).load_checkpoint.__globals__["_load_checkpoint"]
+    rekey = load.__globals__["_rekey_optimizer_state_if_needed"]
+    if not hasattr(rekey, "by_numbers"):
+
+        def rekey_by_names(state: Mapping[str, Any], module: nn.Module) -> Any:
+            return rekey(keyed_by_names(state), module)
+
+        rekey_by_names.by_numbers = rekey  # type: ignore[attr-defined]
+        load.__globals__["_rekey_optimizer_state_if_needed"] = rekey_by_names
 
 
 def _trainer_steps(module: nn.Module) -> Callable[[], int]:
