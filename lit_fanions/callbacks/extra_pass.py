@@ -37,18 +37,18 @@ def unnoticed_pass(module: LightningModule, random: RandomState) -> Iterator[Non
         for buffer in part.buffers(recurse=False)
     ]
     copies = [buffer.clone() for buffer in buffers]
-    attributes = [vars(part) for part in module.modules() if hasattr(part, "log_dict")]
+    loggers = [vars(part) for part in module.modules() if hasattr(part, "log_dict")]
     with torch.enable_grad(), torch.random.fork_rng([*random.cuda]):
         torch.set_rng_state(random.cpu)
         for device, state in random.cuda.items():
             torch.cuda.set_rng_state(state, device)
-        for own in attributes:  # attributes of the instance precede the class's methods
-            own["log"] = _log_nothing
+        for attributes in loggers:  # attributes of the instance precede the class's methods
+            attributes["log"] = _log_nothing
         try:
             yield
         finally:
-            for own in attributes:
-                del own["log"]
+            for attributes in loggers:
+                del attributes["log"]
             with torch.no_grad():
                 for buffer, copy in zip(buffers, copies, strict=True):
                     buffer.copy_(copy)

@@ -73,7 +73,7 @@ class Look:
     def add(self, step: MatrixStep) -> None:
         """Copy the matrices of one parameter."""
         matrices = _copied_matrices(step)
-        waiting = [x for own in (*self._waiting, matrices) for x in own.values()]
+        waiting = [x for part in (*self._waiting, matrices) for x in part.values()]
         alike = {(x.shape[1:], x.dtype, x.device) for x in waiting}
         if len(alike) > 1 or sum(x.numel() for x in waiting) > _MOST_ENTRIES:
             self._sketch()
@@ -89,8 +89,9 @@ class Look:
             if keys:
                 tensors = [waiting[i][kind] for i, kind in keys]
                 sketch = spectra.sketch(torch.cat(tensors), exact=self.exact, leading=leading)
-                for (i, kind), own in zip(keys, _split(sketch, [*map(len, tensors)]), strict=True):
-                    sketches[i][kind] = own
+                split = _split(sketch, [*map(len, tensors)])
+                for (i, kind), of_part in zip(keys, split, strict=True):
+                    sketches[i][kind] = of_part
         self._sketches += sketches
 
     def results(self) -> Iterator[Measured]:
@@ -99,8 +100,8 @@ class Look:
         parts, sketches = self._parts, self._sketches
         self._parts, self._sketches = [], []
         copied = _copied_to_cpu([(p.numbers, s) for p, s in zip(parts, sketches, strict=True)])
-        for part, (numbers, own) in zip(parts, copied, strict=True):
-            found = {kind: spectra.decompose(sketch) for kind, sketch in own.items()}
+        for part, (numbers, by_kind) in zip(parts, copied, strict=True):
+            found = {kind: spectra.decompose(sketch) for kind, sketch in by_kind.items()}
             values = _quantities(part._replace(numbers=numbers), found)
             known = {kind: found[kind] for kind in _WHOLE if kind in found}
             yield Measured(part.names, part.group, values, known)
@@ -108,7 +109,7 @@ class Look:
 
 def _split(sketch: Sketch, counts: Sequence[int]) -> list[Sketch]:
     fields = (x.split(counts) if isinstance(x, Tensor) else [x] * len(counts) for x in sketch)
-    return [Sketch(*own) for own in zip(*fields, strict=True)]
+    return [Sketch(*values) for values in zip(*fields, strict=True)]
 
 
 def _copied_to_cpu(data: Any) -> Any:

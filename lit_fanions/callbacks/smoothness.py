@@ -185,6 +185,11 @@ class SmoothnessMonitor(Watcher):
             values["smoothness_descent_lr"] = size / largest
         return values
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Release the probe: another fit takes its own first batch."""
+        super().teardown(trainer, pl_module, stage)
+        self._probe = self._random = None
+
     def _probe_gradients(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> dict[str, Tensor]:

@@ -84,30 +84,34 @@ class SharpnessAscent:
             for a in assign(module)
             if a.role == "matrix"
         }
-        # What restores each moved parameter: its copy, or its perturbations.
-        self._opened: list[tuple[Tensor, Tensor | list[_Perturbation]]] = []
+        # Each moved parameter with a copy of it, or with its perturbations.
+        self._moved: list[tuple[Tensor, Tensor | list[_Perturbation]]] = []
 
     @torch.no_grad()
     def __enter__(self) -> SharpnessAscent:
-        if self._opened:
+        if self._moved:
             raise RuntimeError("the ascent is already open")
-        for p, form in self._forms.items():
-            if p.grad is None:
-                continue
-            gradients = to_matrices(gather(local_grad(p), p), **form)
-            perturbations = [self._perturbation(g) for g in gradients]
-            self._opened.append((p, local(p).clone() if self.exact else perturbations))
-            self._move(p, form, perturbations, self.rho)
+        try:
+            for p, form in self._forms.items():
+                if p.grad is not None:
+                    gradients = to_matrices(gather(local_grad(p), p), **form)
+                    perturbations = [self._perturbation(g) for g in gradients]
+                    step = self._step(p, perturbations)
+                    self._moved.append((p, local(p).clone() if self.exact else perturbations))
+                    local(p).add_(step, alpha=self.rho)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     @torch.no_grad()
     def __exit__(self, *exception: object) -> None:
-        while self._opened:
-            p, kept = self._opened.pop()
-            if isinstance(kept, Tensor):
-                local(p).copy_(kept)
+        while self._moved:
+            p, before = self._moved.pop()
+            if isinstance(before, Tensor):
+                local(p).copy_(before)
             else:
-                self._move(p, self._forms[p], kept, -self.rho)
+                local(p).sub_(self._step(p, before), alpha=self.rho)
 
     def _perturbation(self, gradient: Tensor) -> _Perturbation:
         """Return D of a batch of matrices, 0 for those with a NaN or an infinity."""
@@ -120,7 +124,7 @@ class SharpnessAscent:
         right = torch.nan_to_num(triplets.Vh[..., : solver.case.k, :], 0.0)
         return direction @ right.mT, right
 
-    def _move(self, p: Tensor, form: _Form, perturbations: list[_Perturbation], by: float) -> None:
+    def _step(self, p: Tensor, perturbations: list[_Perturbation]) -> Tensor:
+        """Return D of a parameter, this rank's shard of it."""
         whole = [d if isinstance(d, Tensor) else d[0] @ d[1] for d in perturbations]
-        step = scatter(from_matrices(whole, p.shape, **form), p)
-        local(p).add_(step.to(p.dtype), alpha=by)
+        return scatter(from_matrices(whole, p.shape, **self._forms[p]), p).to(p.dtype)

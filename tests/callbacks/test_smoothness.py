@@ -131,6 +131,7 @@ def test_a_resumed_run_keeps_the_history(tmp_path):
     fit(tmp_path, Net(config()), monitor, saving, max_steps=3)
     resumed = SmoothnessMonitor(1)
     fit(tmp_path, Net(config()), resumed, ckpt_path=tmp_path / "last.ckpt", max_steps=5)
+    assert resumed._probe is None  # the batch is not kept after the fit
     for name in MATRICES:
         assert resumed.history[name][:3] == monitor.history[name]
         assert len(resumed.history[name]) == 5

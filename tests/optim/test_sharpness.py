@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_fanions import SharpnessAscent, norms
+from lit_fanions.optim.algorithms import ALGORITHMS, oracle
+from lit_fanions.optim.options import default_options
 
 RHO = 0.3
+ASCENTS = [name for name, entry in ALGORITHMS.items() if entry.kind == "matrix" and name != "dion"]
 BALLS = {
     "neon": norms.Nuclear(),
     "nsgd": norms.Frobenius(),
@@ -118,8 +121,8 @@ def test_inexact_ascents_keep_vectors_and_restore_up_to_rounding():
         ascent = SharpnessAscent(net, RHO, exact=how)
         with ascent:
             inside.append(weights(net))
-            kept = [x for _, own in ascent._opened for x in own]
-    numbers = sum(x.numel() for pair in kept for x in pair)
+            vectors = [pair for _, pairs in ascent._moved for pair in pairs]
+    numbers = sum(x.numel() for pair in vectors for x in pair)
     shapes = [m.shape for name in MATRICES for m in matrices(name, before[name])]
     assert numbers == sum(map(sum, shapes))
     for name, p in inexact.named_parameters():
@@ -140,15 +143,37 @@ def test_a_matrix_with_a_broken_gradient_stays_where_it_is(value, exact):
     assert torch.equal(net.conv.weight, before["conv.weight"])
 
 
-def test_the_radius_is_the_norm_of_the_perturbation():
+@pytest.mark.parametrize("algorithm", ASCENTS)
+def test_every_ball_gives_its_steepest_ascent(algorithm):
+    """<G, W' - W> is rho times the dual norm of G, the most that the ball allows."""
     net = Net()
     loss_of(net, 0).backward()
-    before = weights(net)
-    with SharpnessAscent(net, RHO, algorithm="muon"):
+    before, named = weights(net), dict(net.named_parameters())
+    group = {**default_options(algorithm), "algorithm": algorithm}
+    with SharpnessAscent(net, RHO, algorithm=algorithm):
         for name in MATRICES:
-            moved = matrices(name, dict(net.named_parameters())[name] - before[name])
-            lengths = norms.Spectral().value(moved)
-            assert (lengths > 0.9 * RHO).all() and (lengths < 1.2 * RHO).all()
+            g, moved = (matrices(name, x) for x in (named[name].grad, named[name] - before[name]))
+            dual = oracle(group, *g.shape[-2:]).norm().dual(g)
+            part = (g * moved).sum((-2, -1)) / (RHO * dual)
+            assert (part > 0.9).all() and (part < 1.1).all(), name
+
+
+def test_an_error_on_the_way_up_restores_what_has_been_moved(monkeypatch):
+    net = Net(torch.float32)
+    loss_of(net, 0).backward()
+    before, ascent = weights(net), SharpnessAscent(net, RHO)
+    perturbation, calls = ascent._perturbation, []
+
+    def interrupted(gradient: Tensor) -> Tensor:
+        calls.append(gradient)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return perturbation(gradient)
+
+    monkeypatch.setattr(ascent, "_perturbation", interrupted)
+    with pytest.raises(KeyboardInterrupt), ascent:
+        pass
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
 def test_frozen_and_unused_parameters_are_left_alone():
