@@ -28,6 +28,7 @@ MODULES = {
     "list": "lit_fanions.cli.catalogue",
     "report": "lit_fanions.cli.report",
     "compare": "lit_fanions.cli.compare",
+    "export": "lit_fanions.cli.export",
     "sweep": "lit_fanions.sweep.__main__",
 }
 

@@ -35,7 +35,7 @@ _LOWER_IS_BETTER = {
     "loss", "err", "error", "perplexity", "ppl", "bpb", "nll", "mse", "mae", "rmse",
 }  # fmt: skip
 _STAGES = {"train", "val", "valid", "validation", "test"}
-_COUNTS = {"batches", "samples", "time", "epoch", "device", "flops", "mfu", "total"}
+_COUNTS = {"batches", "samples", "time", "epoch", "device", "flops", "mfu", "total", "throughput"}
 
 
 @dataclass(frozen=True)

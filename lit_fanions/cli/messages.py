@@ -28,6 +28,7 @@ OTHER_COMMANDS = {  # with a command line of their own, which needs no Lightning
     "list": "Print models, data, recipes, algorithms and callbacks.",
     "report": "Write what TensorBoard would show as one HTML page.",
     "compare": "Find the first step and tensor in which two trainings differ.",
+    "export": "Write an optimizer as one file that needs torch alone.",
     "sweep": "Train a grid of settings, or search them.",
 }
 DESCRIPTION = "Train networks in the norm of your choice."

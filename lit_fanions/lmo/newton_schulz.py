@@ -234,36 +234,45 @@ def unit_polar(
     Returns:
         The same shape and dtype.
     """
+    if method != "exact":
+        return iterate(
+            x, polynomials(method, steps), alpha=alpha, partner=partner, overwrite=overwrite
+        )
+    d = _exact(x)
+    return d if partner is None else partner(x).lerp_(d, alpha)
+
+
+def iterate(
+    x: Tensor,
+    rows: tuple[_Row, ...],
+    *,
+    alpha: float = 1.0,
+    partner: Callable[[Tensor], Tensor] | None = None,
+    overwrite: bool = False,
+) -> Tensor:
+    """Return the polar factor of matrices of Frobenius norm 1, or a blend, see ``unit_polar``.
+
+    ``rows`` are the (a, b, c) of the Newton-Schulz steps.
+    """
     shape = x.shape
     x = x.reshape(-1, *shape[-2:])
     x = x[0] if len(x) == 1 else x  # on CPUs two-dimensional products are faster
-    spare: Tensor | None = None
-    if method == "exact":
-        d, factor = _exact(x), None
+    if x.dtype == torch.bfloat16:
+        rows = _representable(rows)
+    short, long = sorted(shape[-2:])
+    if long >= GRAM_ASPECT * short and x.dtype != torch.bfloat16:
+        d, factor = _gram_newton_schulz(x, rows)
+        spare = x if overwrite and partner is None and d is not x else None
     else:
-        rows = polynomials(method, steps)
-        if x.dtype == torch.bfloat16:
-            rows = _representable(rows)
-        short, long = sorted(shape[-2:])
-        by_gram = long >= GRAM_ASPECT * short and x.dtype != torch.bfloat16
-        if by_gram:
-            d, factor = _gram_newton_schulz(x, rows)
-            spare = x if overwrite and partner is None and d is not x else None
-        else:
-            d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None)
-    wide = shape[-2] <= shape[-1]
+        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None)
+    product = (factor, d) if shape[-2] <= shape[-1] else (d, factor)
     if partner is None:
-        if factor is not None:
-            d = torch.matmul(*((factor, d) if wide else (d, factor)), out=spare)
-    else:
-        d = d.clone() if d is x else d
-        base = partner(x)
-        if factor is None:
-            d = base.lerp_(d, alpha)
-        else:
-            add = base.addmm_ if base.ndim == 2 else base.baddbmm_
-            d = add(*((factor, d) if wide else (d, factor)), beta=1 - alpha, alpha=alpha)
-    return d.reshape(shape)
+        return torch.matmul(*product, out=spare).reshape(shape)
+    # The partner may overwrite x.
+    left, right = (t.clone() if t is x else t for t in product)
+    base = partner(x)
+    add = base.addmm_ if base.ndim == 2 else base.baddbmm_
+    return add(left, right, beta=1 - alpha, alpha=alpha).reshape(shape)
 
 
 def _newton_schulz(

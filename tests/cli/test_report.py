@@ -127,7 +127,8 @@ def test_the_summary_has_last_and_best_values_and_settings_that_differ(tmp_path)
     [("val/loss", True), ("train_loss", True), ("perplexity", True), ("epoch", False),
      ("lr-Fanion/matrix", False), ("device/batches_per_sec", False),
      ("spectral/oracle_quality/x", False), ("accuracy", True),
-     ("grads_applied", False), ("train/samples_per_sec", False)],
+     ("grads_applied", False), ("train/samples_per_sec", False),
+     ("throughput/loss_per_s", False)],
 )  # fmt: skip
 def test_metrics_are_told_from_other_scalars(tag, expected):
     assert is_metric(tag) is expected

@@ -1,0 +1,176 @@
+"""`python -m lit_fanions export --algorithm f_muon --output FILE`: an optimizer in one file.
+
+The file needs nothing but torch, and takes the steps that Fanion takes with the same options: it is
+made of the same functions. It has no Lightning, no splits of fused layers, no error feedback and no
+other optimizer: give it matrices, and torch.optim.AdamW the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_fanions import Fanion, GroupOptions, __version__
+from lit_fanions.checks import check_choice
+from lit_fanions.cli import export_parts
+from lit_fanions.cli.bundling import Bundle
+from lit_fanions.cli.messages import PROGRAM
+from lit_fanions.lmo import BALLS
+from lit_fanions.lmo.newton_schulz import METHODS, check_polar, polynomials
+from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry
+
+_PARTS = export_parts.__name__
+_BASIC = ("lr", "momentum", "nesterov", "weight_decay", "scale")
+_DIRECTIONS = {  # by ball and whether it is blended
+    ("fanion", False): "polar_direction",
+    ("fanion", True): "blended_polar_direction",
+    ("frobenius", False): "normalised_direction",
+    ("sign", False): "normalised_direction",
+}
+_METHODS = tuple(name for name in METHODS if name != "exact")
+
+
+def exportable() -> list[str]:
+    """Return the names of the algorithms that can be exported."""
+    return [
+        name
+        for name, entry in ALGORITHMS.items()
+        if entry.kind == "matrix" and (entry.ball, _is_blended(entry)) in _DIRECTIONS
+    ]
+
+
+def _is_blended(entry: AlgorithmEntry) -> bool:
+    return entry.options["alpha"] != 1
+
+
+def single_file(algorithm: str, polar: str = "auto", polar_steps: int | None = None) -> str:
+    """Return the text of a Python file that defines one optimizer.
+
+    Args:
+        algorithm: Name of an algorithm of ``exportable``.
+        polar: Newton-Schulz method, any but exact.
+        polar_steps: Its steps; None is its own number.
+
+    Raises:
+        ValueError: If there is no such algorithm or method.
+    """
+    check_choice("algorithm", algorithm, exportable())
+    check_choice("polar method", polar, _METHODS)
+    check_polar(polar, polar_steps)
+    entry = ALGORITHMS[algorithm]
+    has_rank = entry.ball == "fanion" and entry.options["rank"] != "full"
+    partner = entry.options["blend"] if entry.ball == "fanion" else entry.ball
+    name = _DIRECTIONS[entry.ball, _is_blended(entry)]
+    aliases = {
+        "direction": name.replace("polar", "rank_k") if has_rank else name,
+        "partner": f"{partner}_partner",
+        "solver_state": "first_basis" if has_rank else "no_basis",
+    }
+    options = [*_BASIC, *(["alpha"] if _is_blended(entry) else [])]
+    options += ["sign_scale"] if partner == "sign" else []
+    options += ["rank", "oversampling", "seed"] if has_rank else []
+    values = Fanion([torch.nn.Parameter(torch.ones(2, 2))], algorithm=algorithm).param_groups[0]
+    constants = {"POLAR": polar, "POLYNOMIALS": polynomials(polar, polar_steps)}
+    bundle = Bundle(_PARTS, aliases, {key: _literal(value) for key, value in constants.items()})
+    bundle.add(_PARTS, "Exported")
+    title = "".join(map(str.capitalize, algorithm.split("_")))
+    command = f"{PROGRAM} export --algorithm {algorithm}"
+    if polar != "auto" or polar_steps:
+        command += f" --polar {polar}" + (f" --polar-steps {polar_steps}" if polar_steps else "")
+    text = _header(title, algorithm, entry, command) + bundle.text()
+    defaults = {key: 0 if key == "seed" else values[key] for key in options}
+    old = inspect.getsource(export_parts.Exported).partition("\n\n")[0]
+    assert old in text
+    return text.replace(old, _class_head(title, algorithm, defaults))
+
+
+def _header(title: str, algorithm: str, entry: AlgorithmEntry, command: str) -> str:
+    formula = BALLS["spectral" if entry.options["rank"] == "full" else entry.ball].direction
+    if _is_blended(entry):
+        formula = f"α {formula} + (1 - α) {BALLS[entry.options['blend']].direction}"
+    return f'''"""{title}: steps matrices along {formula}, for the momentum M = U Σ Vᵀ.
+
+    M ← μ M + (1 - μ) G,    W ← (1 - lr·weight_decay) W - lr·scale·D(N)
+
+with N = M, or its Nesterov form. One file that needs torch alone, written by
+
+    {command}
+
+of lit_fanions {__version__}. Its ``Fanion(params, algorithm="{algorithm}")`` takes the same steps.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+
+'''
+
+
+def _class_head(title: str, algorithm: str, defaults: dict[str, Any]) -> str:
+    """Return the first lines of the class, with a constructor of its options."""
+    arguments = "".join(
+        f"        {key}: {'Rank' if key == 'rank' else type(value).__name__} = {_literal(value)},\n"
+        for key, value in defaults.items()
+    )
+    chosen = "".join(f'            "{key}": {key},\n' for key in defaults)
+    return f'''class {title}(torch.optim.Optimizer):
+    """Steps of ``Fanion(params, algorithm="{algorithm}")``, for matrices and convolutions.
+
+    Args:
+        params: Parameters or groups of them.
+        {_argument_docs(defaults)}
+    """
+
+    def __init__(
+        self,
+        params: Any,
+{arguments}    ) -> None:
+        options = {{
+{chosen}        }}
+        super().__init__(params, options)'''
+
+
+def _literal(value: Any) -> str:
+    """Return a constant as it stands in Python; the rows of a table one a line."""
+    if isinstance(value, tuple):
+        return "".join(["(\n", *(f"    {row!r},\n" for row in value), ")"])
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _argument_docs(options: dict[str, Any]) -> str:
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(GroupOptions)}
+    wrap = functools.partial(textwrap.fill, width=100, subsequent_indent=" " * 12)
+    return "\n".join(wrap(f"        {key}: {helps[key]}") for key in options).lstrip()
+
+
+def main(args: Sequence[str]) -> int:
+    """Write the file, and return the exit status 0; wrong arguments exit with status 2."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--algorithm", required=True, metavar="NAME", help=", ".join(exportable()))
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: standard output)")
+    parser.add_argument("--polar", default="auto", metavar="METHOD", help=", ".join(_METHODS))
+    parser.add_argument("--polar-steps", type=int, metavar="N", help="Newton-Schulz steps")
+    options = parser.parse_args(args)
+    try:
+        text = single_file(options.algorithm, options.polar, options.polar_steps)
+        if options.output is None:
+            sys.stdout.write(text)
+        else:
+            options.output.write_text(text, encoding="utf-8")
+            print(f"{options.output}: {len(text.splitlines())} lines")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
