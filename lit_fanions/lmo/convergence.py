@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_fanions.lmo.factorisations import noise, wide
 
 # Singular values that agree to this part, or to twice the tolerance, count as copies of one.
 CLUSTER = 1e-4
@@ -59,6 +62,66 @@ def direction_error(residuals: Tensor, s: Tensor, spread: Tensor) -> Tensor:
     return torch.where(copies, torch.inf, error)
 
 
+class Projection(NamedTuple):
+    """What is known of m on a basis: all that a look needs, on the host.
+
+    Attributes:
+        k: Number of triplets wanted.
+        gram: w w^T of the images w of the basis, (..., n, n).
+        coupling: How the last block of the basis is coupled to the next, (..., width, width).
+        w: The images themselves, (..., n, rows), where m is.
+        complete: Whether the basis spans the whole space.
+        ready: Returns when the device has copied the tensors.
+    """
+
+    k: int
+    gram: Tensor
+    coupling: Tensor
+    w: Tensor
+    complete: bool
+    ready: Callable[[], None]
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Return the singular values of w, descending, and its left singular vectors."""
+        self.ready()
+        squares, q = torch.linalg.eigh(wide(self.gram))
+        s, q = squares.clamp(min=0).sqrt().flip(-1).to(self.gram), q.flip(-1).to(self.gram)
+        # Roots of eigenvalues have half of the digits of w w^T, too few if w has no more digits.
+        least = ROUNDING * torch.finfo(self.gram.dtype).eps ** 0.5 * s[..., 0]
+        if self.gram.dtype == self.coupling.dtype and bool((s[..., self.k - 1] < least).any()):
+            q, s, _ = torch.linalg.svd(wide(self.w), full_matrices=False)
+            s, q = s.to(self.gram), q.to(self.gram)
+        return s, q
+
+    def spread(self) -> Tensor:
+        """Return the mean of |m v|^2 over the last block, (...).
+
+        The next one, which holds the residuals, will have about the same: the square of a typical
+        singular value among those outside the space.
+        """
+        return self.gram.diagonal(dim1=-2, dim2=-1)[..., -self.coupling.shape[-1] :].mean(-1)
+
+    def around_cut(self, s: Tensor) -> Tensor:
+        """Return the first k + 1 of the singular values of w.
+
+        While there are only k, the next one is not known (NaN); in the whole space it is 0.
+        """
+        if s.shape[-1] > self.k:
+            return s[..., : self.k + 1]
+        following = torch.full_like(s[..., -1:], 0.0 if self.complete else torch.nan)
+        return torch.cat([s, following], -1)
+
+    def estimates(self, s: Tensor, q: Tensor) -> Tensor:
+        """Return the residuals |m^T u - s v| / s by the recurrence, (..., k)."""
+        last = self.coupling.shape[-1]
+        coefficients = self.coupling.to(q) @ q[..., -last:, : self.k]
+        outside = torch.linalg.vector_norm(coefficients, dim=-2)
+        least = noise(s, self.coupling.dtype)
+        s = s[..., : self.k]
+        # A zero singular value has no defined vectors: its residual counts as 0.
+        return torch.where(s > least, outside / s**2, 0.0).to(self.coupling.dtype)
+
+
 class Check:
     """Decides when a search may stop.
 
@@ -90,7 +153,7 @@ class Check:
             # Infinite for copies on both sides of the cut, for which the residuals suffice.
             least = direction_error(floor, s, spread).clamp(min=self._goal.error)
             reached &= direction_error(residuals.to(s), s, spread) <= least
-        return bool(reached.all())
+        return bool((reached | residuals.isnan().all(-1)).all())  # NaN: of a broken matrix
 
     def stalls(self, residuals: Tensor) -> bool:
         """Return whether the residuals have stopped to decrease, by the last few checks."""

@@ -12,19 +12,19 @@ large, the search goes on from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.convergence import ROUNDING, Check, Goal, direction_error
+from lit_fanions.lmo.convergence import Check, Goal, Projection, direction_error
 from lit_fanions.lmo.factorisations import (
     completed,
     gram_schmidt,
     noise,
     rows_outside,
     scattered_rows,
-    wide,
 )
 from lit_fanions.lmo.scaling import largest_entry
 
@@ -89,8 +89,8 @@ def lanczos(
 ) -> Lanczos:
     """Return the leading singular triplets, found by thick-restart block Lanczos.
 
-    On a CPU every matrix stops when its own residuals are small enough. Elsewhere, where looking
-    at them waits for the device, all stop together at the end of a cycle.
+    On a CPU every matrix stops when its own residuals are small enough. Elsewhere all stop
+    together, and the host solves the projected problem while the device multiplies the next block.
 
     In float32 residuals below some 1e-6 s_1 / s_k are out of reach. The search then stops at what
     rounding allows, and the residuals in the answer say how much that is.
@@ -167,7 +167,7 @@ def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
         limits: When to end.
         fresh: Number of random rows to add to the start.
     """
-    k, looks = limits.k, m.device.type == "cpu"
+    k, on_cpu = limits.k, m.device.type == "cpu"
     basis = _BLOCKS * block_width(k, m.shape[-1]) if limits.basis is None else limits.basis
     space = _Space(m, start, fresh, k, basis)
     check = Check(limits.goal, copies=space.width, age=0 if fresh else _MATURE)
@@ -177,18 +177,23 @@ def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
         space.multiply()
         check.age += 1
         complete, over = space.ready == space.done, space.done >= space.size
-        if not (complete or over or (looks and space.done >= look)):
+        if not (complete or over or space.done >= look):
             continue
         look = _LOOK_AGAIN * space.done
-        s, q = space.ritz()
+        projection = space.project()
+        if not on_cpu and space.ready < space.size:
+            space.multiply()  # the device does this while the host goes on
+            check.age += 1
+        s, q = projection.ritz()
+        around, spread = projection.around_cut(s), projection.spread()
         last = complete or (over and cycle == limits.cycles)
-        promising = check.passes(space.estimates(s, q), space.around_cut(s), space.spread)
+        promising = check.passes(projection.estimates(s, q), around, spread)
         following: Tensor | None = None
         if last or (promising and (rough or check.age >= _MATURE)):
-            found, outside = space.triplets(s, q)
+            found, outside = space.triplets(s, q, around, spread)
             if last or rough:
                 return found
-            if not check.passes(found.residuals, space.around_cut(s), space.spread):
+            if not check.passes(found.residuals.to(s.device), around, spread):
                 if check.stalls(found.residuals):
                     return found
                 following = outside
@@ -257,54 +262,30 @@ class _Space:
         self.ready = min(self.done + block.shape[-2], self.v.shape[-1])
         self.v[..., self.done : self.ready, :] = block[..., : self.ready - self.done, :]
 
-    def ritz(self) -> tuple[Tensor, Tensor]:
-        """Return the singular values of w, descending, and its left singular vectors."""
-        squares, q = torch.linalg.eigh(wide(self.gram[..., : self.done, : self.done]))
-        s, q = squares.clamp(min=0).sqrt().flip(-1).to(self.gram), q.flip(-1).to(self.gram)
-        # Roots of eigenvalues have half of the digits of w w^T, too few if w has no more digits.
-        least = ROUNDING * torch.finfo(self.exact).eps ** 0.5 * s[..., 0]
-        if self.exact == self.dtype and bool((s[..., self.k - 1] < least).any()):
-            q, s, _ = torch.linalg.svd(wide(self.w[..., : self.done, :]), full_matrices=False)
-            s, q = s.to(self.gram), q.to(self.gram)
-        return s, q
+    def project(self) -> Projection:
+        """Return what a look needs; on an accelerator copies to the host are only begun."""
+        gram = self.gram[..., : self.done, : self.done]
+        w, complete = self.w[..., : self.done, :], self.ready == self.done
+        (gram, coupling), ready = _to_host(gram, self._coupling)
+        return Projection(self.k, gram, coupling, w, complete, ready)
 
-    @property
-    def spread(self) -> Tensor:
-        """Mean of |m v|^2 over the last block, (...): what the next one, the residual, will have.
+    def triplets(
+        self, s: Tensor, q: Tensor, around: Tensor, spread: Tensor
+    ) -> tuple[Lanczos, Tensor]:
+        """Return the triplets with their residuals, and m^T u - s v of the k of them as rows.
 
-        It is the square of a typical singular value among those outside the space.
+        Args:
+            s: Singular values on a basis of n vectors, which may have grown since.
+            q: Left singular vectors, (..., n, n).
+            around: The first k + 1 singular values.
+            spread: See ``direction_error``.
         """
-        last = slice(self.done - self._last, self.done)
-        return self.gram[..., last, last].diagonal(dim1=-2, dim2=-1).mean(-1)
-
-    def around_cut(self, s: Tensor) -> Tensor:
-        """Return the first k + 1 of the singular values of w.
-
-        While there are only k, the next one is not known (NaN); in the whole space it is 0.
-        """
-        if s.shape[-1] > self.k:
-            return s[..., : self.k + 1]
-        unknown = torch.nan if self.ready > self.done else 0.0
-        following = torch.full_like(s[..., -1:], unknown)
-        return torch.cat([s, following], -1)
-
-    def estimates(self, s: Tensor, q: Tensor) -> Tensor:
-        """Return the residuals |m^T u - s v| / s by the recurrence, (..., k)."""
-        coefficients = self._coupling.to(self.exact) @ q[..., self.done - self._last :, : self.k]
-        outside = torch.linalg.vector_norm(coefficients, dim=-2)
-        least = noise(s, self.dtype)
-        s = s[..., : self.k]
-        # A zero singular value has no defined vectors: its residual counts as 0.
-        return torch.where(s > least, outside / s**2, 0.0).to(self.dtype)
-
-    def triplets(self, s: Tensor, q: Tensor) -> tuple[Lanczos, Tensor]:
-        """Return the triplets with their residuals, and m^T u - s v of the k of them as rows."""
-        k, cut = self.k, self.around_cut(s)
-        best = q[..., : min(k + self.width, self.done)].mT
-        s = s[..., : best.shape[-2]]
+        k, n = self.k, q.shape[-2]
+        best = q[..., : min(k + self.width, n)].mT.to(self.w)
+        s = s[..., : best.shape[-2]].to(self.w)
         least = noise(s, self.dtype).to(self.dtype)
-        u = completed((best @ self.w[..., : self.done, :]).to(self.dtype), s)
-        vh = best.to(self.dtype) @ self.v[..., : self.done, :]
+        u = completed((best @ self.w[..., :n, :]).to(self.dtype), s)
+        vh = best.to(self.dtype) @ self.v[..., :n, :]
         s = s.to(self.dtype)
         assert self.scale is not None
         lengths = s[..., :k, None]
@@ -317,13 +298,14 @@ class _Space:
         self.products += 2 * k
         nan = torch.where(self.broken, torch.nan, 0.0).to(self.dtype)
         s = s / self.scale[..., 0] + nan[..., 0]
-        error = direction_error(residuals.to(cut), cut, self.spread).to(self.dtype) + nan[..., 0, 0]
+        error = direction_error(residuals.to(around), around, spread).to(nan) + nan[..., 0, 0]
         parts = (u.mT + nan, s, vh + nan, residuals + nan[..., 0], error)
         return Lanczos(*parts, self.products), right
 
     def restart(self, s: Tensor, q: Tensor) -> None:
         """Keep k and a block of the best vectors, and the next block."""
         kept = min(self.k + self.width, self.done)
+        s, q = s.to(self.w), q.to(self.w)
         following = self.v[..., self.done : self.ready, :].clone()
         self.v[..., :kept, :] = q[..., :kept].mT.to(self.dtype) @ self.v[..., : self.done, :]
         self.w[..., :kept, :] = q[..., :kept].mT @ self.w[..., : self.done, :]
@@ -348,6 +330,18 @@ class _Space:
         """Return a block of random rows, others after each product."""
         rows = scattered_rows(self.width, self.v.shape[-1], self.v, index=self.products)
         return rows.expand(*self.m.shape[:-2], -1, -1)
+
+
+def _to_host(*tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
+    """Return copies on the CPU, and a function that waits until they are complete."""
+    if not tensors[0].is_cuda:
+        return [x.cpu() for x in tensors], lambda: None
+    copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for copy, x in zip(copies, tensors, strict=True):
+        copy.copy_(x, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return copies, event.synchronize
 
 
 def _relative(outside: Tensor, s: Tensor, least: Tensor) -> Tensor:

@@ -360,10 +360,29 @@ def test_on_the_branches_for_gpus_a_batch_is_searched_together(k, basis, shape):
     torch.testing.assert_close(found_good.S[:, :k], exact, rtol=1e-3, atol=1e-5)
     assert orthonormal_vectors(found_good.U, found_good.Vh)
     assert (found_good.residuals <= 1e-3).all()
-    # Only nearly, because rounding decides when the slowest of them ends.
-    assert found.products == pytest.approx(max(alone), rel=0.02)
+    # Rounding decides at which look the slowest of them ends.
+    assert found.products <= 1.3 * max(alone)
     for field in found[:5]:
         assert field[2].isnan().all()
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4])
+@pytest.mark.parametrize("k", [1, 8, 40])
+@pytest.mark.parametrize("power", [0.0, 0.3, 0.7])
+def test_on_the_branches_for_gpus_a_search_ends_two_blocks_later_at_most(power, k, tol):
+    m = gaussian(300, 260) if power == 0 else with_spectrum(power_law(260, power), 300, 260)
+    m = m[None].float()
+    on_cpu = find(m, k, tol=tol)
+    with DeviceBranches():
+        found = find(m, k, tol=tol)
+    assert found.products <= on_cpu.products + 2 * 2 * block_width(k, 260)
+    assert (found.residuals <= tol).all()
+
+
+def test_a_broken_matrix_ends_the_search_at_once():
+    m = gaussian(1, 120, 90)
+    m[0, 3, 4] = torch.inf
+    assert find(m, 4).products < find(gaussian(1, 120, 90), 4).products
 
 
 def test_a_good_start_saves_products():
