@@ -22,16 +22,7 @@ def did_you_mean(given: object, allowed: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Refuse a value that is not one of the allowed names.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The value given.
-        allowed: The names that may be given.
-
-    Raises:
-        ValueError: If the value is not allowed.
-    """
+    """Raise ValueError if the argument ``name`` is not one of the allowed names."""
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
         hint = did_you_mean(value, allowed)
@@ -39,34 +30,28 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return a bool; refuse everything else.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The value given.
-
-    Raises:
-        ValueError: If the value is not True or False.
-    """
+    """Return the argument ``name``, or raise ValueError if it is not True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")
     return value
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
+def whole_number(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     """Return a whole number as an int; integers of NumPy are accepted, booleans are not.
 
     Args:
         name: Name of the argument, for the message.
         value: The value given.
         least: Smallest allowed value.
+        most: Largest allowed value.
 
     Raises:
-        ValueError: If the value is not a whole number of at least ``least``.
+        ValueError: If the value is not a whole number in this range.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if not whole or not least <= value <= most:
+        allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
     return int(value)
 
 
@@ -91,7 +76,11 @@ def real_number(
         ValueError: If the value is not a finite number within these bounds.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not (least <= value < below and value > above):
+    try:
+        finite = number and math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        finite = False
+    if not finite or not (least <= value < below and value > above):
         raise ValueError(f"{name} must be a number {_interval(least, below, above)}, got {value!r}")
     return float(value)
 

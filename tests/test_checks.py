@@ -35,7 +35,7 @@ def test_real_number_is_a_float(value):
         ({}, "that is finite"),
     ],
 )
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "1", None])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "1", None, 10**400])
 def test_real_number_refuses(bounds, words, value):
     with pytest.raises(ValueError) as caught:
         real_number("lr", value, **bounds)
@@ -49,6 +49,12 @@ def test_real_number_refuses(bounds, words, value):
 def test_real_number_refuses_what_is_outside(value, bounds):
     with pytest.raises(ValueError, match="lr must be a number"):
         real_number("lr", value, **bounds)
+
+
+def test_whole_number_names_the_range():
+    assert whole_number("steps", 3, 1, 3) == 3
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 to 3, got 4"):
+        whole_number("steps", 4, 1, 3)
 
 
 def test_choice_names_the_closest():

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lit_fanions.callbacks.extra_pass import RandomState, training_loss, unnoticed_pass
 from lit_fanions.callbacks.lightning_interface import Callback, MisconfigurationException
-from lit_fanions.optim.algorithms import Algorithm, Rank
+from lit_fanions.optim.algorithms import Rank
 from lit_fanions.optim.sharpness import SharpnessAscent
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SharpnessAware(Callback):
     def __init__(
         self,
         rho: float = 0.05,
-        algorithm: Algorithm = "neon",
+        algorithm: str = "neon",
         rank: Rank | None = None,
         exact: bool = True,
     ) -> None:

@@ -77,6 +77,10 @@ class Ball:
             return rank
         return basis_columns(rank, case.limit, case.settings)
 
+    def has_feedback(self, full: bool) -> bool:
+        """Return whether a step of low or of full rank leaves something for error feedback."""
+        return self.feedback and not (full and self.is_polar(Case(2, 2, 2)))
+
 
 # Oracles.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +59,6 @@ TRANSFORMS: dict[str, Transform] = {
     "entries": Transform(tuple, by_entries),
 }
 NAMES = ("none", *TRANSFORMS)
-if TYPE_CHECKING:
-    Adapt = str
-else:
-    Adapt = Literal[NAMES]
 
 
 def moment_key(part: int) -> str:

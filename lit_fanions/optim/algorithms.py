@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lit_fanions.checks import check_choice
 from lit_fanions.lmo import BALLS, Case, Oracle, Settings
@@ -66,13 +66,6 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "adamw": AlgorithmEntry("adamw"),
     "sgd": AlgorithmEntry("sgd"),
 }
-if TYPE_CHECKING:
-    Algorithm = str
-    BlendName = str
-else:
-    Algorithm = Literal[tuple(ALGORITHMS)]
-    BlendName = Literal[tuple(BALLS)]
-
 # Algorithms that take tensors of any shape.
 ANY_SHAPE = tuple(
     name
@@ -94,6 +87,14 @@ def find_algorithm(name: str) -> AlgorithmEntry:
 def is_entrywise(name: str) -> bool:
     """Return whether torch's own AdamW or SGD steps groups of an algorithm."""
     return find_algorithm(name).kind != "matrix"
+
+
+def is_foreign(source: str, target: str) -> bool:
+    """Return whether two algorithms step by different rules and so need lr of their own.
+
+    All balls are one kind; adamw and sgd are kinds of their own.
+    """
+    return find_algorithm(source).kind != find_algorithm(target).kind
 
 
 def resolve_rank(rank: Rank, rows: int, cols: int) -> int:

@@ -13,7 +13,7 @@ from lit_fanions.optim import entrywise
 from lit_fanions.optim.adapting import initial_moments
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.bases import start_bases
-from lit_fanions.optim.groups import named_parameters
+from lit_fanions.optim.groups import check_group, named_parameters
 
 _Groups = Sequence[Mapping[str, Any]]
 _MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")  # of the parameter's shape
@@ -27,7 +27,8 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
         state_dict: The dict to load. Options younger than it stay as they are.
 
     Raises:
-        ValueError: If groups, their algorithms, their parameters' names or shapes differ.
+        ValueError: If groups, their algorithms, their parameters' names or shapes differ, or an
+            option is impossible.
     """
     missing = [key for key in ("state", "param_groups") if key not in state_dict]
     if missing:
@@ -47,7 +48,8 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
     for group, mine in zip(completed, own, strict=True):
         if "param_names" in mine:
             group["param_names"] = list(mine["param_names"])
-    return {**state_dict, "param_groups": completed}
+    checked = [check_group(g, f"the checkpoint's group {g['name']!r}") for g in completed]
+    return {**state_dict, "param_groups": checked}
 
 
 def _check_same_groups(own: _Groups, saved: _Groups) -> None:

@@ -83,21 +83,16 @@ class FanionConfig:
         Raises:
             ValueError: If there is a key that the configuration does not have.
         """
-        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        options = {key: value for key, value in changes.items() if key not in parts}
-        for name, value in changes.items():
-            if name not in parts or value is None:
-                continue
-            if not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
-                raise ValueError(f"{name} must be a mapping, got {value!r}")
-            parts[name] = _build_part(name, {**_plain(parts[name]), **_plain(value)}, name)
+        parts = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         known = [*parts, *NAMES]
-        for name in options.keys() - set(known):
-            raise ValueError(f"{name} is no option{did_you_mean(name, known)}")
-        if options:
-            given = {**_plain(parts["matrix"]), **options}
-            parts["matrix"] = _build_part("matrix", given, "matrix")
-        return FanionConfig(**parts)
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(f"{name} is no option{did_you_mean(name, known)}")
+            if name not in parts:
+                parts["matrix"][name] = value
+            elif value is not None:
+                parts[name] |= _mapping(_plain(value), name)
+        return _build(FanionConfig, parts, "")
 
 
 # A module that takes a configuration and calls save_hyperparameters() puts it into its checkpoints,
@@ -112,34 +107,35 @@ _PARTS: dict[str, type] = {
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
-    """Return an instance of a configuration class from a mapping."""
+    """Return an instance of a configuration class from a mapping at a path of the configuration."""
     if isinstance(values, cls):
         return values
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where or 'the configuration'} must be a mapping, got {values!r}")
     names = [f.name for f in dataclasses.fields(cls)]
     built = {}
-    for key, value in values.items():
+    for key, value in _mapping(values, where or "the configuration").items():
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
             hint = did_you_mean(key, names)
             raise ValueError(f"{path} is no option (allowed: {', '.join(names)}){hint}")
-        nested = key in _PARTS or key == "overrides"
-        if value is None and nested:
-            continue
-        built[key] = _build_part(key, value, path) if nested else value
-    return cls(**built)
+        if key in _PARTS:
+            value = _build(_PARTS[key], {} if value is None else value, path)
+        elif key == "overrides":
+            groups = _mapping({} if value is None else value, path, " of group names")
+            value = {
+                group: _build(Override, {} if own is None else own, f"{path}.{group}")
+                for group, own in groups.items()
+            }
+        built[key] = value
+    try:
+        return cls(**built)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}" if where else str(error)) from None
 
 
-def _build_part(name: str, value: Any, path: str) -> Any:
-    if name in _PARTS:
-        return _build(_PARTS[name], value, path)
+def _mapping(value: Any, where: str, content: str = "") -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path} must be a mapping of group names, got {value!r}")
-    return {
-        group: _build(Override, {} if part is None else part, f"{path}.{group}")
-        for group, part in value.items()
-    }
+        raise ValueError(f"{where} must be a mapping{content}, got {value!r}")
+    return value
 
 
 def _plain(value: Any) -> Any:

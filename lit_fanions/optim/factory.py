@@ -15,14 +15,13 @@ from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
 from lit_fanions.optim.checkpoints import keyed_by_names
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
-from lit_fanions.optim.options import carry_over, default_options
+from lit_fanions.optim.options import ENTRYWISE_LR, carry_over, default_options
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
 from lit_fanions.optim.schedules import GroupSchedule, steps_left
 
 # Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
 _ALGORITHMS = {"matrix": DEFAULT_ALGORITHM, "other": "adamw"}
-_ENTRYWISE_LR = 1e-3
 
 
 def split_parameters(
@@ -177,7 +176,7 @@ def _base(part: str, config: FanionConfig) -> dict[str, Any]:
     """Return the options of ``matrix`` or ``other``, with an algorithm and an lr."""
     given = getattr(config, part).given()
     algorithm = given.get("algorithm", _ALGORITHMS[part])
-    lr = _ENTRYWISE_LR if is_entrywise(algorithm) else default_options(algorithm)["lr"]
+    lr = ENTRYWISE_LR if is_entrywise(algorithm) else default_options(algorithm)["lr"]
     return {"algorithm": algorithm, "lr": lr, **given}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
-from lit_fanions.optim.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, is_entrywise
+from lit_fanions.optim.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, is_entrywise, is_foreign
 from lit_fanions.optim.bases import is_basis, is_cold, warm_bases, warms
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import finite_flags
@@ -22,6 +22,8 @@ from lit_fanions.optim.groups import (
     are_parameters,
     as_list,
     check_combination,
+    check_group,
+    check_names,
     check_parameters,
     check_torch_options,
     keys_of_others,
@@ -32,16 +34,14 @@ from lit_fanions.optim.matrix_step import step_matrices
 from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
     GroupOptions,
+    argument_docs,
     carry_over,
-    check_group,
-    check_names,
     default_options,
     default_seed,
-    is_foreign,
+    takes_options,
 )
 from lit_fanions.optim.shared_step import step_shared
 from lit_fanions.optim.sharing import agree_on_gradients, plan_shares, team_of_group
-from lit_fanions.optim.signatures import argument_docs, takes_options
 from lit_fanions.optim.together import own_state
 
 
@@ -224,7 +224,7 @@ class Fanion(torch.optim.Optimizer):
             group["nesterov"] = False
         if "seed" in own and group["seed"] is None:
             group["seed"] = default_seed()
-        group = _checked(group, where)
+        group = check_group(group, where)
         check_combination(group, where)
         super().add_param_group(self._with_names(group))
         check_parameters(self.param_groups[-1])
@@ -354,20 +354,6 @@ def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextMan
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
     return nullcontext()
-
-
-def _checked(group: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the options of a group, checked; an lr that is a tensor stays one.
-
-    torch's schedulers change such an lr in place: each group gets a copy of its own.
-    """
-    lr = group["lr"]
-    if not isinstance(lr, Tensor):
-        return check_group(group, where)
-    if lr.numel() != 1:
-        raise ValueError(f"{where}: a tensor lr must have one element, got {tuple(lr.shape)}")
-    checked = check_group({**group, "lr": lr.item()}, where)
-    return {**checked, "lr": lr.detach().clone().reshape(())}
 
 
 def _refuse_argument(name: str, algorithm: str) -> None:

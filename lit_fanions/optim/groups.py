@@ -1,4 +1,4 @@
-"""Checks of whole parameter groups: options that exclude each other, parameters without a matrix.
+"""Checks of whole parameter groups: names, options that exclude each other, parameters.
 
 Beside ``options``, where each option is checked alone.
 """
@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import BALLS, SOLVERS, Case
+from lit_fanions.checks import did_you_mean
+from lit_fanions.lmo import BALLS, SOLVERS
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
-from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
+from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, is_entrywise
 from lit_fanions.optim.matrices import matrix_shapes
-from lit_fanions.optim.options import default_options
+from lit_fanions.optim.options import CHECKS, NAMES, default_options
 
 # Keys that torch, its schedulers and the factory keep in a group beside the options.
 KEPT = (
     "params", "param_names", "name", "algorithm", "config_group", "initial_lr", "initial_momentum",
+    "initial_alpha", "initial_rank",
 )  # fmt: skip
 
 
@@ -45,18 +47,63 @@ TORCH_OPTIONS = {
 }
 
 
+# Names that other optimizers use for an option.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "betas": "momentum (beta1) and beta2",
+    "beta1": "momentum",
+    "wd": "weight_decay",
+    "ns_steps": "polar_steps",
+    "backend_steps": "polar_steps",
+    "ns_coefficients": "polar",
+    "adjust_lr_fn": "scale",
+    "k": "rank",
+}
+
+
 def keys_of_others(group: Iterable[str]) -> list[str]:
     """Return the keys of a group that are no options but known: torch's, schedulers', wrappers'."""
     known = (*KEPT, *TORCH_OPTIONS)
     return [key for key in group if key in known or _KEYS_OF_OTHERS.fullmatch(key)]
 
 
-def check_torch_options(group: Mapping[str, Any], where: str) -> None:
-    """Refuse options of torch's optimizers that are switched on and would be ignored.
+def check_names(given: Iterable[str], algorithm: str, where: str, others: Iterable[str]) -> None:
+    """Refuse options that the algorithm does not have, and keys that look like a typo of one.
 
-    Raises:
-        ValueError: With what to do instead.
+    Other keys are left alone: wrappers and schedulers keep their own in parameter groups.
+
+    Args:
+        given: The keys given.
+        algorithm: Name of the group's algorithm.
+        where: What to call the group in messages.
+        others: Keys that are no options but known.
     """
+    options = ["algorithm", "name", *default_options(algorithm)]
+    known = {*options, *others}
+    for key in (key for key in given if key not in known):
+        hint = did_you_mean(key, options)
+        if key in _OTHER_NAMES:
+            hint = f"; did you mean {_OTHER_NAMES[key]}?"
+        if hint or key in NAMES:
+            listed = ", ".join(sorted(options))
+            raise ValueError(f"{where} has no option {key!r}{hint} (options: {listed})")
+
+
+def check_group(group: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the options of a group, all of its algorithm's, as they are stored, or raise.
+
+    Keys that are no options are left as they are. ``where`` is the group's name in messages.
+    """
+    options = default_options(group["algorithm"])
+    checked = dict(group)
+    for name in (name for name in NAMES if name in group):
+        if group[name] is not None or options.get(name) is not None:
+            checked[name] = CHECKS[name](f"{where}: {name}", group[name])
+    return checked
+
+
+def check_torch_options(group: Mapping[str, Any], where: str) -> None:
+    """Refuse options of torch's optimizers that are switched on and would be ignored."""
     for name in TORCH_OPTIONS:
         if group.get(name):
             raise ValueError(f"{where} has no option {name!r}: {TORCH_OPTIONS[name]}")
@@ -94,17 +141,8 @@ def configured_group(group: Mapping[str, Any]) -> str:
 
 
 def check_combination(group: Mapping[str, Any], where: str) -> None:
-    """Refuse options that exclude each other, and warn where there is no norm.
-
-    Args:
-        group: All options of a group, each checked.
-        where: What to call the group in messages.
-
-    Raises:
-        ValueError: If solvers cannot take their steps, or error feedback has nothing to keep.
-    """
-    entry = find_algorithm(group["algorithm"])
-    if entry.kind != "matrix":
+    """Refuse checked options that exclude each other, and warn where there is no norm."""
+    if is_entrywise(group["algorithm"]):
         return
     try:
         check_polar(group["polar"], group["polar_steps"])
@@ -112,32 +150,14 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     defaults = default_options(group["algorithm"])
-    if group["p"] != defaults["p"] and "schatten" not in (entry.ball, group["blend"]):
+    balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
+    if group["p"] != defaults["p"] and "schatten" not in balls:
         raise ValueError(f"{where}: p belongs to the Schatten ball: set algorithm or blend to it")
     if group["adapt"] == "none":
         for name in ("beta2", "eps"):
             if group[name] != defaults[name]:
                 raise ValueError(f"{where}: {name} belongs to adamw and to adapt: set adapt too")
-    if group["error_feedback"]:
-        if group["solver"] in SOLVERS and not SOLVERS[group["solver"]].triplets:
-            raise ValueError(
-                f"{where}: error feedback needs singular triplets, which solver "
-                f"{group['solver']!r} does not find: choose another solver"
-            )
-        ball = BALLS[entry.ball]
-        rank = group["rank"]
-        full = rank == "full" or (isinstance(rank, float) and rank == 1)
-        if not ball.feedback or group["alpha"] == 0 or (full and ball.is_polar(Case(2, 2, 2))):
-            able = [
-                name
-                for name, one in ALGORITHMS.items()
-                if one.kind == "matrix" and BALLS[one.ball].feedback
-            ]
-            raise ValueError(
-                f"{where}: error feedback keeps what a step of low rank leaves behind, which rank "
-                f"{rank!r} and alpha {group['alpha']} do not have: choose one of "
-                f"{', '.join(able)} with a rank below full and alpha above 0"
-            )
+    _check_feedback(group, where)
     if not 0 <= group["alpha"] <= 1:
         warnings.warn(
             f"{where}: alpha = {group['alpha']} is outside [0, 1]: the step is the oracle of no "
@@ -146,13 +166,30 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         )
 
 
-def check_parameters(group: Mapping[str, Any]) -> None:
-    """Refuse parameters that the algorithm of their group cannot step, and warn of clamped ranks.
+def _check_feedback(group: Mapping[str, Any], where: str) -> None:
+    """Refuse error feedback of a step that leaves nothing behind."""
+    if not group["error_feedback"]:
+        return
+    solver = group["solver"]
+    if solver in SOLVERS and not SOLVERS[solver].triplets:
+        raise ValueError(
+            f"{where}: error feedback needs singular triplets, which solver {solver!r} does not "
+            "find: choose another solver"
+        )
+    rank, ball = group["rank"], BALLS[ALGORITHMS[group["algorithm"]].ball]
+    full = rank == "full" or (isinstance(rank, float) and rank == 1)
+    if group["alpha"] and ball.has_feedback(full):
+        return
+    able = [name for name, x in ALGORITHMS.items() if x.ball and BALLS[x.ball].feedback]
+    raise ValueError(
+        f"{where}: error feedback keeps what a step of low rank leaves behind, which rank {rank!r} "
+        f"and alpha {group['alpha']} do not have: choose one of {', '.join(able)} with a rank "
+        "below full and alpha above 0"
+    )
 
-    Raises:
-        TypeError: If a parameter is not of real floating-point numbers.
-        ValueError: If a parameter has no matrix form.
-    """
+
+def check_parameters(group: Mapping[str, Any]) -> None:
+    """Refuse parameters that the group's algorithm cannot step, and warn of clamped ranks."""
     clamped = False
     for name, p in named_parameters(group):
         if not p.is_floating_point():

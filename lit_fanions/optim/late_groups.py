@@ -13,14 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_fanions.optim.algorithms import ANY_SHAPE
+from lit_fanions.optim.algorithms import ANY_SHAPE, is_foreign
 from lit_fanions.optim.groups import configured_group
-from lit_fanions.optim.options import default_options, is_foreign
+from lit_fanions.optim.options import ENTRYWISE_LR, default_options
 from lit_fanions.optim.reporting import inform
 
 # Groups for parameters, as the factory would have made them; empty where it does not know some.
 Planner = Callable[[Sequence[Tensor]], list[dict[str, Any]]]
-_VECTOR_LR = 1e-3
 
 
 def is_bare(group: Mapping[str, Any]) -> bool:
@@ -107,11 +106,11 @@ def _vector_options(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not able:
         warnings.warn(
             "vectors were added without an algorithm to an optimizer that has no group for them: "
-            f"AdamW steps them with an lr of at most {_VECTOR_LR:g}. To choose, add them as a "
+            f"AdamW steps them with an lr of at most {ENTRYWISE_LR:g}. To choose, add them as a "
             'group of their own: {"params": ..., "algorithm": "adamw", "lr": ...}',
             stacklevel=5,
         )
-        return {"algorithm": "adamw", "lr": _VECTOR_LR}
+        return {"algorithm": "adamw", "lr": ENTRYWISE_LR}
     ranks = {"vector": 0, "other": 1}
     like = min(able, key=lambda group: ranks.get(configured_group(group), 2))
     options = {name: like[name] for name in default_options(like["algorithm"]) if name in like}

@@ -10,7 +10,7 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 LAYOUTS = ("flatten", "transposed", "batch", "batch_transposed")
-if TYPE_CHECKING:
-    Layout = str
-else:
-    Layout = Literal[LAYOUTS]
 Splits = int | list[int] | None
 
 

@@ -7,80 +7,68 @@ new option is a field here and its use.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import os
+import textwrap
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
-from lit_fanions.checks import (
-    check_choice,
-    check_flag,
-    did_you_mean,
-    exponent,
-    real_number,
-    whole_number,
-)  # fmt: skip
-from lit_fanions.lmo import BALLS, OVERSAMPLING, PolarMethod, Solver
+from lit_fanions.checks import check_choice, check_flag, exponent, real_number, whole_number
+from lit_fanions.lmo import BALLS, OVERSAMPLING
 from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
-from lit_fanions.optim.adapting import Adapt
-from lit_fanions.optim.algorithms import ALGORITHMS, Algorithm, BlendName, find_algorithm
-from lit_fanions.optim.matrices import LAYOUTS, Layout
-from lit_fanions.optim.step_sizes import SCALES, Scale
+from lit_fanions.optim.algorithms import ALGORITHMS, find_algorithm
+from lit_fanions.optim.matrices import LAYOUTS
+from lit_fanions.optim.step_sizes import SCALES
 
-Nonfinite = Literal["skip", "error", "propagate"]
-MomentumDtype = Literal["float16", "bfloat16", "float32", "float64"]
 _Check = Callable[[str, Any], Any]
-
-# Names that other optimizers use for an option.
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "betas": "momentum (beta1) and beta2",
-    "beta1": "momentum",
-    "wd": "weight_decay",
-    "ns_steps": "polar_steps",
-    "backend_steps": "polar_steps",
-    "ns_coefficients": "polar",
-    "adjust_lr_fn": "scale",
-    "k": "rank",
-}
+_T = TypeVar("_T")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# More steps of a solver than these change no direction, and a misplaced number hangs the run.
+_MOST_POLAR_STEPS = 100
+_MOST_SOLVER_STEPS = 10_000
+# Learning rate of adamw and sgd where the library chooses them.
+ENTRYWISE_LR = 1e-3
 
 
-def _choice(allowed: Iterable[str]) -> _Check:
-    def check(name: str, value: Any) -> Any:
-        check_choice(name, value, allowed)
-        return value
-
-    return check
-
-
-def _number(
-    least: float = -float("inf"), below: float = float("inf"), above: float = -float("inf")
-) -> _Check:
-    return lambda name, value: real_number(name, value, least, below, above=above)
+def _lr(name: str, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return real_number(name, value, 0.0)
+    if value.numel() != 1:
+        raise ValueError(f"{name}: a tensor lr must have one element, got {tuple(value.shape)}")
+    real_number(name, value.item(), 0.0)
+    # torch's schedulers change such an lr in place: each group gets a copy of its own.
+    return value.detach().clone().reshape(())
 
 
-def _whole(least: int) -> _Check:
-    return lambda name, value: whole_number(name, value, least)
+def _number(**bounds: float) -> _Check:
+    return lambda name, value: real_number(name, value, **bounds)
+
+
+def _whole(least: int, most: float = float("inf")) -> _Check:
+    return lambda name, value: whole_number(name, value, least, most)
 
 
 def _rank(name: str, value: Any) -> Any:
+    whole = hasattr(value, "__index__")
     if value == "full":
         return value
-    try:
-        return whole_number(name, value)
-    except ValueError:
-        fraction = hasattr(value, "__float__") and not isinstance(value, (bool, str))
-        if fraction and 0 < float(value) <= 1 and not hasattr(value, "__index__"):
-            return float(value)
-        raise ValueError(
-            f'{name} must be a whole number of at least 1, a fraction in (0, 1] or "full", '
-            f"got {value!r}"
-        ) from None
+    with contextlib.suppress(ValueError):
+        number = whole_number(name, value) if whole else real_number(name, value, above=0.0)
+        if whole or number <= 1:
+            return number
+    raise ValueError(
+        f'{name} must be a whole number of at least 1, a fraction in (0, 1] or "full", '
+        f"got {value!r}"
+    )
 
 
 def _splits(name: str, value: Any) -> Any:
@@ -97,48 +85,54 @@ def _splits(name: str, value: Any) -> Any:
 def _dtype(name: str, value: Any) -> str:
     if isinstance(value, torch.dtype):
         value = str(value).removeprefix("torch.")
-    check_choice(name, value, MomentumDtype.__args__)  # type: ignore[attr-defined]
+    check_choice(name, value, _DTYPES)
     return str(value)
 
 
-_ABSENT = object()
-
-
 def _option(
-    help: str,
-    check: _Check,
-    *,
-    matrix: Any = _ABSENT,
-    adamw: Any = _ABSENT,
-    sgd: Any = _ABSENT,
+    help: str, check: _Check | None = None, choices: Iterable[str] = (), **defaults: Any
 ) -> Any:
     """Declare an option.
 
     Args:
         help: Its text in help and reference.
         check: Maps its name and a value that is not None to the value as it is stored, or raises.
-        matrix: Default in groups of balls, where the algorithm says nothing else.
-        adamw: Default in groups of adamw.
-        sgd: Default in groups of sgd.
+            Default: the value is one of the choices.
+        choices: The names that it may have.
+        **defaults: Its default by the kind of algorithm (matrix, adamw, sgd), where the algorithm
+            says nothing else. Groups of a kind that is missing do not have the option.
     """
-    defaults = {"matrix": matrix, "adamw": adamw, "sgd": sgd}
-    given = {kind: value for kind, value in defaults.items() if value is not _ABSENT}
-    return field(default=None, metadata={"help": help, "check": check, "defaults": given})
+
+    def is_choice(name: str, value: Any) -> Any:
+        check_choice(name, value, choices)  # a table may have got rows since
+        return value
+
+    metadata = {"help": help, "check": check or is_choice, "choices": tuple(choices)}
+    return field(default=None, metadata={**metadata, "defaults": defaults})
+
+
+def _choices_as_types(cls: type[_T]) -> type[_T]:
+    """Give options that are names the type that parsers and help pages show."""
+    for name, declared in vars(cls).items():
+        if isinstance(declared, dataclasses.Field) and declared.metadata["choices"]:
+            cls.__annotations__[name] = Literal[declared.metadata["choices"]] | None
+    return cls
 
 
 @dataclass(frozen=True)
+@_choices_as_types
 class GroupOptions:
     """Options of a parameter group. None: what the algorithm says."""
 
-    algorithm: Algorithm | None = _option(
+    algorithm: str | None = _option(
         f"The norm ball, by name ({', '.join(ALGORITHMS)}), or torch's adamw and sgd. Default: "
         "muon for matrices, adamw for others.",
-        _choice(ALGORITHMS),
+        choices=ALGORITHMS,
     )
     lr: float | None = _option(
         "Learning rate, the radius of the ball. Default: .02 for matrices; adamw and sgd need one "
         "(1e-3 in the factory).",
-        _number(0.0),
+        _lr,
         matrix=0.02,
         adamw=None,
         sgd=None,
@@ -146,7 +140,7 @@ class GroupOptions:
     momentum: float | None = _option(
         "Weight of the old momentum in the new, in [0, 1); beta1 of adamw. Default: .95, and .9 "
         "for adamw and sgd.",
-        _number(0.0, 1.0),
+        _number(least=0.0, below=1.0),
         matrix=0.95,
         adamw=0.9,
         sgd=0.9,
@@ -161,20 +155,26 @@ class GroupOptions:
     weight_decay: float | None = _option(
         "Decoupled weight decay, W <- (1 - lr * weight_decay) W; coupled for sgd, as in torch. "
         "Default: 0.",
-        _number(0.0),
+        _number(least=0.0),
         matrix=0.0,
         adamw=0.0,
         sgd=0.0,
     )
+    cautious_decay: bool | None = _option(
+        "Decay only entries that the step moves towards 0 or not at all (cautious weight decay, "
+        "arXiv 2510.12402). Default: off.",
+        check_flag,
+        matrix=False,
+    )
     beta2: float | None = _option(
         "Decay of the second moment of adamw (default: .999) and of adapt (.95), in [0, 1).",
-        _number(0.0, 1.0),
+        _number(least=0.0, below=1.0),
         matrix=0.95,
         adamw=0.999,
     )
     eps: float | None = _option(
         "Added to the denominator of adamw and of adapt. Default: 1e-8.",
-        _number(0.0),
+        _number(least=0.0),
         matrix=1e-8,
         adamw=1e-8,
     )
@@ -191,10 +191,10 @@ class GroupOptions:
         _number(),
         matrix=1.0,
     )
-    blend: BlendName | None = _option(
+    blend: str | None = _option(
         "Ball of the partner in a blend: frobenius (normalised SGD), sign, or any other of the "
         "table of balls. Default: frobenius, sign for s_.",
-        _choice(BALLS),
+        choices=BALLS,
         matrix="frobenius",
     )
     sign_scale: float | None = _option(
@@ -203,22 +203,22 @@ class GroupOptions:
     p: float | None = _option(
         "Exponent of the Schatten ball: 1 neon, 2 nsgd, .inf muon. Default 3.", exponent, matrix=3.0
     )
-    polar: PolarMethod | None = _option(
-        "Solver for full rank (lmo.polar). Default: auto.", _choice(METHODS), matrix="auto"
+    polar: str | None = _option(
+        "Solver for full rank (lmo.polar). Default: auto.", choices=METHODS, matrix="auto"
     )
     polar_steps: int | None = _option(
         "Steps of the solver for full rank. Default: the method's own number.",
-        _whole(1),
+        _whole(1, _MOST_POLAR_STEPS),
         matrix=None,
     )
-    solver: Solver | None = _option(
+    solver: str | None = _option(
         "Solver for rank k (lmo.top_singular), warm-started from the previous step. Default: auto.",
-        _choice(SOLVER_NAMES),
+        choices=SOLVER_NAMES,
         matrix="auto",
     )
     solver_steps: int | None = _option(
         "Steps of the solver for rank k. Default: the solver's own number, one for subspace.",
-        _whole(1),
+        _whole(1, _MOST_SOLVER_STEPS),
         matrix=None,
     )
     oversampling: int | None = _option(
@@ -235,17 +235,17 @@ class GroupOptions:
         _whole(0),
         matrix=None,
     )
-    scale: Scale | None = _option(
+    scale: str | None = _option(
         "Step-size rule for a matrix of out x in, by torch's names: none (1), original "
         "(sqrt(max(1, out / in))), spectral_unclamped (sqrt(out / in)), match_rms_adamw (an RMS of "
         ".2 lr for every update). Default: original, spectral_unclamped for dion.",
-        _choice(SCALES),
+        choices=SCALES,
         matrix="original",
     )
-    adapt: Adapt | None = _option(
+    adapt: str | None = _option(
         "Divide the direction by the root of its second moment, for each row (rows, as NorMuon) or "
         "entry (entries, as AdaMuon), and scale it to its former length. Default: none.",
-        _choice(ADAPTS),
+        choices=ADAPTS,
         matrix="none",
     )
     renormalize: bool | None = _option(
@@ -265,25 +265,28 @@ class GroupOptions:
         _splits,
         matrix=None,
     )
-    layout: Layout | None = _option(
+    layout: str | None = _option(
         "How a parameter is a matrix: flatten (out x the rest, as linear layers and convolutions), "
         "transposed (dimensions 0 and 1 swapped, as transposed convolutions and weights stored in "
         "x out), batch (leading dimensions are separate matrices, as stacks of experts), "
         "batch_transposed (the same, each stored in x out). Default: what the module's class says.",
-        _choice(LAYOUTS),
+        choices=LAYOUTS,
         matrix="flatten",
     )
-    nonfinite: Nonfinite | None = _option(
+    nonfinite: str | None = _option(
         "What a NaN or an infinity in a gradient does: skip that parameter's step on the device "
         "and count it in its state; error, FloatingPointError before anything has changed (waits "
         "for the device); or propagate. Default: skip.",
-        _choice(Nonfinite.__args__),  # type: ignore[attr-defined]
+        choices=("skip", "error", "propagate"),
         matrix="skip",
         adamw="skip",
         sgd="skip",
     )
-    momentum_dtype: MomentumDtype | None = _option(
-        "Dtype of the momentum. Default: the parameter's, float32 for float16.", _dtype, matrix=None
+    momentum_dtype: str | None = _option(
+        "Dtype of the momentum. Default: the parameter's, float32 for float16.",
+        _dtype,
+        _DTYPES,
+        matrix=None,
     )
     share_work: bool | None = _option(
         "Let one rank solve each matrix that ranks replicate or have shards of. Default: on.",
@@ -292,16 +295,60 @@ class GroupOptions:
     )
     seed: int | None = _option(
         "Seed of the random starts of rank-k solvers, which become part of the state. Default: "
-        "that of seed_everything, 0 without one.", _whole(0), matrix=None,
+        "that of seed_everything, 0 without one.",
+        _whole(0, 2**63 - 1),
+        matrix=None,
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Check every option that is given, and store it as its check returns it."""
+        for name, check in CHECKS.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check(name, value))
 
     def given(self) -> dict[str, Any]:
         """Return the options that are not None."""
-        return {f.name: getattr(self, f.name) for f in FIELDS if getattr(self, f.name) is not None}
+        return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
 
 
 FIELDS = dataclasses.fields(GroupOptions)
 NAMES = tuple(f.name for f in FIELDS)
+CHECKS: dict[str, _Check] = {f.name: f.metadata["check"] for f in FIELDS}
+
+
+def argument_docs(indent: str = "    ") -> str:
+    """Return the options as entries of the Args section of a docstring."""
+    lines = []
+    for f in FIELDS:
+        text = f"{f.name}: {f.metadata['help']}"
+        wrapped = textwrap.wrap(text, 100 - len(indent) - 4)
+        lines += [f"{indent}    {wrapped[0]}", *(f"{indent}        {line}" for line in wrapped[1:])]
+    return "\n".join(lines)
+
+
+GroupOptions.__doc__ = f"{GroupOptions.__doc__}\n\n    Args:\n{argument_docs()}\n    "
+
+
+def takes_options(init: Callable[..., None]) -> Callable[..., None]:
+    """Show the options as arguments of a constructor with ``**options``.
+
+    ``help``, editors and jsonargparse read the signature.
+    """
+    types = typing.get_type_hints(GroupOptions)
+    own = {
+        name: parameter
+        for name, parameter in inspect.signature(init).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    more = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[name]
+        )
+        for name in NAMES
+        if name not in own
+    ]
+    init.__signature__ = inspect.Signature([*own.values(), *more])  # type: ignore[attr-defined]
+    return init
 
 
 def default_options(algorithm: str) -> dict[str, Any]:
@@ -311,24 +358,16 @@ def default_options(algorithm: str) -> dict[str, Any]:
         ValueError: If there is no such algorithm.
     """
     entry = find_algorithm(algorithm)
-    defaults = {
-        f.name: f.metadata["defaults"][entry.kind]
-        for f in FIELDS
-        if entry.kind in f.metadata["defaults"]
-    }
-    return {**defaults, **entry.options}
+    defaults = {f.name: f.metadata["defaults"] for f in FIELDS}
+    own = {name: kinds[entry.kind] for name, kinds in defaults.items() if entry.kind in kinds}
+    return {**own, **entry.options}
 
 
 def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
-    """Return the options given with one algorithm that hold for a group of another.
+    """Return the options given with the algorithm ``source`` that hold for a group of ``target``.
 
     Options that the target's name fixes (rank, alpha, blend, ...) are not carried over. Between
     adamw and sgd lr is not; between balls and those two only ``nonfinite`` is.
-
-    Args:
-        given: Options given with the source.
-        source: Name of an algorithm.
-        target: Name of the group's algorithm.
     """
     if source == target:
         return dict(given)
@@ -339,11 +378,6 @@ def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, 
     return {name: value for name, value in given.items() if name in allowed}
 
 
-def is_foreign(source: str, target: str) -> bool:
-    """Return whether two algorithms are of different kinds (balls, adamw, sgd), with lr apart."""
-    return find_algorithm(source).kind != find_algorithm(target).kind
-
-
 def default_seed() -> int:
     """Return the seed of Lightning's seed_everything, 0 without one.
 
@@ -351,50 +385,3 @@ def default_seed() -> int:
     """
     seed = os.environ.get("PL_GLOBAL_SEED", "")
     return int(seed) if seed.isdigit() else 0
-
-
-def check_group(group: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check the options of a group and return them as they are stored.
-
-    Args:
-        group: Options of a group, all of its algorithm's and maybe keys of others.
-        where: What to call the group in messages.
-
-    Raises:
-        ValueError: If an option is impossible.
-    """
-    options = default_options(group["algorithm"])
-    checks = {f.name: f.metadata["check"] for f in FIELDS}
-    return {
-        name: checks[name](f"{where}: {name}", value)
-        if name in checks and (value is not None or (name in options and options[name] is not None))
-        else value
-        for name, value in group.items()
-    }
-
-
-def check_names(given: Iterable[str], algorithm: str, where: str, others: Iterable[str]) -> None:
-    """Refuse options that the algorithm does not have, and keys that look like a typo of one.
-
-    Other keys are left alone: wrappers and schedulers keep their own in parameter groups.
-
-    Args:
-        given: The keys given.
-        algorithm: Name of the group's algorithm.
-        where: What to call the group in messages.
-        others: Keys that are no options but known.
-
-    Raises:
-        ValueError: With the closest option's name and a list of all.
-    """
-    options = ["algorithm", "name", *default_options(algorithm)]
-    known = {*options, *others}
-    for key in given:
-        if key in known:
-            continue
-        hint = did_you_mean(key, options)
-        if key in _OTHER_NAMES:
-            hint = f"; did you mean {_OTHER_NAMES[key]}?"
-        if hint or key in NAMES:
-            listed = ", ".join(sorted(options))
-            raise ValueError(f"{where} has no option {key!r}{hint} (options: {listed})")

@@ -1,4 +1,4 @@
-"""Learning-rate and momentum schedules, one per parameter group."""
+"""Schedules of lr, momentum, alpha and rank, one per parameter group."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_fanions.checks import check_choice, real_number
+from lit_fanions.optim.algorithms import Rank
+from lit_fanions.optim.groups import check_combination
+from lit_fanions.optim.options import CHECKS
 
 Span = int | float
+_SPANS = (
+    "warmup", "cooldown", "steps", "freeze_after", "momentum_warmup", "transition_start",
+    "transition",
+)  # fmt: skip
 # Stands for the length of the run at its first step, where no multiplier depends on it.
 _UNKNOWN_TOTAL = 10**9
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How lr and momentum of a group change over the run.
+    """How lr, momentum, alpha and rank of a group change over the run.
 
     A length is a number of optimizer steps (an int) or a fraction of the run (a float, at most 1).
 
@@ -35,6 +42,12 @@ class ScheduleConfig:
         freeze_after: Length after which lr is 0, None for never.
         momentum_warmup: Length over which momentum rises linearly from momentum_start to its value.
         momentum_start: Momentum at the first step of the momentum warmup, at most the group's own.
+        alpha_end: Alpha at the end of the transition, for groups of a ball; None to keep it. With
+            alpha 1.1 and alpha_end .5 the steps go from Contra-Muon to Soft-Muon.
+        rank_end: Rank at the end of the transition, for groups of a ball; None to keep it. A whole
+            number if the group's rank is one, else a fraction (full is 1.0).
+        transition_start: Length before the transition, in which alpha and rank are the group's own.
+        transition: Length of the transition, over which alpha and rank change linearly.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -46,11 +59,15 @@ class ScheduleConfig:
     freeze_after: Span | None = None
     momentum_warmup: Span = 0
     momentum_start: float = 0.85
+    alpha_end: float | None = None
+    rank_end: int | float | None = None
+    transition_start: Span = 0
+    transition: Span = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         check_choice("shape", self.shape, ("constant", "linear", "cosine"))
-        for name in ("warmup", "cooldown", "steps", "freeze_after", "momentum_warmup"):
+        for name in _SPANS:
             span = getattr(self, name)
             if span is None:
                 continue
@@ -66,11 +83,18 @@ class ScheduleConfig:
         for name in ("warmup_start", "floor", "momentum_start"):
             if not 0 <= real_number(name, getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+        for name in ("alpha", "rank"):
+            if (end := getattr(self, f"{name}_end")) is not None:
+                object.__setattr__(self, f"{name}_end", CHECKS[name](f"{name}_end", end))
+        if self.rank_end == "full":
+            raise ValueError("rank_end must be a whole number or a fraction; full is 1.0")
 
     @property
     def needs_total(self) -> bool:
-        """Whether lr or momentum depends on the run's total number of steps."""
+        """Whether an option depends on the run's total number of steps."""
         spans = [self.warmup, self.momentum_warmup, self.freeze_after, self.steps]
+        if self.alpha_end is not None or self.rank_end is not None:
+            spans += [self.transition_start, self.transition]
         falls = self.shape != "constant" and not isinstance(self.steps, int)
         return falls or any(isinstance(span, float) and span > 0 for span in spans)
 
@@ -112,6 +136,29 @@ def momentum_at(schedule: ScheduleConfig, momentum: float, step: int, total: int
         return momentum
     start = min(schedule.momentum_start, momentum)  # the momentum never falls
     return start + (momentum - start) * step / warmup
+
+
+def alpha_at(schedule: ScheduleConfig, alpha: float, step: int, total: int) -> float:
+    """Return the alpha at a step of a group that starts with ``alpha``."""
+    if schedule.alpha_end is None:
+        return alpha
+    return alpha + (schedule.alpha_end - alpha) * _transition(schedule, step, total)
+
+
+def rank_at(schedule: ScheduleConfig, rank: Rank, step: int, total: int) -> Rank:
+    """Return the rank at a step of a group that starts with ``rank``; whole ranks are rounded."""
+    share = _transition(schedule, step, total)
+    if schedule.rank_end is None or share == 0:
+        return rank
+    start = 1.0 if rank == "full" else rank
+    now = start + (schedule.rank_end - start) * share
+    return round(now) if isinstance(schedule.rank_end, int) else now
+
+
+def _transition(schedule: ScheduleConfig, step: int, total: int) -> float:
+    """Return the share of the transition that is done, from 0 to 1."""
+    done = step - _steps(schedule.transition_start, total)
+    return min(1.0, max(0, done) / max(1, _steps(schedule.transition, total)))
 
 
 def _steps(span: Span, total: int) -> int:
@@ -168,8 +215,36 @@ def _steps_left_in_epochs(trainer: Any) -> int:
     return steps(batches, current) - steps(begun, current) + later
 
 
+_SCHEDULED: dict[str, Callable[..., Any]] = {
+    "momentum": momentum_at,
+    "alpha": alpha_at,
+    "rank": rank_at,
+}
+
+
+def _keep_initial(group: dict[str, Any], schedule: ScheduleConfig) -> None:
+    """Keep the values that a group's schedule starts from, beside torch's own ``initial_lr``.
+
+    Raises:
+        ValueError: If the group cannot have the alpha or the rank that the schedule ends with.
+    """
+    group.setdefault("initial_momentum", group["momentum"])
+    ends = {"alpha": schedule.alpha_end, "rank": schedule.rank_end}
+    ends = {name: end for name, end in ends.items() if end is not None and name in group}
+    for name in ends:
+        group.setdefault(f"initial_{name}", group[name])
+    where = f"the schedule of group {group.get('name')!r}"
+    if "rank" in ends and isinstance(group["initial_rank"], int) != isinstance(ends["rank"], int):
+        raise ValueError(
+            f"{where}: rank {group['initial_rank']!r} and rank_end {ends['rank']!r} must both be "
+            "whole numbers or both fractions (full is 1.0)"
+        )
+    if ends:
+        check_combination({**group, **ends}, where)
+
+
 class GroupSchedule(LRScheduler):
-    """Set lr and momentum of every group of an optimizer by that group's schedule.
+    """Set lr, momentum, alpha and rank of every group of an optimizer by that group's schedule.
 
     A group that is added to the optimizer later (by BackboneFinetuning, for instance) follows the
     schedule of the first group whose name begins alike (``matrix`` for ``matrix.late``), else of
@@ -177,7 +252,8 @@ class GroupSchedule(LRScheduler):
     added is its lr at that step; an lr that somebody sets afterwards is treated in the same way.
 
     Args:
-        optimizer: Its groups have ``lr`` and ``momentum``.
+        optimizer: Its groups have ``lr`` and ``momentum``, and where a schedule ends with
+            another ``alpha`` or ``rank``, those.
         schedules: One for each group.
         total_steps: Optimizer steps of the schedule, or a function that returns how many are left
             (``steps_left``). The function is asked after every step, never before the first one:
@@ -206,26 +282,24 @@ class GroupSchedule(LRScheduler):
         self.schedules = list(schedules)
         self.steps_left = total_steps if callable(total_steps) else None
         self.total_steps = None if callable(total_steps) else total_steps
-        # Beside initial_lr, which torch keeps in the group.
-        self.base_momentums = [
-            group.setdefault("initial_momentum", group["momentum"])
-            for group in optimizer.param_groups
-        ]
+        for group, schedule in zip(optimizer.param_groups, schedules, strict=True):
+            _keep_initial(group, schedule)
         self._first_groups = len(schedules)
         self._multipliers: list[float] = []
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Return the lr of each group at this step, and set the groups' momenta."""
+        """Return the lr of each group at this step, and set momentum, alpha and rank."""
         if self.steps_left is not None and self.last_epoch > 0:
             self.total_steps = self.last_epoch + self.steps_left()
         total = _UNKNOWN_TOTAL if self.total_steps is None else self.total_steps
         for i in range(self._first_groups, len(self.optimizer.param_groups)):
             self._adopt(i)
-        for group, schedule, momentum in zip(
-            self.optimizer.param_groups, self.schedules, self.base_momentums, strict=True
-        ):
-            group["momentum"] = momentum_at(schedule, momentum, self.last_epoch, total)
+        for group, schedule in zip(self.optimizer.param_groups, self.schedules, strict=True):
+            for name, value_at in _SCHEDULED.items():
+                if f"initial_{name}" in group:
+                    initial = group[f"initial_{name}"]
+                    group[name] = value_at(schedule, initial, self.last_epoch, total)
         self._multipliers = [
             lr_multiplier(schedule, self.last_epoch, total) for schedule in self.schedules
         ]
@@ -240,7 +314,7 @@ class GroupSchedule(LRScheduler):
             self.schedules.append(self.schedules[like])
         if i >= len(self.base_lrs):
             self.base_lrs.append(float(group["lr"]))
-            self.base_momentums.append(group.setdefault("initial_momentum", group["momentum"]))
+            _keep_initial(group, self.schedules[i])
         # Callbacks of fine-tuning raise the lr of their group themselves, epoch by epoch.
         if i >= len(self._last_lr) or group["lr"] != self._last_lr[i]:
             self.base_lrs[i] = float(group["lr"]) / (self._multipliers[like] or 1.0)

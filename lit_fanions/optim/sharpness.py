@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lit_fanions.checks import check_flag, real_number
 from lit_fanions.lmo import BALLS
-from lit_fanions.optim.algorithms import Algorithm, Rank, find_algorithm, is_entrywise, oracle
+from lit_fanions.optim.algorithms import Rank, find_algorithm, is_entrywise, oracle
+from lit_fanions.optim.groups import check_group
 from lit_fanions.optim.matrices import (
     from_matrices,
     gather,
@@ -18,7 +19,7 @@ from lit_fanions.optim.matrices import (
     scatter,
     to_matrices,
 )
-from lit_fanions.optim.options import check_group, default_options
+from lit_fanions.optim.options import default_options
 from lit_fanions.optim.parameters import assign
 
 # A perturbation of a batch of matrices: all of it, or its left and right vectors.
@@ -67,7 +68,7 @@ class SharpnessAscent:
         module: nn.Module,
         rho: float = 0.05,
         *,
-        algorithm: Algorithm = "neon",
+        algorithm: str = "neon",
         rank: Rank | None = None,
         exact: bool = True,
     ) -> None:

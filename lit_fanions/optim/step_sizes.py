@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 # RMS of an update of AdamW, which match_rms_adamw aims at (arXiv 2502.16982).
 MATCHED_RMS = 0.2
@@ -24,10 +23,6 @@ SCALES: dict[str, Callable[[int, int, float | None], float | None]] = {
     "match_rms_adamw": _match_rms_adamw,
     "spectral_unclamped": lambda rows, cols, length: math.sqrt(rows / cols),
 }
-if TYPE_CHECKING:
-    Scale = str
-else:
-    Scale = Literal[tuple(SCALES)]
 
 
 def step_size_factor(scale: str, rows: int, cols: int, length: float | None) -> float | None:

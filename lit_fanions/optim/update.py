@@ -221,8 +221,14 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
     if lr == 0:
         return
     if group["weight_decay"]:
-        _add(weight, weight, piece.finite, -lr * group["weight_decay"])
+        decayed = weight if not group["cautious_decay"] else _agreeing(weight, step)
+        _add(weight, decayed, piece.finite, -lr * group["weight_decay"])
     _add(weight, step, piece.finite, -lr)
+
+
+def _agreeing(weight: Tensor, step: Tensor) -> Tensor:
+    """Return the entries of the weight that the step does not move away from 0; 0 for others."""
+    return torch.where(weight.sign() * step.sign() >= 0, weight, 0.0)
 
 
 def _add(x: Tensor, y: Tensor, finite: Tensor, factor: float) -> None:

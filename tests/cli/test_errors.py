@@ -111,6 +111,10 @@ RECIPE_MISTAKES = {
         ["overrides.head.lrr in recipe.yaml", "'lr'?"],
     ),
     "rank": ("model.init_args.optimizer.matrix.rank", -1, ["rank", "-1"]),
+    "section": ("model.init_args.optimizer", 5, ["model.init_args.optimizer in recipe", "got 5"]),
+    "list as section": ("model.init_args.optimizer", [1], ["section of options", "got [1]"]),
+    "flag as section": ("model.init_args.optimizer.matrix", True, ["optimizer.matrix", "True"]),
+    "trainer as number": ("trainer", 5, ["trainer in recipe.yaml", "section of options"]),
     "class": ("data.class_path", "toy_zoo.ToyDta", ["toy_zoo", "ToyDta", "'ToyData'?"]),
     "callback": (
         "trainer.callbacks",

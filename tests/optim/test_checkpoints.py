@@ -100,6 +100,19 @@ def test_a_checkpoint_of_another_optimizer_is_refused():
         Fanion([p]).load_state_dict(torch.optim.AdamW([p]).state_dict())
 
 
+@pytest.mark.parametrize(
+    "damaged", [{"lr": float("nan")}, {"rank": -3}, {"polar_steps": 10**6}, {"blend": "ball"}]
+)
+def test_a_checkpoint_with_an_impossible_option_is_refused(damaged):
+    optimizer = one_matrix()
+    before = snapshot(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0].update(damaged)
+    with pytest.raises(ValueError, match=f"checkpoint's group 'muon': {next(iter(damaged))}"):
+        optimizer.load_state_dict(state)
+    assert snapshot(optimizer) == before
+
+
 def test_loading_takes_the_options_that_may_change():
     saved = one_matrix(lr=0.3, algorithm="f_muon", alpha=0.7)
     take_steps(saved, 1)

@@ -77,6 +77,8 @@ def test_empty_sections_take_the_defaults(empty):
         ({"overrides": {"head": 0.1}}, "overrides.head must be a mapping, got 0.1"),
         ({"overrides": [1]}, "overrides must be a mapping"),
         ("muon", "the configuration must be a mapping"),
+        ({"matrix": {"lr": float("nan")}}, "matrix.lr must be a number"),
+        ({"overrides": {"head": {"rank": -3}}}, "overrides.head.rank must be"),
         ({"schedule": {"shape": "linaer"}}, "shape 'linaer' is none of.*did you mean 'linear'"),
     ],
 )  # fmt: skip

@@ -43,6 +43,10 @@ REFUSED = [
     ({"polar": "quintic", "polar_steps": 6}, "exactly 5 steps"),
     ({"polar": "exact", "polar_steps": 3}, "exact"),
     ({"polar_steps": 0}, "steps"),
+    ({"polar_steps": 10**6}, "polar_steps must be a whole number from 1 to 100"),
+    ({"solver_steps": 10**6}, "solver_steps"),
+    ({"lr": 10**400}, "lr must be a number"),
+    ({"seed": 2**64}, "seed"),
     ({"solver": "lancos"}, "did you mean 'lanczos'"),
     ({"scale": "orignal"}, "did you mean 'original'"),
     ({"splits": 0}, "splits"),
@@ -93,6 +97,15 @@ def test_impossible_options_are_refused_by_name_wherever_they_are_given(options,
         with pytest.raises(ValueError, match=message) as error:
             one_matrix(**options)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [(torch.ones(2), "one element"), (torch.tensor(math.nan), "lr must be a number")],
+)
+def test_impossible_tensors_of_lr_are_refused(lr, message):
+    with pytest.raises(ValueError, match=message):
+        one_matrix(lr=lr)
 
 
 @pytest.mark.parametrize("options", [{"rank": 2}, {"polar": "jordan"}, {"alpha": 0.3}])

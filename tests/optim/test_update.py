@@ -200,3 +200,26 @@ def test_renormalize_reaches_the_norm_in_bf16():
         p.grad = gaussian(64, 32, seed=i).bfloat16()
         optimizer.step()
     assert p.detach().float().norm().item() == pytest.approx(8.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("stack_entries", [None, 0])
+@pytest.mark.parametrize("algorithm", ["muon", "s_neon", "dion"])
+def test_cautious_decay_spares_entries_that_the_step_moves_away_from_zero(algorithm, stack_entries):
+    """W <- W - lr (u + weight_decay 1[u W >= 0] W), arXiv 2510.12402."""
+    options = {"algorithm": algorithm, "lr": 0.1, "stack_entries": stack_entries}
+    plain, cautious = parameter64(2, 6, 4), parameter64(2, 6, 4)
+    steps = [
+        Fanion([plain], layout="batch", **options),
+        Fanion([cautious], layout="batch", weight_decay=0.5, cautious_decay=True, **options),
+    ]
+    start = plain.detach().clone()
+    start[0, 0] = 0.0
+    for p, optimizer in zip((plain, cautious), steps, strict=True):
+        with torch.no_grad():
+            p.copy_(start)
+        p.grad = gaussian64(2, 6, 4, seed=1)
+        optimizer.step()
+    step = start - plain.detach()
+    want = start - step - 0.1 * 0.5 * torch.where(step * start >= 0, start, 0.0)
+    torch.testing.assert_close(cautious.detach(), want)
+    assert not torch.equal(want, start - step - 0.1 * 0.5 * start)
