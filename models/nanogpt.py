@@ -225,11 +225,14 @@ class NanoGPT(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up the losses."""
-        self._evaluate(batch)
+        inputs, targets = batch
+        self.nats.update(self.network(inputs, targets, self._windows()).sum())
+        counted = targets != IGNORED
+        self.tokens.update(counted.sum())
+        if self.token_bytes is not None:
+            self.bytes.update((self.token_bytes[targets.clamp(min=0)] * counted).sum())
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up the losses."""
-        self._evaluate(batch)
+    test_step = validation_step
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> str | Tensor:
         """Continue a prompt, int64 (1, length).
@@ -252,9 +255,7 @@ class NanoGPT(LightningModule):
         for metric in (self.nats, self.tokens, self.bytes):
             metric.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Reset the metrics, which validation uses too."""
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_validation_epoch_start  # they share the metrics
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses and a sample."""
@@ -323,14 +324,6 @@ class NanoGPT(LightningModule):
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         progress = self.trainer.global_step / max(1, self._total_steps)
         return self.network.windows(min(1.0, progress) if fitting else 1.0)
-
-    def _evaluate(self, batch: Batch) -> None:
-        inputs, targets = batch
-        self.nats.update(self.network(inputs, targets, self._windows()).sum())
-        counted = targets != IGNORED
-        self.tokens.update(counted.sum())
-        if self.token_bytes is not None:
-            self.bytes.update((self.token_bytes[targets.clamp(min=0)] * counted).sum())
 
     def _log_losses(self, stage: str) -> None:
         nats = self.nats.compute()
