@@ -28,6 +28,7 @@ from lit_fanions.optim.groups import (
     check_torch_options,
     keys_of_others,
     named_parameters,
+    resolve_heads,
 )
 from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
 from lit_fanions.optim.matrix_step import step_matrices
@@ -224,7 +225,7 @@ class Fanion(torch.optim.Optimizer):
             group["nesterov"] = False
         if "seed" in own and group["seed"] is None:
             group["seed"] = default_seed()
-        group = check_group(group, where)
+        group = resolve_heads(check_group(group, where), where)
         check_combination(group, where)
         super().add_param_group(self._with_names(group))
         check_parameters(self.param_groups[-1])

@@ -19,7 +19,7 @@ from lit_fanions.lmo import BALLS, SOLVERS
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, is_entrywise
-from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
 from lit_fanions.optim.options import CHECKS, NAMES, default_options
 
 # Keys that torch, its schedulers and the factory keep in a group beside the options.
@@ -100,6 +100,21 @@ def check_group(group: Mapping[str, Any], where: str) -> dict[str, Any]:
         if group[name] is not None or options.get(name) is not None:
             checked[name] = CHECKS[name](f"{where}: {name}", group[name])
     return checked
+
+
+def resolve_heads(group: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the options of a group with its heads as splits."""
+    heads = group.get("heads")
+    if heads is None:
+        return group
+    if heads == "auto":
+        raise ValueError(
+            f"{where}: heads auto needs the module (configure_optimizers); give their number"
+        )
+    try:
+        return {**group, "splits": split_into_heads(group.get("splits"), heads), "heads": None}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def check_torch_options(group: Mapping[str, Any], where: str) -> None:

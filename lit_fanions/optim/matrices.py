@@ -6,20 +6,53 @@ becomes a batch of matrices stand in one place, for the optimizer, the factory a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+
+from lit_fanions.checks import whole_number
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 LAYOUTS = ("flatten", "transposed", "batch", "batch_transposed")
-Splits = int | list[int] | None
+# Equal parts or sizes of parts of the rows; {"count": n, "dim": 1}: equal parts of the columns.
+Splits = int | list[int] | dict[str, int] | None
+
+
+def check_splits(name: str, value: Any) -> Splits:
+    """Return the splits of an option ``name``, or raise ValueError."""
+    try:
+        if isinstance(value, Mapping) and value.get("dim") == 1:
+            return check_heads(name, value)
+        if isinstance(value, (list, tuple)) and value:
+            return [whole_number(name, size) for size in value]
+        return whole_number(name, value)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be a number of equal parts or a list of sizes, got {value!r}"
+        ) from None
+
+
+def check_heads(name: str, value: Any) -> Any:
+    """Return the heads of an option ``name``, or raise ValueError."""
+    if value == "auto":
+        return value
+    with contextlib.suppress(ValueError):
+        if not isinstance(value, Mapping):
+            return whole_number(name, value)
+        if {"count"} <= value.keys() <= {"count", "dim"} and value.get("dim", 0) in (0, 1):
+            return {"count": whole_number(name, value["count"]), "dim": int(value.get("dim", 0))}
+    raise ValueError(
+        f"{name} must be a number, {{count, dim}} with dim 0 (rows) or 1 (columns), or auto, "
+        f"got {value!r}"
+    )
 
 
 def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> list[Tensor]:
@@ -33,7 +66,8 @@ def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> li
             separate matrices, as in experts. ``batch_transposed``: the same, each stored in x out.
         splits: Number of equal parts, or sizes of the parts, into which the rows are cut, each
             part being a matrix of its own. In transposed convolutions dimension 0 is cut, as their
-            groups are.
+            groups are. ``{"count": n, "dim": 1}`` cuts the columns of every matrix into n equal
+            parts, as the heads of an output projection.
 
     Returns:
         A tensor (count, rows, cols) for each part of unequal splits, else a single one. Views
@@ -42,6 +76,8 @@ def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> li
     Raises:
         ValueError: If the splits do not fit.
     """
+    if isinstance(splits, dict):
+        return [_cut_columns(m, splits["count"]) for m in to_matrices(x, layout)]
     if x.ndim < 2:
         return [part.flatten(2) for part in _cut(x.reshape(1, -1), 0, splits)]
     if layout in ("batch", "batch_transposed"):
@@ -68,6 +104,10 @@ def from_matrices(
     Returns:
         A tensor of that shape.
     """
+    if isinstance(splits, dict):
+        count = splits["count"]
+        whole = [part.unflatten(0, (-1, count)).transpose(1, 2).flatten(2) for part in parts]
+        return from_matrices(whole, shape, layout)
     if len(shape) < 2:
         return parts[0].reshape(shape)
     if layout == "transposed" and len(shape) == 2:
@@ -87,7 +127,43 @@ def from_matrices(
     return restored[0] if len(restored) == 1 else torch.cat(restored)
 
 
-def _cut(x: Tensor, dim: int, splits: Splits) -> list[Tensor]:
+def _cut_columns(m: Tensor, count: int) -> Tensor:
+    """Return (matrices * count, rows, columns / count) from (matrices, rows, columns)."""
+    if m.shape[-1] % count:
+        raise ValueError(f"{count} heads do not divide the columns of {_shape(m[0])}")
+    return m.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def split_into_heads(splits: Splits, heads: int | Mapping[str, int]) -> Splits:
+    """Return the splits of a parameter, each part of which falls into heads.
+
+    Args:
+        splits: Splits of the parameter into projections; None for one projection.
+        heads: Number of heads, or ``{"count": heads, "dim": 0 for rows or 1 for columns}``. Of
+            projections of unequal sizes, the first one has so many; heads are equally large.
+
+    Raises:
+        ValueError: If the heads do not fit.
+    """
+    count, dim = (heads, 0) if isinstance(heads, int) else (heads["count"], heads.get("dim", 0))
+    if dim == 0 and not isinstance(splits, list):
+        if isinstance(splits, dict):
+            raise ValueError(f"heads {heads!r} of a parameter that is split into columns")
+        return count * (splits or 1)
+    if dim == 1:
+        if splits is not None:
+            raise ValueError(f"heads {heads!r} by columns of a parameter with splits {splits!r}")
+        return {"count": count, "dim": 1}
+    assert isinstance(splits, list)
+    size, rest = divmod(splits[0], count)
+    if rest or any(part % size for part in splits):
+        raise ValueError(
+            f"splits {splits!r} do not fall into heads as large as {count} in {splits[0]}"
+        )
+    return sum(splits) // size
+
+
+def _cut(x: Tensor, dim: int, splits: int | list[int] | None) -> list[Tensor]:
     """Return parts with a new dimension before ``dim``: equal parts in one tensor, others apart."""
     rows = x.shape[dim]
     if splits is None:
@@ -113,16 +189,23 @@ def matrix_shapes(shape: torch.Size, layout: str, splits: Splits) -> list[torch.
     Raises:
         ValueError: If the splits do not fit.
     """
+    if isinstance(splits, dict):
+        whole = _matrix_shapes(shape, layout, None)
+        return [_cut_columns(_stand_in(batch), splits["count"]).shape for batch in whole]
     return _matrix_shapes(shape, layout, tuple(splits) if isinstance(splits, list) else splits)
+
+
+def _stand_in(shape: torch.Size) -> Tensor:
+    """Return a tensor of a shape, without memory."""
+    return torch.empty((), device="meta", dtype=torch.float32).expand(shape)
 
 
 @functools.lru_cache(maxsize=4096)
 def _matrix_shapes(
     shape: torch.Size, layout: str, splits: int | tuple[int, ...] | None
 ) -> list[torch.Size]:
-    empty = torch.empty((), device="meta", dtype=torch.float32).expand(shape)
     sizes = list(splits) if isinstance(splits, tuple) else splits
-    return [m.shape for m in to_matrices(empty, layout, sizes)]
+    return [m.shape for m in to_matrices(_stand_in(shape), layout, sizes)]
 
 
 # Distributed tensors: entrywise operations run on the local shard, directions on whole matrices.

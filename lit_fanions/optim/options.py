@@ -26,7 +26,7 @@ from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
 from lit_fanions.optim.algorithms import ALGORITHMS, find_algorithm
-from lit_fanions.optim.matrices import LAYOUTS
+from lit_fanions.optim.matrices import LAYOUTS, check_heads, check_splits
 from lit_fanions.optim.step_sizes import SCALES
 
 _Check = Callable[[str, Any], Any]
@@ -69,17 +69,6 @@ def _rank(name: str, value: Any) -> Any:
         f'{name} must be a whole number of at least 1, a fraction in (0, 1] or "full", '
         f"got {value!r}"
     )
-
-
-def _splits(name: str, value: Any) -> Any:
-    try:
-        if isinstance(value, (list, tuple)) and value:
-            return [whole_number(name, size) for size in value]
-        return whole_number(name, value)
-    except ValueError:
-        raise ValueError(
-            f"{name} must be a number of equal parts or a list of sizes, got {value!r}"
-        ) from None
 
 
 def _dtype(name: str, value: Any) -> str:
@@ -259,10 +248,17 @@ class GroupOptions:
         check_flag,
         matrix=False,
     )
-    splits: int | list[int] | None = _option(
+    heads: int | dict[str, int] | Literal["auto"] | None = _option(
+        "Heads of attention as matrices of their own: their number, for rows, or {count, dim} with "
+        "dim 0 for rows and 1 for columns (output projections); with splits, in each part. auto, "
+        "in the factory: as the attention module says. Stored as splits. Default: whole.",
+        check_heads,
+        matrix=None,
+    )
+    splits: int | list[int] | dict[str, int] | None = _option(
         "A fused parameter as several matrices: into how many equal parts, or into which sizes, "
         "its rows are cut (3 for QKV). Default: what the module's class says.",
-        _splits,
+        check_splits,
         matrix=None,
     )
     layout: str | None = _option(

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_fanions.optim.algorithms import is_entrywise, oracle
+from lit_fanions.optim.attention import find_attention_heads
+from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.split_table import Row, format_table
@@ -42,7 +44,8 @@ class Assignment:
         group: Name of its group.
         reason: Why; a reason that begins with "doubtful" is a guess.
         role: Its standard group by use, before tags and selectors.
-        options: Options that its shape asks for: ``layout`` and ``splits`` of a matrix.
+        options: Options that its shape asks for: ``layout`` and ``splits`` of a matrix, and the
+            ``heads`` that its module declares.
     """
 
     name: str
@@ -76,7 +79,7 @@ def assign(
     selectors = selectors or {}
     used = places(module)
     _check_selectors(module, used, selectors)
-    heads = find_heads(module)
+    heads, attention = find_heads(module), find_attention_heads(module)
     assignments = []
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -92,6 +95,9 @@ def assign(
         if chosen is not None:
             group, reason = chosen
             options = options or matrix_form(parameter, used[parameter])
+        declared = attention.get((used[parameter][0].owner, used[parameter][0].tensor))
+        if declared and options:
+            options = {**options, "heads": declared}
         assignments.append(Assignment(name, parameter, group, reason, rule.group, options))
     _warn_of_guesses(assignments)
     return assignments
@@ -170,7 +176,14 @@ class Split(list[Assignment]):
         """Return the options of an assignment's group, with what its shape and marks ask for."""
         options = self.options[assignment.group]
         if not is_entrywise(options["algorithm"]):
-            options = {**assignment.options, **options}
+            declared = dict(assignment.options)
+            heads = declared.pop("heads", None)
+            options = {**declared, **options}
+            if options.get("heads") == "auto":
+                options["heads"] = heads
+            options = resolve_heads(options, f"{assignment.name} in group {assignment.group!r}")
+            if options.get("heads", 0) is None:
+                del options["heads"]
         return {**options, "weight_decay": 0.0} if self._is_spared(assignment) else options
 
     def group_name(self, assignment: Assignment) -> str:
@@ -178,7 +191,10 @@ class Split(list[Assignment]):
         options = self.group_options(assignment)
         layout, splits = options.get("layout", "flatten"), options.get("splits")
         parts = [layout] if layout != "flatten" else []
-        parts += [] if splits is None else [f"splits{splits}".replace(" ", "")]
+        if isinstance(splits, dict):
+            parts.append(f"columns{splits['count']}")
+        elif splits is not None:
+            parts.append(f"splits{splits}".replace(" ", ""))
         parts += ["no_decay"] if self._is_spared(assignment) else []
         return ".".join([assignment.group, *parts])
 
