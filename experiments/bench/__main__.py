@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from experiments.bench import cost, monitor, overhead, polar, report, step, topk
+from experiments.bench import cost, monitor, overhead, polar, report, step, topk, variants
 from lit_fanions.cli import console
 from lit_fanions.memory import reuse_freed_memory
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "polar": polar,
     "step": step,
     "topk": topk,
+    "variants": variants,
 }
 # Commands that pass arguments they do not know on to fit.
 WITH_RECIPE = ("monitor", "overhead")

@@ -114,14 +114,8 @@ def _search(
     """Return triplets of a matrix that meet the goal.
 
     CuPy stops when the residuals |m^T m v - s^2 v| = s |m^T u - s v| of all triplets together are
-    below an absolute tolerance. So it gets the relative one times s_k^2.
-
-    Args:
-        search: CuPy's svds of the matrix.
-        m: The matrix.
-        k: Number of triplets.
-        goal: When to stop.
-        ends: Estimates of s_1 and s_k.
+    below an absolute tolerance. So it gets the relative one times s_k^2. ``search`` is its svds of
+    the matrix, ``ends`` are estimates of s_1 and s_k.
     """
     residual = goal.residual
     reachable = ROUNDING * torch.finfo(m.dtype).eps * ends[0] ** 2

@@ -34,16 +34,8 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
     """Return fixed rows of entries without a pattern, of lengths close to 1.
 
     They serve as random vectors where drawing would change the state of a generator of the device
-    or copy numbers to it.
-
-    Args:
-        count: Number of rows.
-        length: Length of each row.
-        like: A tensor of the dtype and on the device wanted.
-        index: Which of the sets of rows; different ones are independent of each other.
-
-    Returns:
-        (count, length).
+    or copy numbers to it. ``like`` has the dtype and device wanted; sets of another index are
+    independent of each other.
     """
     device = "cpu" if like.device.type == "mps" else like.device  # Apple GPUs have no float64
     steps = torch.arange(1, count * length + 1, dtype=torch.float64, device=device)
@@ -54,15 +46,9 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
 def gram_schmidt(x: Tensor) -> Tensor:
     """Return orthonormal rows of which each first few span the same first few rows of x.
 
+    Finite rows of float32 or float64; a row that depends on those before becomes an arbitrary one.
     By Householder reflections on a CPU, where this is one call, and on an Apple GPU, which has no
     float64; elsewhere by ``cholesky_rows``.
-
-    Args:
-        x: (..., count, length), float32 or float64, finite. Where a row depends on those before,
-            its place is taken by an arbitrary one.
-
-    Returns:
-        The same shape and dtype.
     """
     if by_reflections(x):
         return torch.linalg.qr(x.mT).Q.mT
@@ -91,13 +77,9 @@ def _rounding_rows(x: Tensor) -> Tensor:
 
 
 def _cholesky_passes(x: Tensor, rounding: Tensor, passes: int) -> Tensor:
-    """Return the rows after Cholesky factorisations of their Gram matrices one after the other.
+    """Return float64 rows after Cholesky factorisations of their Gram matrices in sequence.
 
-    Args:
-        x: (..., count, length), float64.
-        rounding: ``_rounding_rows``, added to the rows once they have length 1.
-        passes: Number of factorisations. After the first, rows that are nearly dependent are not
-            orthogonal yet.
+    After the first pass rows that are nearly dependent are not orthogonal yet.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     y = torch.addcdiv(rounding, x, length.clamp_(min=torch.finfo(x.dtype).tiny))
@@ -112,14 +94,7 @@ def _cholesky_passes(x: Tensor, rounding: Tensor, passes: int) -> Tensor:
 
 
 def orthonormal_rows(x: Tensor) -> Tensor:
-    """Return orthonormal rows with the span of the rows of x; arbitrary ones for dependent rows.
-
-    Args:
-        x: (..., count, length), float32 or float64, finite.
-
-    Returns:
-        The same shape and dtype.
-    """
+    """Return orthonormal rows with the span of the rows of x; arbitrary ones for dependent rows."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
         # Several times faster than reflections, and as exact if no row depends on the others.
         unit = torch.nn.functional.normalize(x.double(), dim=-1, eps=0)
@@ -134,10 +109,6 @@ def rows_outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
     A row whose part outside the basis is within its rounding error is replaced by a random one,
     because rounding errors lie inside the basis as well.
-
-    Args:
-        z: (..., count, cols).
-        basis: Orthonormal rows, (..., n, cols).
 
     Returns:
         Rows, (..., count, cols), and r, (..., count, count): z's part outside the basis is
@@ -179,14 +150,9 @@ def _outside_on_device(part: Tensor, basis: Tensor, bound: Tensor) -> tuple[Tens
 def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvectors of positive semidefinite matrices and the roots of the eigenvalues.
 
-    On a GPU an approximation, because torch's eigendecomposition waits for the device. It is close
-    for a nearly diagonal matrix of descending order, such as that of a warm-started block.
-
-    Args:
-        gram: (..., n, n), float64.
-
-    Returns:
-        (..., n), descending, and (..., n, n), columns.
+    The roots, (..., n), descend. On a GPU an approximation, because torch's eigendecomposition
+    waits for the device. It is close for a nearly diagonal matrix of descending order, such as that
+    of a warm-started block.
     """
     if gram.device.type == "cpu":
         squares, q = torch.linalg.eigh(gram)
@@ -221,17 +187,11 @@ def _swept_by_cholesky(squared: Tensor) -> Tensor:
 
 
 def principal_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the singular values of a few rows and their left singular vectors.
+    """Return the singular values of a few rows, descending, and their left singular vectors.
 
-    As accurate as the rows: those of float32 by their Gram matrix in float64; those of float64
-    from the rows themselves, because roots of a Gram matrix's eigenvalues have half the digits.
+    Both in float64 and as accurate as the rows: those of float32 by their Gram matrix in float64,
+    those of float64 from the rows, because roots of its eigenvalues would have half the digits.
     On a GPU as approximate as ``principal``.
-
-    Args:
-        x: (..., n, length), float32 or float64.
-
-    Returns:
-        (..., n), descending, and (..., n, n), columns; both in float64.
     """
     rows = wide(x)
     if x.dtype == torch.float64 and x.device.type == "cpu":
@@ -245,12 +205,10 @@ def principal_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def noise(s: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the bound below which singular values count as zero, (..., 1).
+    """Return the bound below which singular values of a matrix of a dtype count as zero, (..., 1).
 
-    Args:
-        s: Singular values, (..., n), descending, as accurate as the dtype: not roots of
-            eigenvalues of a Gram matrix that was computed in it.
-        dtype: Data type of the matrix they were computed from.
+    The values, descending, must be as accurate as the dtype: no roots of eigenvalues of a Gram
+    matrix that was computed in it.
     """
     return NOISE * torch.finfo(dtype).eps * s[..., :1]
 
@@ -261,9 +219,6 @@ def completed(rows: Tensor, s: Tensor) -> Tensor:
     Args:
         rows: (..., n, length), orthogonal.
         s: Lengths of the rows, (..., n), descending, at least as accurate as the rows.
-
-    Returns:
-        (..., n, length), orthonormal.
     """
     # In float64 short rows are not as orthogonal as a division by their length would need.
     fast = rows.device.type == "cpu" and rows.dtype == torch.float32

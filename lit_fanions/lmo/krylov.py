@@ -62,15 +62,11 @@ class Lanczos(NamedTuple):
 
 
 def block_width(k: int, limit: int) -> int:
-    """Return the number of columns of a cold start.
+    """Return the number of columns of a cold start for k triplets.
 
     A wider block uses the memory's bandwidth better and converges later. A block finds as many
     copies of a repeated singular value as it has columns; where more are wanted, ``lanczos`` adds
     random ones.
-
-    Args:
-        k: Number of triplets wanted.
-        limit: min(rows, cols) of the matrix.
     """
     width = 8 if k <= 4 else 16 if k <= 48 else 32
     return min(width, limit)
@@ -159,13 +155,9 @@ def _search(
 
 
 def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
-    """Search until the residuals are small enough or the limits are reached.
+    """Search until the goal or a limit is reached, from start rows and ``fresh`` random ones.
 
-    Args:
-        m: The matrix, or a batch in step.
-        start: Start vectors as rows, in the dtype of the answer.
-        limits: When to end.
-        fresh: Number of random rows to add to the start.
+    The start has the dtype of the answer, which that of m may be coarser than.
     """
     k, on_cpu = limits.k, m.device.type == "cpu"
     basis = _BLOCKS * block_width(k, m.shape[-1]) if limits.basis is None else limits.basis
@@ -314,11 +306,7 @@ class _Space:
         self._append(following)
 
     def follow(self, rows: Tensor) -> None:
-        """Replace the next block by the span of the given rows outside the basis.
-
-        Args:
-            rows: (..., count, cols); of more than the width of a block, the longest are taken.
-        """
+        """Replace the next block by the span of given rows outside the basis, the longest first."""
         longest = torch.linalg.vector_norm(rows, dim=-1).topk(min(self.width, rows.shape[-2]))
         rows = rows.gather(
             -2, longest.indices.unsqueeze(-1).expand(*longest.indices.shape, rows.shape[-1])

@@ -129,15 +129,9 @@ AUTO = "polar_express"
 
 
 def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:
-    """Return the (a, b, c) of each step of a Newton-Schulz preset.
+    """Return the (a, b, c) of each step of a Newton-Schulz preset; None: its own number of steps.
 
-    Args:
-        method: A preset's name.
-        steps: Number of steps; None is the preset's own. Past the end of its table a preset
-            repeats the last row.
-
-    Returns:
-        ``steps`` rows.
+    Past the end of its table a preset repeats the last row.
 
     Raises:
         ValueError: If the method is no preset, or cannot take that many steps.
@@ -156,11 +150,7 @@ def polynomials(method: str, steps: int | None = None) -> tuple[_Row, ...]:
 
 
 def check_polar(method: str, steps: int | None) -> None:
-    """Refuse a method that does not exist and a number of steps that it cannot take.
-
-    Raises:
-        ValueError: With what is allowed.
-    """
+    """Refuse a method that does not exist and a number of steps that it cannot take."""
     check_choice("polar method", method, METHODS)
     if steps is None:
         return
@@ -335,14 +325,9 @@ def _exact(m: Tensor) -> Tensor:
 
 
 def fast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which matrix products are fast and accurate enough for a direction.
+    """Return the dtype in which products of matrices are fast and accurate enough for a direction.
 
-    Args:
-        device: Device of the products.
-        dtype: Dtype of the matrices.
-
-    Returns:
-        float64 for float64; bfloat16 where the hardware multiplies it; else float32.
+    float64 for float64; bfloat16 where the hardware multiplies it; else float32.
     """
     if dtype == torch.float64:
         return dtype

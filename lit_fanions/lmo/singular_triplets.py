@@ -27,15 +27,9 @@ _EXACT_PART = 4
 
 
 class _Task(NamedTuple):
-    """What a solver is asked for.
+    """What a solver is asked for: k triplets, from a start block (batch, cols, width) or None.
 
-    Attributes:
-        k: Number of triplets.
-        start: Start block, (batch, cols, width); None for solvers that take none.
-        cold: Whether the start is random.
-        steps: Block iterations, or restarts at most.
-        goal: When solvers with a tolerance stop.
-        generator: CPU generator of random starts.
+    ``cold`` says that it is random; ``steps`` are block iterations, or restarts at most.
     """
 
     k: int
@@ -146,13 +140,7 @@ def check_solver(solver: str, steps: int | None = None, oversampling: int = OVER
 
 
 def basis_columns(k: int, limit: int, settings: Settings) -> int | None:
-    """Return the columns of the basis that the solver starts from; None if it keeps none.
-
-    Args:
-        k: Number of triplets, at most limit.
-        limit: min(rows, cols) of the matrices.
-        settings: The solver and its oversampling.
-    """
+    """Return the columns of the basis that the solver starts from; None if it keeps none."""
     entry = None if settings.solver == "auto" else SOLVERS[settings.solver]
     if entry is not None and not entry.warm:
         return None
@@ -291,17 +279,8 @@ def leading_triplets(
 ) -> Triplets:
     """Return the k leading triplets, and what a block solver found beyond them.
 
-    The columns beyond k are less accurate; their Vh.mT belongs to the next warm start.
-
-    Args:
-        m: Matrices, (..., rows, cols).
-        k: Number of triplets, at most min(rows, cols).
-        settings: The solver and its options.
-        warm_start: Right singular vectors, (..., cols, width).
-        generator: CPU generator of the random starts.
-
-    Raises:
-        ValueError: If the warm start does not fit.
+    The columns beyond k are less accurate; their Vh.mT belongs to the next warm start. Arguments
+    are those of ``top_singular``, with k at most min(rows, cols).
     """
     name = settings.solver
     if name == "auto":
