@@ -276,7 +276,7 @@ class Scaled(OneLayer):
                 p.grad.div_(p.grad.abs().max()).mul_(self.scale)
 
 
-@pytest.mark.parametrize("scale", [2.0**-125, 2.0**127])
+@pytest.mark.parametrize("scale", [2.0**-125, 2.0**125])
 def test_evidence_does_not_depend_on_the_scale_of_gradients(tmp_path, scale):
     plain, scaled = NormAdvisor(2), NormAdvisor(2)
     fit(tmp_path, Scaled(1.0), plain)

@@ -93,15 +93,16 @@ class ScaleGradients(Callback):
             p.grad.div_(p.grad.abs().max()).mul_(self.size)
 
 
-@pytest.mark.parametrize("size", [1e-40, 3e38])
+@pytest.mark.parametrize("size", [1e-40, 1e38, 3e38])
 def test_gradients_at_the_ends_of_float32_are_logged(tmp_path, size):
     values, board = LoggedValues(), TensorBoardLogger(tmp_path, name="", version="")
     callbacks = [ScaleGradients(size), SpectralMonitor(1), NormAdvisor(2), values]
     fit(tmp_path, Net(config("s_muon")), *callbacks, logger=board, validate=True)
-    for step in values.steps:  # the momentum becomes infinite at 3e38
+    for step in values.steps:
         assert 1 <= step["gradient_nuclear_rank/down.weight"] <= 10
         assert step["gradient_nuclear/down.weight"] >= 0.99 * size
-    assert 0.8 < values.steps[0]["oracle_quality/down.weight"] < 1.1
+        if size < 3e38:  # else the step is skipped
+            assert 0.8 < step["oracle_quality/down.weight"] < 1.1
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
