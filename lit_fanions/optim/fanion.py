@@ -42,7 +42,7 @@ from lit_fanions.optim.options import (
     takes_options,
 )
 from lit_fanions.optim.shared_step import step_shared
-from lit_fanions.optim.sharing import agree_on_gradients, plan_shares, team_of_group
+from lit_fanions.optim.sharing import Share, agree_on_gradients, plan_shares, team_of_group
 from lit_fanions.optim.together import own_state
 
 
@@ -298,12 +298,10 @@ class Fanion(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         _refuse_sparse(self.param_groups)
-        replicas = None if self.process_group is None else team_of_group(self.process_group)
         with _without_autocast(self.param_groups):
-            agree_on_gradients(self.param_groups, replicas)
+            shares = self._agreed_shares()
             self._initialise_state()
             flags = finite_flags(self.param_groups, self.state)
-            shares = plan_shares(self.param_groups, replicas, bool(self.observers))
             for group in self.param_groups:
                 if is_entrywise(group["algorithm"]):
                     entrywise.step_entrywise(group, self.state, flags)
@@ -311,6 +309,14 @@ class Fanion(torch.optim.Optimizer):
                     step_matrices(group, self.state, flags.finite, self.observers, shares)
                     step_shared(group, self.state, flags.finite, self.observers, shares)
         return loss
+
+    def _agreed_shares(self) -> dict[Tensor, Share]:
+        """Return who solves what, once all ranks have the same gradients."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return {}
+        replicas = None if self.process_group is None else team_of_group(self.process_group)
+        agree_on_gradients(self.param_groups, replicas)
+        return plan_shares(self.param_groups, replicas, bool(self.observers))
 
     def _initialise_state(self) -> None:
         # For parameters without a gradient too: a distributed checkpoint needs the same state on

@@ -76,8 +76,9 @@ def _stacks(
     for p, (team, _, shards) in shares.items():
         like = (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, team, id(shards))
         batches = alike.setdefault(like, [[]])
-        # A rank has its part of the shards, but all of the directions of replicated parameters.
-        limit = stack_entries(group, p.device) * (1 if shards is None else team.size)
+        # Of replicated parameters a rank gets all directions. Of shards it has its part, but twice:
+        # those of one stack arrive while those of another leave.
+        limit = stack_entries(group, p.device) * (1 if shards is None else team.size / 2)
         if len(batches[-1]) >= team.size and (len(batches[-1]) + 1) * p.numel() > limit:
             batches.append([])
         batches[-1].append(p)

@@ -109,16 +109,18 @@ def is_worth_sending(shape: torch.Size, group: Mapping[str, Any]) -> bool:
 # Who holds what.
 
 
-@functools.lru_cache(maxsize=64)
 def team_of_mesh(mesh: DeviceMesh) -> Team:
     """Return the ranks of a device mesh; the first call makes a group for one of two dimensions."""
     if mesh.ndim == 1:
         return team_of_group(mesh.get_group())
-    ranks = mesh.mesh.flatten().tolist()
-    if len(ranks) == dist.get_world_size():
-        assert dist.group.WORLD is not None
-        return team_of_group(dist.group.WORLD)
-    return team_of_group(_group_of(ranks))
+    assert dist.group.WORLD is not None
+    return _team_of_ranks(dist.group.WORLD, tuple(mesh.mesh.flatten().tolist()))
+
+
+@functools.lru_cache(maxsize=64)
+def _team_of_ranks(world: dist.ProcessGroup, ranks: tuple[int, ...]) -> Team:
+    """Return some ranks of the world, which is a key: processes may leave it and make another."""
+    return team_of_group(world if len(ranks) == world.size() else _group_of(list(ranks)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -291,18 +293,17 @@ def plan_shares(
     for group in groups:
         if is_entrywise(group["algorithm"]) or not group["share_work"]:
             continue
-        parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
-        shapes = {p.shape for p in parameters}
-        work = {shape: max(solve_flops(shape, group), float(shape.numel())) for shape in shapes}
-        worth = {shape: is_worth_sending(shape, group) for shape in shapes}
-        for p in parameters:
-            team, shards = replicas, None
+        work: dict[torch.Size, float] = {}
+        for p in group["params"]:
+            shards, team = None, replicas
             if is_distributed(p):
                 shards = None if observed or group["renormalize"] else shard_map(p)
                 team = None if shards is None else team_of_mesh(p.device_mesh)
-            elif not worth[p.shape]:
-                team = None
-            if team is not None and team.size > 1:
+            if team is None or team.size == 1 or p.grad is None or not p.numel():
+                continue
+            if p.shape not in work:
+                work[p.shape] = max(solve_flops(p.shape, group), float(p.numel()))
+            if shards is not None or work[p.shape] >= _WORTH_SENDING * p.numel():
                 found.setdefault(team, []).append((p, work[p.shape], shards))
     shares = {}
     for team, members in found.items():

@@ -1,6 +1,7 @@
 """Shared work: each rank solves the matrices it owns, and steps equal those of redundant work."""
 
 import copy
+import itertools
 import math
 import pickle
 from typing import Any
@@ -17,6 +18,7 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_fanions import Fanion
@@ -342,3 +344,29 @@ def _tensor_parallel(rank: int, options: dict[str, Any]) -> list[dict[str, Tenso
 def test_tensor_parallel_fsdp2_steps_whole_matrices(tmp_path, options):
     for sharded, whole in on_ranks(tmp_path, _tensor_parallel, options, count=4):
         assert_equal_bits(sharded, whole)
+
+
+SIDE = 128
+
+
+def _peak_memory(rank: int) -> float:
+    """Return the most memory that a step of sharded matrices takes, in float32 matrices."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parameters = []
+    for _ in range(12):
+        p = nn.Parameter(distribute_tensor(torch.ones(SIDE, SIDE), mesh, [Shard(0)]))
+        p.grad = distribute_tensor(torch.randn(SIDE, SIDE), mesh, [Shard(0)])
+        parameters.append(p)
+    optimizer = Fanion(parameters, stack_entries=2 * SIDE**2)
+    optimizer.step()
+    with profile(profile_memory=True) as profiler:
+        optimizer.step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    peak = max(itertools.accumulate(size for _, size in changes))
+    return peak / (4 * SIDE**2)
+
+
+def test_a_step_of_shards_takes_the_memory_of_two_stacks(tmp_path):
+    for matrices in on_ranks(tmp_path, _peak_memory):
+        assert 1 < matrices <= 2 * (2 * 2)  # a stack has stack_entries for each of two ranks
