@@ -21,7 +21,7 @@ export CIFAR10_DIR ?= $(KIT)/cifar10
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint types docs bench gpu-kit gpu-check gpu clean
+.PHONY: help quickstart test test-slow lint types docs dist bench gpu-kit gpu-check gpu clean
 
 help: ## explain the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,12 @@ types: $(READY) ## check types
 docs: $(READY) ## build the site of docs/ into site/; a broken link fails
 	$(BIN)/python -m mkdocs build --quiet
 
+dist: $(READY) ## build the wheel and the source distribution, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 bench: $(READY) ## time Lightning's loop against bare steps
 	$(BIN)/python -m experiments.bench overhead --config configs/quickstart.yaml
 
@@ -70,5 +76,5 @@ gpu: $(GPU_READY) ## measure everything that only a GPU can tell, in ten minutes
 	$(GPU_PYTHON) -m experiments.gpu
 
 clean: ## remove .venv and what tools leave behind; logs and data stay
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

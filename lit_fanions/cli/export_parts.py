@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo.block_power import start_block, subspace, warmed
+from lit_fanions.lmo import (
+    Triplets,
+    frobenius_norm,
+    polar_dtype,
+    start_block,
+    unit_frobenius,
+    warmed,
+)
+from lit_fanions.lmo.block_power import subspace
 from lit_fanions.lmo.factorisations import noise, wide
-from lit_fanions.lmo.newton_schulz import iterate, polar_dtype, polynomials
-from lit_fanions.lmo.problems import Triplets
-from lit_fanions.lmo.scaling import frobenius_norm, unit_frobenius
+from lit_fanions.lmo.newton_schulz import iterate, polynomials
 from lit_fanions.optim.algorithms import resolve_rank
 from lit_fanions.optim.bases import next_basis
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor

@@ -20,6 +20,7 @@ def load(name):
     ("name", "steps", "least", "most"),
     [
         ("fabric", 50, 0.0, 0.5),
+        ("typed", 20, 0.0, 0.97),
         ("lightning_resnet", 3, 0.0, 1.3),
         ("timm_model", 3, 0.0, 1.0),
         ("lora", 3, 0.0, 4.1),
