@@ -8,6 +8,8 @@ killed, bit by bit.
 each write in turn meets a full disk. It mounts them in DIR, which needs root (Linux).
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import multiprocessing
@@ -35,8 +37,8 @@ SAVING = (
 RECIPES = {
     "airbench": ["--config=configs/quickstart.yaml", "--trainer.max_epochs=4"],
     "nanogpt": [
-        *("--config=configs/nanogpt/quickstart.yaml", "--trainer.max_steps=40"),
-        *("--model.sample_tokens=0", "--data.val_every_n_steps=20", "--data.batch_tokens=1024"),
+        *("--config=configs/nanogpt/quickstart.yaml", "--trainer.max_steps=20"),
+        *("--model.sample_tokens=0", "--data.val_every_n_steps=10", "--data.batch_tokens=512"),
         *("--data.micro_batch_size=2", "--data.val_tokens=4096"),
     ],
 }
@@ -74,14 +76,14 @@ def kill_trainings(out: Path, recipes: Sequence[str], kills: int, seed: int) -> 
     for name in recipes:
         start = time.monotonic()
         assert start_training(name, out / name / "whole").wait() == 0
-        longest = (time.monotonic() - start) / 2
+        whole_time = time.monotonic() - start
         moments = random.Random(seed)
         killed = runs = writing = damaged = different = 0
         while killed < kills:
             folder = out / name / f"killed{runs}"
             while True:
                 training = start_training(name, folder)
-                status = training.wait(moments.uniform(0, longest))
+                status = wait_for_moment(training, folder / "last.ckpt", moments, whole_time)
                 if status is not None or killed == kills:
                     break
                 training.kill()
@@ -98,6 +100,23 @@ def kill_trainings(out: Path, recipes: Sequence[str], kills: int, seed: int) -> 
         "recipe", "kills", "while a file was written", "damaged checkpoints", "runs", "bit-equal",
     ]  # fmt: skip
     return Table("SIGKILL", headings, rows), lost
+
+
+def wait_for_moment(
+    training: Training, last: Path, moments: random.Random, whole_time: float
+) -> int | None:
+    """Wait for the moment of a kill: of four, one at any time, three after a checkpoint.
+
+    Returns:
+        The exit status if the training ends before, otherwise None.
+    """
+    if moments.random() < 0.25:
+        return training.wait(moments.uniform(0, whole_time))
+    before = last.stat().st_mtime_ns if last.exists() else 0
+    while not last.exists() or last.stat().st_mtime_ns == before:
+        if (status := training.wait(0.02)) is not None:
+            return status
+    return training.wait(moments.uniform(0, whole_time / 20))
 
 
 def fill_disks(out: Path, recipes: Sequence[str]) -> tuple[Table, int]:

@@ -16,6 +16,9 @@ from typing import IO, Any
 import torch
 from fsspec.core import url_to_fs
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_fanions.cli.errors import similar_file
 
 _TRUST = "pass --weights_only false if you trust its author"
 _DAMAGED = "take an earlier checkpoint, or copy the file again"
@@ -47,7 +50,7 @@ class CheckpointFiles(TorchCheckpointIO):
         if is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
-            with _replacing(Path(path)) as file:
+            with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -75,9 +78,55 @@ class CheckpointFiles(TorchCheckpointIO):
         return checkpoint
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of ``path`` once it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        # After an error of the file torch.save raises one of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            reason = f"{cause.strerror}; the file that was there before is unchanged"
+            raise OSError(cause.errno, reason, str(path)) from error
+        raise
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # left by a kill
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > _ABANDONED:
+                stale.unlink()
+
+
 def is_remote(path: str | Path) -> bool:
     """Return True for an URL."""
     return "://" in str(path)
+
+
+def check_argument(path: str, weights_only: bool) -> None:
+    """Refuse a path given on the command line that is missing, or that cannot be trusted.
+
+    Raises:
+        ValueError: With the reason. A remote file is checked when it is loaded.
+    """
+    if path.startswith("http://"):
+        raise ValueError(f"{path} could be changed on its way: use https://")
+    if is_remote(path):
+        return
+    if not Path(path).exists():
+        raise ValueError(f"file does not exist: {path}{similar_file(path)}")
+    rank_zero_only(check_checkpoint)(path, weights_only)
 
 
 def check_checkpoint(path: str | Path, weights_only: bool = True) -> None:
@@ -177,34 +226,3 @@ class _MetadataReader(pickle.Unpickler):
         if is_dtype or name in _METADATA_TYPES.get(module, ()):
             return super().find_class(module, name)
         raise _Forbidden(f"{module}.{name}")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that takes the place of ``path`` once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        # After an error of the file torch.save raises one of its own.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError):
-            reason = f"{cause.strerror}; the file that was there before is unchanged"
-            raise OSError(cause.errno, reason, str(path)) from error
-        raise
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # left by a kill
-        with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > _ABANDONED:
-                stale.unlink()

@@ -21,7 +21,6 @@ It is Lightning's own command line with these differences:
 Models and data come from `class_path`, never from here: this package installs without the zoo.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -40,7 +39,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions import callbacks
 from lit_fanions.cli import failures, messages
-from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_checkpoint, is_remote
+from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_argument, replacing
 from lit_fanions.cli._hooks import (
     ReportRestoredOptions,
     SaveLastStep,
@@ -50,12 +49,13 @@ from lit_fanions.cli._hooks import (
     reserve_version,
 )
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
-from lit_fanions.cli.errors import config_files, one_line, similar_file
+from lit_fanions.cli.errors import config_files, one_line
 from lit_fanions.cli.messages import SUBCOMMANDS
 from lit_fanions.cli.parser import (
     SECTIONS,
     USAGE_ERROR,
     Parser,
+    check_texts,
     list_callback_options,
     nest_overrides,
     parser_options,
@@ -72,7 +72,6 @@ NOISE = (
 )
 
 EVALUATIONS = ("validate", "test", "predict")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEYWORDS = ("best", "last", "hpc")  # checkpoints that Lightning looks up
 
 
@@ -182,9 +181,7 @@ class CLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         for own in (parser, *getattr(self, "_subcommand_parsers", {}).values()):
             own.command_line = given
-        for file in config_files(given):
-            if (problem := _text_problem(file)) is not None:
-                own.fail(f"{file} {problem}")
+        check_texts(parser, config_files(given))  # type: ignore[arg-type]
         self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
 
     def _parse_ckpt_path(self) -> None:
@@ -207,22 +204,12 @@ class CLI(LightningCLI):
             fail(f"--ckpt_path {path} works only with fit; pass the file")
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # Lightning would run the code in one from a URL
-        try:
-            self._check_ckpt_path(path, config.get("weights_only") is not False)
-        except (ValueError, OSError) as error:
-            fail(f"--ckpt_path: {one_line(error, limit=600)}")
+        if path and path not in KEYWORDS and not path.startswith("registry"):
+            try:
+                check_argument(path, config.get("weights_only") is not False)
+            except (ValueError, OSError) as error:
+                fail(f"--ckpt_path: {one_line(error, limit=600)}")
         self._progress.checkpoint = path
-
-    def _check_ckpt_path(self, path: str | None, weights_only: bool) -> None:
-        if not path or path in KEYWORDS or path.startswith("registry"):
-            return
-        if path.startswith("http://"):
-            raise ValueError(f"{path} could be changed on its way: use https://")
-        if is_remote(path):
-            return
-        if not Path(path).exists():
-            raise ValueError(f"file does not exist: {path}{similar_file(path)}")
-        rank_zero_only(check_checkpoint)(path, weights_only)
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a refused value is a mistake in the configuration."""
@@ -259,19 +246,14 @@ class CLI(LightningCLI):
             self._stop.end_other_ranks(self.trainer)
             if (number := self._stop.stopped_by(error, self.trainer)) is not None:
                 raise self._stop.interruption(self.trainer, number) from error
-            self._name_full_disk(error)
+            if failures.is_full_disk(error):
+                folder = self.trainer.log_dir or self.trainer.default_root_dir
+                raise OSError(
+                    error.errno, f"{error.strerror} in the run's folder", folder
+                ) from error
             if not isinstance(error, Exception) or self._progress.has_begun:
                 raise
             self._refuse_or_raise(error)
-
-    def _name_full_disk(self, error: BaseException) -> None:
-        """Raise an error of a full disk, if it names no file, again with the folder of the run."""
-        if isinstance(error, OSError) and error.errno in DISK_FULL and not error.filename:
-            folder = self.trainer.log_dir or self.trainer.default_root_dir
-            if failures.user_place(error) is None:
-                raise OSError(
-                    error.errno, f"{error.strerror} in the run's folder", str(folder)
-                ) from error
 
     def _refuse_or_raise(self, error: Exception) -> NoReturn:
         """Exit with status 2 if the configuration is to blame for `error`; raise it otherwise."""
@@ -305,8 +287,8 @@ class CLI(LightningCLI):
         ranks = self.trainer.world_size
         suffix = f"_rank{self.trainer.global_rank}" if ranks > 1 else ""
         path = Path(folder, f"predictions{suffix}.pt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(predictions, path)
+        with replacing(path) as file:
+            torch.save(predictions, file)
         print(f"predictions: {messages.relative_path(path)}")
         print(
             f"format: torch.load gives a list of {len(predictions)} batches, each what "
@@ -371,16 +353,6 @@ def _find_modules_in_working_directory() -> None:
     """Let class paths name modules of the working directory, as `python -m` does."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-def _text_problem(file: str) -> str | None:
-    """Return what keeps a recipe from being read as text, or None."""
-    try:
-        return None if Path(file).read_text(encoding="utf-8") else "is empty"
-    except UnicodeDecodeError as error:
-        return f"is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
-    except OSError:
-        return None  # the parser says so
 
 
 def _quiet_lightning() -> None:

@@ -4,6 +4,7 @@ Only values that this package, its zoo or Lightning refuse are mistakes in the c
 other error shows file, line and exception, as it would without a command line around it.
 """
 
+import errno
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -28,6 +30,8 @@ _INSTALLED = tuple(
 )
 _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 _WORKER_FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')  # Python's own format
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Place = tuple[str, int, str]  # file, line, function
 
@@ -63,6 +67,13 @@ def user_place(error: BaseException) -> Place | None:
         if Path(file).is_file() and not _is_below(file, _PACKAGE, *_INSTALLED):
             return file, line, name
     return None
+
+
+def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Return True for a failed write of this program that names no file."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
+        return False
+    return error.filename is None and user_place(error) is None
 
 
 def describe(error: BaseException) -> str:

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -114,6 +116,17 @@ class Parser(LightningArgumentParser):
         print(f"  usage: {command} --config FILE [--OPTION VALUE ...]", file=sys.stderr)
         print(f"  all options: {command} --help", file=sys.stderr)
         raise SystemExit(USAGE_ERROR)
+
+
+def check_texts(parser: Parser, files: Sequence[str]) -> None:
+    """Refuse recipes that are empty or in another encoding; the parser finds missing ones."""
+    for file in filter(os.path.isfile, files):
+        try:
+            if not Path(file).read_text(encoding="utf-8"):
+                parser.fail(f"{file} is empty")
+        except UnicodeDecodeError as error:
+            reason = f"{error.reason} at byte {error.start}"
+            parser.fail(f"{file} is not UTF-8 text ({reason}): save it as UTF-8")
 
 
 def load_without_empty_sections(text: str) -> Any:

@@ -1,5 +1,6 @@
 """Errors of a run: where they are in the user's own code, and which are refused values."""
 
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +205,29 @@ def test_file_that_is_no_checkpoint_is_a_mistake_in_the_configuration(project, c
         main([*FIT, "--ckpt_path", "weights.ckpt"])
     assert stop.value.code == 2
     assert "--ckpt_path: weights.ckpt is no checkpoint" in capfd.readouterr().err
+
+
+# Full disks: no file may grow beyond a limit, so that a write fails as on a full disk.
+
+
+@pytest.fixture
+def disk(project):
+    """A function that limits the size of files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [1_000, 5_000])  # too small for the events, for a checkpoint
+def test_full_disk_is_one_line_that_names_the_file_or_the_folder(size, disk, capfd):
+    disk(size)
+    assert main(FIT) == 1
+    line = last_error(capfd)
+    assert "File too large" in line
+    assert "lightning_logs/version_0" in line
+
+
+def test_full_disk_in_own_code_shows_where(fresh_mine, capfd):
+    write_mine("on_train_batch_end", "raise OSError(28, 'No space left on device')")
+    assert main([*FIT, *CALLBACK]) == 1
+    assert last_error(capfd).startswith(f"mine.py:{ERROR_LINE} in on_train_batch_end: OSError")
