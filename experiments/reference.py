@@ -126,6 +126,9 @@ SOLVERS = """\
 
 `polar` chooses how U Vᵀ is computed for full rank, `polar_steps` the number of its steps. `jordan`
 and `polar_express` differ in quality: see [results](results.md#the-matrix-side).
+
+`schatten` takes an eigendecomposition of the Gram matrix. On a GPU, where that waits for the
+device, p = 3, 5 and 9 take matrix products alone. `polar: exact` decomposes the matrix itself.
 """
 
 RANK_K = """\
