@@ -61,7 +61,10 @@ def test_muon_agrees_with_torch_step_by_step(shape, scale, nesterov):
     ours, theirs = (parameter(*shape, dtype=torch.float32) for _ in range(2))
     options = {"lr": 0.05, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.2}
     fanion = Fanion([ours], polar="jordan", scale=scale, **options)
-    muon = torch.optim.Muon([theirs], adjust_lr_fn=scale, **options)
+    try:
+        muon = torch.optim.Muon([theirs], adjust_lr_fn=scale, **options)
+    except ValueError:
+        pytest.skip(f"torch {torch.__version__} does not know {scale}")
     for i in range(6):
         before = theirs.detach().clone()
         theirs.grad = gaussian(*shape, seed=i)
