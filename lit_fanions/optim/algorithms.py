@@ -89,6 +89,16 @@ def is_entrywise(name: str) -> bool:
     return find_algorithm(name).kind != "matrix"
 
 
+def ball_summary(options: Mapping[str, Any]) -> str:
+    """Return the ball that a group of matrices steps in, in words; empty for adamw and sgd."""
+    name = find_algorithm(options["algorithm"]).ball
+    if not name:
+        return ""
+    special = {"full": "spectral", 1: "nuclear"} if name == "fanion" else {}
+    summary = BALLS[special.get(options["rank"], name)].summary
+    return summary if options["alpha"] == 1 else f"{summary} + {BALLS[options['blend']].summary}"
+
+
 def is_foreign(source: str, target: str) -> bool:
     """Return whether two algorithms step by different rules and so need lr of their own.
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim import entrywise
-from lit_fanions.optim.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, is_entrywise, is_foreign
+from lit_fanions.optim.algorithms import (
+    ALGORITHMS,
+    DEFAULT_ALGORITHM,
+    ball_summary,
+    is_entrywise,
+    is_foreign,
+)
 from lit_fanions.optim.bases import is_basis, is_cold, warm_bases, warms
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import finite_flags
@@ -57,13 +63,11 @@ def _table() -> str:
             continue
         ball = BALLS[entry.ball]
         rank, alpha = entry.options["rank"], entry.options["alpha"]
-        summary = {"full": "spectral", 1: "nuclear"}.get(rank, ball.summary)
-        summary = summary if entry.ball == "fanion" else ball.summary
+        summary = ball_summary({"algorithm": name, **entry.options})
         direction = {"full": "U Vᵀ", 1: "u₁ v₁ᵀ"}.get(rank, ball.direction)
         direction = direction if entry.ball == "fanion" else ball.direction
         if alpha != 1:
             partner = BALLS[entry.options["blend"]]
-            summary = f"{summary} + {partner.summary}"
             direction = f"{alpha:g} {direction} + {1 - alpha:g} {partner.direction}"
         rows.append((name, summary, direction))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_fanions.optim.algorithms import is_entrywise, oracle
+from lit_fanions.optim.algorithms import ball_summary, is_entrywise, oracle
 from lit_fanions.optim.attention import find_attention_heads
 from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
@@ -212,11 +212,12 @@ class Split(list[Assignment]):
         options = {**default_options(options["algorithm"]), **options}
         return Row(
             assignment.name,
-            shape_text(assignment.parameter) or "scalar",
+            _shape(assignment.parameter, options),
             assignment.group,
             _algorithm(options),
+            ball_summary(options),
             f"{options['lr']:g}",
-            " ".join(_factors(assignment.parameter, options)),
+            " ".join(_radii(assignment.parameter, options)),
             assignment.parameter.numel(),
             assignment.reason,
         )
@@ -230,11 +231,22 @@ def _algorithm(options: dict[str, Any]) -> str:
     return options["algorithm"] + (f"({','.join(own)})" if own else "")
 
 
-def _factors(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
-    """Yield the step-size factor of each matrix, ~ where it depends on the momentum."""
+def _shape(parameter: Tensor, options: dict[str, Any]) -> str:
+    """Return the shape of a parameter, and its matrices where they are others: 24x8: 3 of 8x8."""
+    shape = shape_text(parameter) or "scalar"
+    if is_entrywise(options["algorithm"]) or parameter.ndim < 2 or not parameter.numel():
+        return shape
+    parts = shapes(parameter, options)
+    if parts == [(1, *parameter.shape)]:
+        return shape
+    return f"{shape}: {', '.join(f'{count} of {rows}x{cols}' for count, rows, cols in parts)}"
+
+
+def _radii(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
+    """Yield lr times the step-size factor of each matrix, ~ where that depends on the momentum."""
     if is_entrywise(options["algorithm"]) or not parameter.numel():
         return
     for _, rows, cols in shapes(parameter, options):
         length = oracle(options, rows, cols).length
         factor = step_size_factor(options["scale"], rows, cols, length)
-        yield "~" if factor is None else f"{factor:.4g}"
+        yield "~" if factor is None else f"{float(options['lr']) * factor:.4g}"

@@ -23,8 +23,9 @@ class Row(NamedTuple):
     shape: str
     group: str
     algorithm: str
+    ball: str
     lr: str
-    factor: str
+    radius: str
     size: int
     reason: str
 

@@ -14,7 +14,8 @@ def test_table_has_a_line_for_each_kind_of_parameter():
     module = body()
     header, *lines = str(split_parameters(module)).splitlines()
     assert header.split() == [
-        "parameter", "shape", "group", "algorithm", "lr", "factor", "size", "reason"
+        "parameter", "shape", "group", "algorithm", "ball", "lr", "radius", "size",
+        "reason",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "embed.weight", "layers.0..2.weight", "layers.0..2.bias", "conv.weight", "conv.bias",
@@ -22,22 +23,23 @@ def test_table_has_a_line_for_each_kind_of_parameter():
     ]  # fmt: skip
     cells = {line.split()[0]: re.split(r"  +", line) for line in lines}
     assert cells["layers.0..2.weight"] == [
-        "layers.0..2.weight", "8x8", "matrix", "muon", "0.02", "1", "192", "weight of Linear"
+        "layers.0..2.weight", "8x8", "matrix", "muon", "spectral", "0.02", "0.02", "192",
+        "weight of Linear",
     ]  # fmt: skip
     assert cells["embed.weight"][1:5] == ["9x8", "embedding", "adamw", "0.001"]
 
 
 @pytest.mark.parametrize("algorithm", ["f_muon", "kyfan", "dion", "s_neon"])
-def test_factor_that_depends_on_the_momentum_is_a_tilde(algorithm):
+def test_radius_that_depends_on_the_momentum_is_a_tilde(algorithm):
     options = {"algorithm": algorithm, "scale": "match_rms_adamw"}
     split = split_parameters(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), {"matrix": options})
-    assert re.split(r"  +", str(split).splitlines()[1])[5] == "~"
+    assert re.split(r"  +", str(split).splitlines()[1])[6] == "~"
 
 
-def test_unequal_parts_show_a_factor_each():
+def test_unequal_parts_show_a_radius_each():
     module = nn.Sequential(nn.Linear(4, 12, bias=False), nn.Linear(12, 3))
     split = split_parameters(module, {"matrix": {"splits": [8, 4]}})
-    assert re.split(r"  +", str(split).splitlines()[1])[5] == "1.414 1"
+    assert re.split(r"  +", str(split).splitlines()[1])[6] == "0.02828 0.02"
 
 
 def test_table_shows_options_that_the_algorithm_does_not_imply():
@@ -47,7 +49,7 @@ def test_table_shows_options_that_the_algorithm_does_not_imply():
 
 
 def row(name: str, reason: str = "weight of Linear", size: int = 12) -> Row:
-    return Row(name, "4x3", "matrix", "muon", "0.02", "1", size, reason)
+    return Row(name, "4x3", "matrix", "muon", "spectral", "0.02", "0.02", size, reason)
 
 
 def names(*rows: Row) -> list[str]:
@@ -94,3 +96,10 @@ def test_twenty_four_blocks_are_as_long_as_one():
     few, many = (str(split_parameters(GPT(layers=layers))) for layers in (12, 24))
     assert len(many.splitlines()) == len(few.splitlines())
     assert "blocks.0..23.attention.in_proj_weight" in many
+
+
+def test_table_shows_the_matrices_and_the_ball():
+    module = nn.ModuleDict({"body": nn.MultiheadAttention(8, 2), "conv": nn.Conv2d(4, 6, 3)})
+    table = str(split_parameters(module, {"matrix": {"algorithm": "f_neon", "heads": "auto"}}))
+    for text in ("24x8: 6 of 4x8", "8x8: 2 of 8x4", "nuclear + Frobenius"):
+        assert text in table
