@@ -21,6 +21,7 @@ from lit_fanions.optim.algorithms import (
     is_foreign,
 )
 from lit_fanions.optim.bases import is_basis, is_cold, warm_bases, warms
+from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.groups import (
@@ -28,12 +29,12 @@ from lit_fanions.optim.groups import (
     are_parameters,
     as_list,
     check_combination,
+    check_gradients,
     check_group,
     check_names,
     check_parameters,
     check_torch_options,
     keys_of_others,
-    named_parameters,
     resolve_heads,
 )
 from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
@@ -280,6 +281,9 @@ class Fanion(torch.optim.Optimizer):
             handle.remove()
             self._restored = None
 
+    # torch.compile(optimizer.step) runs it as it is: a trace of every parameter's state would cost
+    # more than it gains. The functions of ``update`` on a stack can be compiled.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every group.
@@ -301,12 +305,16 @@ class Fanion(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _refuse_sparse(self.param_groups)
+        check_gradients(self.param_groups)
+        if is_capturing():
+            check_capture(self.param_groups, self._warm)
+        else:
+            self.copy_options_to_device()
         with _without_autocast(self.param_groups):
             shares = self._agreed_shares()
             self._initialise_state()
             flags = finite_flags(self.param_groups, self.state)
-            for group in self.param_groups:
+            for group in map(self._device_numbers.replace, self.param_groups):
                 if is_entrywise(group["algorithm"]):
                     entrywise.step_entrywise(group, self.state, flags)
                 else:
@@ -321,6 +329,18 @@ class Fanion(torch.optim.Optimizer):
         replicas = None if self.process_group is None else team_of_group(self.process_group)
         agree_on_gradients(self.param_groups, replicas)
         return plan_shares(self.param_groups, replicas, bool(self.observers))
+
+    def copy_options_to_device(self) -> None:
+        """Copy lr, momentum and weight decay of capturable groups to the device, without a wait.
+
+        A step does so itself unless a CUDA graph captures it: call this before each replay.
+        """
+        self._device_numbers.upload(self.param_groups)
+
+    @property
+    def _device_numbers(self) -> DeviceNumbers:
+        """Numbers of capturable groups; no part of copies and checkpoints."""
+        return self.__dict__.setdefault("_numbers_on_device", DeviceNumbers())
 
     def _initialise_state(self) -> None:
         # For parameters without a gradient too: a distributed checkpoint needs the same state on
@@ -347,16 +367,6 @@ class Fanion(torch.optim.Optimizer):
 
 _DOC = Fanion.__doc__ or ""
 Fanion.__doc__ = _DOC.replace("    {table}", _table()).replace("    {arguments}", argument_docs())
-
-
-def _refuse_sparse(groups: Sequence[Mapping[str, Any]]) -> None:
-    for group in groups:
-        for name, p in named_parameters(group):
-            if p.grad is not None and p.grad.is_sparse:
-                raise RuntimeError(
-                    f"the gradient of {name} is sparse; Fanion takes dense ones: make the "
-                    "embedding with sparse=False"
-                )
 
 
 def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:

@@ -103,7 +103,9 @@ def _largest_gradient(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> 
         return 0.99 * math.sqrt(torch.finfo(state["exp_avg_sq"].dtype).max)
     largest = torch.finfo(state["momentum"].dtype).max
     if group["algorithm"] == "sgd" or group["error_feedback"]:
-        return 0.99 * (1 - group["momentum"]) * largest
+        # A CUDA graph does not see a momentum that changes.
+        momentum = 0.999 if group["capturable"] else group["momentum"]
+        return 0.99 * (1 - momentum) * largest
     return largest / 2
 
 

@@ -19,6 +19,7 @@ from lit_fanions.lmo import BALLS, SOLVERS
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, is_entrywise
+from lit_fanions.optim.capturing import check_capturable
 from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
 from lit_fanions.optim.options import CHECKS, NAMES, default_options
 
@@ -43,7 +44,6 @@ TORCH_OPTIONS = {
     "differentiable": "use an optimizer of torch for these parameters",
     "foreach": "parameters are always stepped together where that is faster",
     "fused": "adamw and sgd always use torch's fused kernels",
-    "capturable": "steps do not wait for the device as it is",
 }
 
 
@@ -157,6 +157,7 @@ def configured_group(group: Mapping[str, Any]) -> str:
 
 def check_combination(group: Mapping[str, Any], where: str) -> None:
     """Refuse checked options that exclude each other, and warn where there is no norm."""
+    check_capturable(group, where)
     if is_entrywise(group["algorithm"]):
         return
     try:
@@ -229,3 +230,18 @@ def check_parameters(group: Mapping[str, Any]) -> None:
             "and is clamped to their smaller dimension",
             stacklevel=5,
         )
+
+
+def check_gradients(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse sparse gradients.
+
+    Raises:
+        RuntimeError: With the parameter's name.
+    """
+    for group in groups:
+        for name, p in named_parameters(group):
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(
+                    f"the gradient of {name} is sparse; Fanion takes dense ones: make the "
+                    "embedding with sparse=False"
+                )

@@ -40,6 +40,7 @@ from lit_fanions.optim.update import (
     find_oracle,
     normalised,
     renormalise,
+    renormalises,
     solve,
     update_momentum,
 )
@@ -87,39 +88,45 @@ def _step_slices(
         to_matrices(x.detach(), group["layout"], group["splits"])
         for x in (piece.weight, piece.gradient, piece.momentum)
     ]
-    each = []
+    batches = {**group, "layout": "batch", "splits": None}
+    states = []
     for part, start, stop, first in cut:
-        weight, gradient, momentum = (batches[part][start:stop] for batches in tensors)
+        weight, gradient, momentum = (parts[part][start:stop] for parts in tensors)
         state = {"momentum": momentum, "skipped": piece.state["skipped"]}
         for key in (basis_key, moment_key):
             if key(part) in piece.state:
                 state[key(0)] = piece.state[key(part)][start:stop]
-        each.append(state)
+        states.append(state)
 
         def show(observation: Observation, first: int = first) -> None:
             for observe in observers:
                 observe(observation._replace(group=group, first=first))
 
         own = Piece(piece.parameter, weight, gradient, momentum, piece.finite, state)
-        batches = {**group, "layout": "batch", "splits": None}
         _step_stack([own], batches, (show,) if observers else (), together=False)
-    for part in range(len(tensors[0])):
+    _store_slices(piece.state, cut, states)
+
+
+def _store_slices(whole: State, cut: Sequence[Slice], states: Sequence[State]) -> None:
+    """Store the bases and moments of slices that are no views of the parameter's state."""
+    for part in dict.fromkeys(own.part for own in cut):
         for key in (basis_key, moment_key):
             found = [
                 state[key(0)]
-                for own, state in zip(cut, each, strict=True)
+                for own, state in zip(cut, states, strict=True)
                 if own.part == part and key(0) in state
             ]
+            stored = whole.get(key(part))
             if not found:
-                piece.state.pop(key(part), None)
-            elif key(part) not in piece.state or not share_memory(found[0], piece.state[key(part)]):
-                piece.state[key(part)] = torch.cat(found)
+                whole.pop(key(part), None)
+            elif stored is None or not all(share_memory(x, stored) for x in found):
+                whole[key(part)] = torch.cat(found)
 
 
 def _step_stack(
     pieces: list[Piece], group: Group, observers: Sequence[Observer], together: bool
 ) -> None:
-    """Solve pieces of one shape together; ``together``: they move so, too."""
+    """Step pieces of one shape; ``together``: move them as one tensor, too, not only solve them."""
     batches = (
         [_batch(m, group, len(pieces)) for m in update_together(pieces, group)]
         if together
@@ -225,9 +232,9 @@ def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
     def shard(parts: list[Tensor]) -> Tensor:
         return scatter(from_matrices(parts, shape, layout, splits), like)
 
-    if group["renormalize"] and group["lr"]:
+    if renormalises(group):
         matrices = to_matrices(gather(piece.weight, like), layout, splits)
-        renormalise(matrices, piece.finite)
+        renormalise(matrices, piece.finite, group["lr"])
         if not share_memory(matrices[0], piece.weight):
             piece.weight.copy_(shard(matrices))
     captured = [answer.captured for answer in solved if answer.captured is not None]

@@ -284,6 +284,12 @@ class GroupOptions:
         _DTYPES,
         matrix=None,
     )
+    capturable: bool | None = _option(
+        "Let a CUDA graph capture the step: lr, momentum and weight decay (of adamw and sgd lr "
+        "alone) become tensors on the device. ``copy_options_to_device`` before a replay brings "
+        "new values; all other options stay as captured. Default: off.",
+        check_flag, matrix=False, adamw=False, sgd=False,
+    )  # fmt: skip
     share_work: bool | None = _option(
         "Let one rank solve each matrix that ranks replicate or have shards of. Default: on.",
         check_flag,
@@ -363,14 +369,15 @@ def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, 
     """Return the options given with the algorithm ``source`` that hold for a group of ``target``.
 
     Options that the target's name fixes (rank, alpha, blend, ...) are not carried over. Between
-    adamw and sgd lr is not; between balls and those two only ``nonfinite`` is.
+    adamw and sgd lr is not; between balls and those two only ``nonfinite`` and ``capturable`` are.
     """
     if source == target:
         return dict(given)
     kinds = {find_algorithm(source).kind, find_algorithm(target).kind}
     allowed = default_options(target).keys() - find_algorithm(target).options.keys()
     if len(kinds) > 1:
-        allowed = allowed - {"lr"} if "matrix" not in kinds else {"nonfinite"}
+        shared = {"nonfinite", "capturable"}
+        allowed = allowed - {"lr"} if "matrix" not in kinds else shared
     return {name: value for name, value in given.items() if name in allowed}
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from lit_fanions.optim.bases import State
 from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrices
 from lit_fanions.optim.stacking import share_memory
-from lit_fanions.optim.update import Group, Piece, Solved, apply, renormalise, update_momentum
+from lit_fanions.optim.update import (
+    Group,
+    Piece,
+    Solved,
+    apply,
+    renormalise,
+    renormalises,
+    update_momentum,
+)
 
 # Entries of a parameter whose kernels take longer than their launches, so that stacking would cost
 # more than it saves.
@@ -66,11 +74,11 @@ def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Gro
         _stacked([piece.momentum for piece in pieces]) if captured else weight
     )  # not read without feedback
     together = _together(pieces, weight, weight, momentum)
-    if group["renormalize"] and group["lr"]:
+    if renormalises(group):
         flags = together.finite.view(count, 1)
         matrices = _stacked_matrices(weight, group)
         for m in matrices:
-            renormalise([m], flags.expand(-1, len(m) // count).reshape(-1, 1, 1))
+            renormalise([m], flags.expand(-1, len(m) // count).reshape(-1, 1, 1), group["lr"])
         if not share_memory(matrices[0], weight):
             weight = _stacked_tensors(matrices, count, shape, group)
             together = together._replace(weight=weight)

@@ -93,7 +93,7 @@ def update_momentum(piece: Piece, group: Group) -> Tensor:
     if group["error_feedback"]:
         piece.momentum.add_(gradient)
     else:
-        piece.momentum.lerp_(gradient, 1 - group["momentum"])
+        piece.momentum.lerp_(gradient, _weight(1 - group["momentum"], gradient))
     return _nesterov(gradient, piece.momentum, group)
 
 
@@ -116,7 +116,12 @@ def _usable_gradient(piece: Piece, group: Group) -> Tensor:
 def _nesterov(gradient: Tensor, momentum: Tensor, group: Group) -> Tensor:
     if group["error_feedback"] or not group["nesterov"]:
         return momentum
-    return gradient.lerp(momentum, group["momentum"])  # both are needed later: not in place
+    # Both are needed later: not in place.
+    return gradient.lerp(momentum, _weight(group["momentum"], gradient))
+
+
+def _weight(number: float | Tensor, like: Tensor) -> float | Tensor:
+    return number.to(like.dtype) if isinstance(number, Tensor) else number
 
 
 def find_oracle(m: Tensor, group: Group) -> tuple[Oracle, bool]:
@@ -198,12 +203,18 @@ def size_factor(d: Tensor, oracle: Oracle, group: Group) -> Tensor | float:
     return MATCHED_RMS / root_mean_square
 
 
-def renormalise(matrices: Sequence[Tensor], finite: Tensor) -> None:
-    """Scale matrices (count, rows, cols) to Frobenius norm sqrt(rows) in place, where finite."""
+def renormalises(group: Group) -> bool:
+    """Return whether the step may renormalise weights: not where lr is the number 0."""
+    return bool(group["renormalize"]) and not _is_zero(group["lr"])
+
+
+def renormalise(matrices: Sequence[Tensor], finite: Tensor, lr: float | Tensor) -> None:
+    """Scale matrices (count, rows, cols) to Frobenius norm sqrt(rows) in place, where stepped."""
+    stepped = finite & (lr != 0) if isinstance(lr, Tensor) else finite
     for m in matrices:
         norm = frobenius_norm(m)
         # In float32: bfloat16 would round the factor to 1.
-        m.mul_(torch.where((norm > 0) & finite, math.sqrt(m.shape[-2]) / norm, 1.0))
+        m.mul_(torch.where((norm > 0) & stepped, math.sqrt(m.shape[-2]) / norm, 1.0))
 
 
 def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:
@@ -218,9 +229,9 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
     weight, momentum, lr = piece.weight, piece.momentum, group["lr"]
     if captured is not None:
         _add(momentum, captured, piece.finite, group["momentum"] - 1)
-    if lr == 0:
+    if _is_zero(lr):
         return
-    if group["weight_decay"]:
+    if not _is_zero(group["weight_decay"]):
         decayed = weight if not group["cautious_decay"] else _agreeing(weight, step)
         _add(weight, decayed, piece.finite, -lr * group["weight_decay"])
     _add(weight, step, piece.finite, -lr)
@@ -231,8 +242,18 @@ def _agreeing(weight: Tensor, step: Tensor) -> Tensor:
     return torch.where(weight.sign() * step.sign() >= 0, weight, 0.0)
 
 
-def _add(x: Tensor, y: Tensor, finite: Tensor, factor: float) -> None:
+def _is_zero(number: float | Tensor) -> bool:
+    """Return whether a number of the host is 0; one of the device is not looked at."""
+    return not isinstance(number, Tensor) and number == 0
+
+
+def _add(x: Tensor, y: Tensor, finite: Tensor, factor: float | Tensor) -> None:
     """Add factor * y to x where finite."""
     # Rounded to x first, as the fused kernels of torch.optim take updates.
     y = y if torch.promote_types(x.dtype, y.dtype) == x.dtype else y.to(x.dtype)
-    x.addcmul_(y, finite, value=factor)
+    if isinstance(factor, Tensor):
+        gate = (finite * factor).to(torch.promote_types(x.dtype, torch.float32))
+        # With dimensions, or a bfloat16 x would round it.
+        x.addcmul_(y, gate if gate.ndim else gate.view([1] * x.ndim))
+    else:
+        x.addcmul_(y, finite, value=factor)

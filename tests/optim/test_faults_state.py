@@ -156,16 +156,3 @@ def test_steps_inside_backward_are_those_after_it(algorithm):
     q.square().sum().backward()
     reference.step()
     assert torch.equal(p, q) and p.grad is None
-
-
-@pytest.mark.parametrize("algorithm", ["muon", "f_fanion", "kyfan", "dion", "adamw", "sgd"])
-def test_compiled_step_is_the_eager_one(algorithm):
-    torch._dynamo.reset()
-    p, optimizer = trained(algorithm)
-    q, reference = trained(algorithm)
-    compiled = torch.compile(optimizer.step, backend="eager")
-    for seed in (2, 3):
-        p.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
-        compiled()
-        step(q, reference, seed)
-    torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
