@@ -51,7 +51,7 @@ types: $(READY) ## check types
 	$(BIN)/mypy
 
 docs: $(READY) ## build the site of docs/ into site/; a broken link fails
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 dist: $(READY) ## build the wheel and the source distribution, and check them
 	rm -rf dist

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_fanions.lmo import BALLS, Ball, Case
+from lit_fanions.lmo import BALLS, Case
 from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
-from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry
+from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry, describe_step
 from lit_fanions.optim.options import FIELDS, GroupOptions
 from lit_fanions.optim.step_sizes import SCALES
 
@@ -171,7 +171,7 @@ def render() -> str:
         BLENDS,
         _table(
             ("`algorithm`", "ball", "D(M)", "it sets"),
-            [(f"`{name}`", *describe(entry)) for name, entry in ALGORITHMS.items()],
+            [(f"`{name}`", *describe(name, entry)) for name, entry in ALGORITHMS.items()],
         ),
         ERROR_FEEDBACK,
         _table(("`adapt`", "second moment"), adapting),
@@ -194,26 +194,12 @@ def main() -> int:
     return 0
 
 
-def describe(entry: AlgorithmEntry) -> tuple[str, str, str]:
+def describe(name: str, entry: AlgorithmEntry) -> tuple[str, str, str]:
     """Return ball, direction and options of an algorithm as text."""
-    if entry.kind != "matrix":
-        return "", "torch's own step, entry by entry", ""
-    rank, alpha = entry.options["rank"], entry.options["alpha"]
-    ball = _at_rank(entry.ball, rank)
-    summary, direction = ball.summary, ball.direction
-    if alpha != 1:
-        partner = BALLS[entry.options["blend"]]
-        summary += f" ⊕ {partner.summary}"
-        direction = f"{alpha:g} ({direction}) + {1 - alpha:g} ({partner.direction})"
     plain = {"rank": "full", "alpha": 1.0, "blend": "frobenius"}
     options = {key: value for key, value in entry.options.items() if plain.get(key) != value}
-    return summary, direction, ", ".join(f"{key} {_value(v)}" for key, v in options.items())
-
-
-def _at_rank(name: str, rank: Any) -> Ball:
-    """Return the ball by which the dual of the Ky Fan norm goes at rank 1 and at full rank."""
-    known = {"full": "spectral", 1: "nuclear"} if name == "fanion" else {}
-    return BALLS[known.get(rank, name)]
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in options.items())
+    return *describe_step({"algorithm": name, **entry.options}), shown
 
 
 def _options() -> Iterable[tuple[str, ...]]:

@@ -119,12 +119,12 @@ RECIPES: dict[str, tuple[str, ...]] = {
 
 def algorithm_names() -> list[str]:
     """Return the names of all algorithms that the lit_fanions on the path has."""
-    for room in ("algorithms", "fanion"):
+    for room, table in (("algorithms", "ALGORITHMS"), ("fanion", "Algorithm")):  # 0.1.0: the latter
         with contextlib.suppress(ModuleNotFoundError):
-            module = importlib.import_module(f"lit_fanions.optim.{room}")
-            if names := getattr(module, "Algorithm", None):
-                return [str(name) for name in get_args(names)]
-    raise RuntimeError("lit_fanions.optim.fanion has no Algorithm: which names are there?")
+            found = getattr(importlib.import_module(f"lit_fanions.optim.{room}"), table, None)
+            if found is not None:
+                return [str(name) for name in get_args(found) or found]
+    raise RuntimeError("lit_fanions.optim has no ALGORITHMS: which names are there?")
 
 
 def cases(data: Path, steps: int) -> dict[str, Callable[[], Weights]]:

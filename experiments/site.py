@@ -140,7 +140,7 @@ def algorithm_page(name: str) -> str:
         raise ValueError(f"experiments/site.py: TEXTS has no entry for the algorithm {name!r}")
     use, source = TEXTS[name]
     entry = ALGORITHMS[name]
-    summary, direction, _ = describe(entry)
+    summary, direction, _ = describe(name, entry)
     facts = [("direction of M = U Σ Vᵀ", direction), *_direction_facts(name, entry)]
     facts.append(("source", source))
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts)

@@ -21,6 +21,9 @@ def start(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while Lightning is imported
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as by `| head`; Python would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 # Commands that need no Lightning: the modules whose `main` takes their arguments.
@@ -38,9 +41,9 @@ def _run(command: str, given: list[str]) -> int:
     from lit_fanions.cli.errors import config_files
     from lit_fanions.cli.messages import SUBCOMMANDS, format_help, format_versions
 
-    if command in ("--version", "--help", "-h"):
+    if command in ("", "--version", "--help", "-h"):
         print(format_versions() if command == "--version" else format_help())
-        return 0
+        return 0 if command else 2
     if command in MODULES:
         return importlib.import_module(MODULES[command]).main(given[1:])
     commands = [*SUBCOMMANDS, *MODULES]

@@ -300,7 +300,7 @@ def _row(entry: dict[str, Any]) -> list[object]:
 
 
 def _best_table(entries: list[dict[str, Any]]) -> Table:
-    """Return each algorithm's part of a step under its best strategy."""
+    """Return each algorithm's time over that of forward and backward, by its best strategy."""
     best: dict[tuple[str, str], dict[int, float]] = {}
     for entry in entries:
         parts = best.setdefault((entry["model"], entry["algorithm"]), {})
@@ -310,4 +310,5 @@ def _best_table(entries: list[dict[str, Any]]) -> Table:
         for key, parts in best.items()
     ]
     columns = ["model", "algorithm", *(f"{gpus} GPUs" for gpus in GPUS)]
-    return Table("the same in % of a step, by the best strategy that fits", columns, rows)
+    title = "the same in % of forward and backward, by the best strategy that fits"
+    return Table(title, columns, rows)

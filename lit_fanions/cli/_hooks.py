@@ -82,6 +82,37 @@ class ReportRestoredOptions(Callback):
                 print_warning(line)
 
 
+class ResumeExactly(Callback):
+    """Corrects the counts of epochs and batches that Lightning 2.6 leaves in some checkpoints.
+
+    An epoch that begins with a resume at the end of the one before is not counted as started. A
+    checkpoint of it then looks as if it was saved between two epochs, and resuming that would take
+    up to an epoch of steps too many. And where max_steps is set, a run that is resumed from the end
+    of an epoch would leave out the next one, because its batches seem to be done.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Correct the counts before the loops are restored."""
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches = loop.get("epoch_loop.batch_progress")
+        if not batches or any(n["ready"] != n["completed"] for n in _counts(loop)):
+            return
+        if not batches["is_last_batch"] and batches["current"]["ready"]:
+            for counts in _counts(loop):
+                counts["ready"] += 1
+                counts["started"] += 1
+        elif batches["current"]["ready"] == batches["current"]["completed"]:
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+
+
+def _counts(loop: Mapping[str, Any]) -> list[dict[str, int]]:
+    """Return the counts of epochs of this fit and of all fits."""
+    return [loop["epoch_progress"][part] for part in ("current", "total")]
+
+
 class SaveLastStep(Callback):
     """Lets last.ckpt hold the end of a fit that ends between two saves."""
 

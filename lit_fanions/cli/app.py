@@ -42,6 +42,7 @@ from lit_fanions.cli import failures, messages
 from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_argument, replacing
 from lit_fanions.cli._hooks import (
     ReportRestoredOptions,
+    ResumeExactly,
     SaveLastStep,
     SaveRecipe,
     WatchProgress,
@@ -120,7 +121,7 @@ class CLI(LightningCLI):
             trainer_defaults={
                 "callbacks": [
                     *(self._stop, self._progress, self._skips),
-                    *(ReportRestoredOptions(), SaveLastStep()),
+                    *(ReportRestoredOptions(), ResumeExactly(), SaveLastStep()),
                 ]
             },
             parser_kwargs=parser_options(),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lit_fanions.checks import check_choice
 from lit_fanions.cli.errors import one_line
-from lit_fanions.lmo import BALLS, Case, PolarMethod
-from lit_fanions.optim.algorithms import ALGORITHMS
+from lit_fanions.lmo import PolarMethod
+from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
 
 Line = tuple[str, str]  # name, description
 
@@ -45,19 +45,14 @@ def main(args: Sequence[str]) -> int:
 
 
 def _algorithms() -> Iterator[Line]:
-    """Yield the algorithms, with the ball that each steps in, its direction and its options."""
+    """Yield the algorithms, with the ball that each steps in, its direction and its rank."""
     for name, entry in ALGORITHMS.items():
         if entry.kind != "matrix":
             yield name, "for any parameters: torch's own step"
             continue
-        ball, options = BALLS[entry.ball], dict(entry.options)
-        blend, alpha = options.pop("blend"), options.pop("alpha")
-        if ball.solved_rank(Case(1, 2, 2)) is None:  # the direction depends on no rank
-            del options["rank"]
-        parts = [f"{ball.summary} ball: {ball.direction}"]
-        if alpha != 1:
-            parts.append(f"blended with {1 - alpha:g} {BALLS[blend].direction}")
-        yield name, ", ".join([*parts, *(f"{key} {value}" for key, value in options.items())])
+        ball, direction = describe_step({"algorithm": name, **entry.options})
+        rank = entry.options["rank"]
+        yield name, f"{ball}: {direction}" + (f", rank {rank}" if rank != "full" else "")
 
 
 def _exported_classes(package: Path) -> Iterator[Line]:

@@ -148,7 +148,7 @@ def summarize(folders: Sequence[Path], pairs: Sequence[Pair]) -> tuple[Outcome, 
     """Return the results, and whether everything that was compared is equal."""
     findings = [[a.name, *line] for a, b in pairs for line in _compare_bits(a, b)]
     is_equal = all(answer.startswith(EQUAL) for *_, answer in findings)
-    metrics = _common_metrics(pairs)
+    metrics = [metric for metric in _common_metrics(pairs) if _points(pairs, metric)]
     curved = [metric for metric in metrics if curves.stage(metric) != "test"]
     tables = [Table("to the last bit", ["run", "what", "answer"], findings)]
     if metrics:
@@ -230,7 +230,11 @@ def _points(pairs: Sequence[Pair], metric: str) -> dict[str, list[tuple[int, flo
     points = {}
     for a, b in pairs:
         after = dict(b.curves.get(metric, ()))
-        common = [(step, v, after[step]) for step, v in a.curves.get(metric, ()) if step in after]
+        before = a.curves.get(metric, ())
+        common = [(step, value, after[step]) for step, value in before if step in after]
+        if not common and curves.stage(metric) == "test" and before and after:
+            # A test has no step of its own: that of the end of each run.
+            common = [(*before[-1], [*after.values()][-1])]
         if common:
             points[a.name] = common
     return points

@@ -24,7 +24,7 @@ from lit_fanions.checks import did_you_mean, whole_number
 # Options of fit without a dot: they are never taken for mistyped options of another command.
 FIT_OPTIONS = {
     *("--config", "--print_config", "--seed_everything", "--trainer", "--model", "--data"),
-    *("--test_after_fit", "--ckpt_path", "--weights_only"),
+    *("--test_after_fit", "--nonfinite_patience", "--ckpt_path", "--weights_only"),
 }
 
 

@@ -89,14 +89,19 @@ def is_entrywise(name: str) -> bool:
     return find_algorithm(name).kind != "matrix"
 
 
-def ball_summary(options: Mapping[str, Any]) -> str:
-    """Return the ball that a group of matrices steps in, in words; empty for adamw and sgd."""
+def describe_step(options: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the ball that a group steps in, in words, and the direction as a formula."""
     name = find_algorithm(options["algorithm"]).ball
     if not name:
-        return ""
+        return "", "torch's own step, entry by entry"
+    # What the dual of the Ky Fan norm is called at full rank and at rank 1.
     special = {"full": "spectral", 1: "nuclear"} if name == "fanion" else {}
-    summary = BALLS[special.get(options["rank"], name)].summary
-    return summary if options["alpha"] == 1 else f"{summary} + {BALLS[options['blend']].summary}"
+    ball, alpha = BALLS[special.get(options["rank"], name)], options["alpha"]
+    if alpha == 1:
+        return ball.summary, ball.direction
+    partner = BALLS[options["blend"]]
+    direction = f"{alpha:g} ({ball.direction}) + {1 - alpha:g} ({partner.direction})"
+    return f"{ball.summary} + {partner.summary}", direction
 
 
 def is_foreign(source: str, target: str) -> bool:

@@ -16,7 +16,7 @@ from lit_fanions.optim import entrywise
 from lit_fanions.optim.algorithms import (
     ALGORITHMS,
     DEFAULT_ALGORITHM,
-    ball_summary,
+    describe_step,
     is_entrywise,
     is_foreign,
 )
@@ -55,22 +55,10 @@ from lit_fanions.optim.together import own_state
 
 def _table() -> str:
     """Return the algorithms with their balls and directions as rows of a docstring."""
-    from lit_fanions.lmo import BALLS
-
-    rows = []
-    for name, entry in ALGORITHMS.items():
-        if entry.kind != "matrix":
-            rows.append((name, "torch's own, entrywise", ""))
-            continue
-        ball = BALLS[entry.ball]
-        rank, alpha = entry.options["rank"], entry.options["alpha"]
-        summary = ball_summary({"algorithm": name, **entry.options})
-        direction = {"full": "U Vᵀ", 1: "u₁ v₁ᵀ"}.get(rank, ball.direction)
-        direction = direction if entry.ball == "fanion" else ball.direction
-        if alpha != 1:
-            partner = BALLS[entry.options["blend"]]
-            direction = f"{alpha:g} {direction} + {1 - alpha:g} {partner.direction}"
-        rows.append((name, summary, direction))
+    rows = [
+        (name, *describe_step({"algorithm": name, **entry.options}))
+        for name, entry in ALGORITHMS.items()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines = (f"{n:{widths[0]}}  {s:{widths[1]}}  {d}".rstrip() for n, s, d in rows)
     return "\n".join(f"        {line}" for line in lines)
@@ -158,6 +146,7 @@ class Fanion(torch.optim.Optimizer):
         """Restore a pickled state; options younger than it get their algorithm's defaults."""
         super().__setstate__(state)
         self.__dict__.setdefault("_given", {})
+        self.__dict__.setdefault("process_group", None)
         self._is_built = True
         self._warm.clear()
         for group in self.param_groups:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_fanions.optim.algorithms import ball_summary, is_entrywise, oracle
+from lit_fanions.optim.algorithms import describe_step, is_entrywise, oracle
 from lit_fanions.optim.attention import find_attention_heads
 from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
@@ -215,7 +215,7 @@ class Split(list[Assignment]):
             _shape(assignment.parameter, options),
             assignment.group,
             _algorithm(options),
-            ball_summary(options),
+            describe_step(options)[0],
             f"{options['lr']:g}",
             " ".join(_radii(assignment.parameter, options)),
             assignment.parameter.numel(),

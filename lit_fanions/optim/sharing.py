@@ -90,8 +90,14 @@ def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
     shapes, costs = zip(*shared.values(), strict=True) if shared else ((), ())
     owners = dict(zip(shared, assign_owners(shapes, costs, ranks), strict=True))
     total = sum(costs)
+    if not shared:
+        return (
+            f"Each of {ranks} ranks that replicate the parameters solves all matrices: sending "
+            "directions would take longer, or share_work is off."
+        )
     lines = [
-        f"Solved by {ranks} ranks that replicate the parameters, {total:.3g} operations a step:"
+        f"Solved by {ranks} ranks that replicate the parameters, {total:.3g} operations a step; "
+        "each of them solves all other matrices:"
     ]
     for rank in range(ranks):
         own = [name for name, owner in owners.items() if owner == rank]

@@ -111,9 +111,8 @@ def test_params_shows_the_split_and_the_total(project, capfd):
 def test_params_shows_what_each_device_solves(project, capfd):
     assert main(["params", "--config", "recipe.yaml", "--devices", "2"]) == 0
     lines = capfd.readouterr().out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("Solved by 2 ranks"))
     # Matrices of a toy cost less than sending them.
-    assert lines[start + 1 : -1] == ["  rank 0, 0.0%: nothing", "  rank 1, 0.0%: nothing"]
+    assert lines[-2].startswith("Each of 2 ranks that replicate the parameters solves all matrices")
     assert lines[-1] == "Total parameters: 58"
 
 

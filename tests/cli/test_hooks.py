@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch import loggers
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -74,6 +75,33 @@ def test_progress_bar_of_a_run_resumed_in_the_middle_of_an_epoch_has_a_total(
     assert main([*FIT, *args, "--trainer.callbacks+", "TQDMProgressBar"]) == 0
     assert totals[0] == (8, "Epoch 0: ")
     assert {total for total, _ in totals} == {8}
+
+
+def save_every_step(folder):
+    options = {"dirpath": folder, "filename": "{step}", "save_top_k": -1}
+    options |= {"every_n_train_steps": 1, "save_last": True}
+    edit_recipe("trainer.callbacks", [{"class_path": "ModelCheckpoint", "init_args": options}])
+
+
+def test_resume_of_a_run_resumed_between_two_epochs_is_bit_equal(project):
+    """8 is the last step of the first epoch, 10 is inside the second."""
+    fit = [*FIT, "--trainer.max_epochs", "3"]
+    for i, start in enumerate((None, 8, 10)):
+        save_every_step(f"kept{i}")
+        given = ["--ckpt_path", f"kept{i - 1}/step={start}.ckpt"] if start else []
+        assert main([*fit, *given]) == 0
+    whole, resumed = (torch.load(f"kept{i}/last.ckpt", weights_only=True) for i in (0, 2))
+    assert whole["global_step"] == resumed["global_step"] == 24
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+
+
+def test_steps_are_bounded_and_no_epoch_is_left_out_after_a_resume(project):
+    save_every_step("kept")
+    for steps in (8, 12):
+        given = ["--ckpt_path", "kept/last.ckpt"] * (steps > 8)
+        assert main([*FIT, "--trainer.max_steps", str(steps), *given]) == 0
+    assert torch.load("kept/last.ckpt", weights_only=True)["global_step"] == 12
 
 
 # Skipped steps.

@@ -1,5 +1,6 @@
 """The factor of a step that its shape decides."""
 
+import itertools
 import math
 
 import pytest
@@ -89,7 +90,7 @@ def test_convolutions_step_as_flattened_matrices(module, rows, cols, scale):
 
 @pytest.mark.parametrize("scale", ["none", "original", "spectral_unclamped", "match_rms_adamw"])
 @pytest.mark.parametrize("rank", ["full", 2])
-def test_the_table_shows_the_factor_that_the_step_uses(scale, rank):
+def test_the_table_shows_the_radius_that_the_step_uses(scale, rank):
     module = nn.Sequential(nn.Linear(6, 24, bias=False), nn.Linear(24, 8), nn.Linear(8, 3))
     options = {"scale": scale, "lr": 0.5, "rank": rank, "polar": "exact", "solver": "exact"}
     split = split_parameters(module, {"matrix": options})
@@ -97,21 +98,15 @@ def test_the_table_shows_the_factor_that_the_step_uses(scale, rank):
     before = [p.detach().clone() for p in module.parameters()]
     take_steps(optimizer, 1)
     header, *rows = str(split).splitlines()
-    assert header.split() == [
-        "parameter",
-        "shape",
-        "group",
-        "algorithm",
-        "lr",
-        "factor",
-        "size",
-        "reason",
-    ]
+    columns = ["parameter", "shape", "group", "algorithm", "ball", "lr", "radius", "size", "reason"]
+    assert header.split() == columns
+    starts = [header.index(name) for name in columns]
     for assignment, row, old in zip(split, rows, before, strict=True):
         if assignment.group != "matrix":
             continue
-        _, shape, _, _, lr, factor = row.split()[:6]
+        cells = [row[a:b].strip() for a, b in itertools.pairwise([*starts, len(row)])]
+        shape, radius = cells[1], cells[6]
         assert shape == "x".join(map(str, assignment.parameter.shape))
         norm = (old - assignment.parameter.detach()).norm().item()
         k = min(old.shape) if rank == "full" else rank
-        assert float(lr) * float(factor) * math.sqrt(k) == pytest.approx(norm, rel=1e-3)
+        assert float(radius) * math.sqrt(k) == pytest.approx(norm, rel=1e-3)
