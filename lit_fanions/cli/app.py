@@ -182,7 +182,10 @@ class CLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         for own in (parser, *getattr(self, "_subcommand_parsers", {}).values()):
             own.command_line = given
-        check_texts(parser, config_files(given))  # type: ignore[arg-type]
+        assert isinstance(parser, Parser)
+        if odd := [text for text in given if "\0" in text]:
+            parser.fail(f"{odd[0]!r} holds a NUL character, which no option takes")
+        check_texts(parser, config_files(given))
         self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
 
     def _parse_ckpt_path(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 def assert_read_or_refused(reader: Reader, args: list[str]) -> None:
     out, err = io.StringIO(), io.StringIO()
+    sys.stdin = io.StringIO()  # which `-` reads
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             reader.read(args)
@@ -173,6 +175,7 @@ def fuzz(count: int) -> None:
     assert set(os.listdir()) == before
 
 
-def test_random_command_lines_and_recipes_are_read_or_refused(project):
+def test_random_command_lines_and_recipes_are_read_or_refused(project, monkeypatch):
     """More of them: LIT_FANIONS_FUZZ=2000 python -m pytest tests/cli/test_fuzzing.py --timeout 0"""
+    monkeypatch.setattr(sys, "stdin", sys.stdin)  # restored afterwards
     fuzz(int(os.environ.get("LIT_FANIONS_FUZZ", "100")))
