@@ -38,6 +38,7 @@ SCRIPT = """
         train(net, optimizer, steps=1)
         time.sleep(0.05)
     torch.save(weights(net), folder / f"{dist.get_rank()}.pt")
+    dist.barrier()  # gloo aborts where a peer leaves in the middle of a collective
     dist.destroy_process_group()
 """
 
@@ -78,7 +79,7 @@ def wait_for_nodes(nodes: list[subprocess.Popen[bytes]], folder: Path, seconds: 
 
 def test_two_nodes_train_as_one_process(tmp_path):
     statuses = wait_for_nodes(start_nodes(tmp_path, "end"), tmp_path, 200)
-    assert statuses == [0, 0], (tmp_path / "0.txt").read_text()[-2000:]
+    assert statuses == [0, 0], (tmp_path / "0.txt").read_text()[-6000:]
     net = Net()
     train(net, make_optimizer(net), steps=STEPS)
     for rank in range(4):
