@@ -143,7 +143,8 @@ class GroupOptions:
     )
     weight_decay: float | None = _option(
         "Decoupled weight decay, W <- (1 - lr * weight_decay) W; coupled for sgd, as in torch. "
-        "Default: 0.",
+        "Decay and step of float16 and bfloat16 weights are rounded together: entries stay where "
+        "their sum is below half the spacing of the weight's numbers. Default: 0.",
         _number(least=0.0),
         matrix=0.0,
         adamw=0.0,

@@ -117,10 +117,14 @@ def _nesterov(gradient: Tensor, momentum: Tensor, group: Group) -> Tensor:
     if group["error_feedback"] or not group["nesterov"]:
         return momentum
     # Both are needed later: not in place.
-    return gradient.lerp(momentum, _weight(group["momentum"], gradient))
+    if isinstance(group["momentum"], Tensor):
+        # The weight has the tensors' dtype: a momentum of .999 would be 1 in bfloat16.
+        return momentum.lerp(gradient, _weight(1 - group["momentum"], gradient))
+    return gradient.lerp(momentum, group["momentum"])
 
 
 def _weight(number: float | Tensor, like: Tensor) -> float | Tensor:
+    """Return a weight of ``lerp``: a number, or a tensor in the dtype of the tensors."""
     return number.to(like.dtype) if isinstance(number, Tensor) else number
 
 
@@ -220,6 +224,9 @@ def renormalise(matrices: Sequence[Tensor], finite: Tensor, lr: float | Tensor) 
 def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:
     """Decay and move the weight, and subtract what was captured from the momentum.
 
+    Decay and step of a 16-bit weight are added in float32 and rounded together. Where their sum is
+    below half the spacing of the weight's numbers, the weight stays as it is.
+
     Args:
         piece: Weight, momentum and flag.
         step: factor * D, of the shape of the weight.
@@ -231,10 +238,32 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
         _add(momentum, captured, piece.finite, group["momentum"] - 1)
     if _is_zero(lr):
         return
-    if not _is_zero(group["weight_decay"]):
-        decayed = weight if not group["cautious_decay"] else _agreeing(weight, step)
-        _add(weight, decayed, piece.finite, -lr * group["weight_decay"])
+    if _is_zero(group["weight_decay"]):
+        _add(weight, step, piece.finite, -lr)
+        return
+    decay = lr * group["weight_decay"]
+    if weight.dtype.itemsize < 4:
+        # A decay that is rounded by itself is lost where it is below half the weight's spacing.
+        moved = _decayed(weight, step, piece.finite, decay, group["cautious_decay"])
+        _add(moved, step.to(weight.dtype), piece.finite, -lr)
+        weight.copy_(moved)
+        return
+    decayed = _agreeing(weight, step) if group["cautious_decay"] else weight
+    _add(weight, decayed, piece.finite, -decay)
     _add(weight, step, piece.finite, -lr)
+
+
+def _decayed(
+    weight: Tensor, step: Tensor, finite: Tensor, decay: float | Tensor, cautious: bool
+) -> Tensor:
+    """Return a 16-bit weight in float32, decayed where finite."""
+    if cautious:
+        moved = weight.float()
+        _add(moved, _agreeing(weight, step), finite, -decay)
+        return moved
+    factor = (1 - finite.float() * decay).float()
+    # With dimensions, or the product would be in 16 bits.
+    return weight * (factor if factor.ndim else factor.view([1] * weight.ndim))
 
 
 def _agreeing(weight: Tensor, step: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lit_fanions import Fanion
 from tests.matrices import decaying, gaussian64, parameter, parameter64
@@ -91,3 +92,36 @@ def test_float32_momentum_of_a_bf16_parameter_is_the_exact_average():
         update(optimizer, p, grad)
         want.lerp_(grad.float(), 1 - 0.9)
     torch.testing.assert_close(optimizer.state[p]["momentum"], want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"cautious_decay": True}, {"capturable": True}], ids=str)
+@pytest.mark.parametrize(("algorithm", "lr"), [("muon", 0.02), ("nsgd", 0.2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_weights_decay_as_float32_weights(dtype, algorithm, lr, options):
+    def shrinkage(dtype: torch.dtype) -> float:
+        start = 0.1 * torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+        norms = []
+        for own in ({}, {"weight_decay": 1e-3 / lr, **options}):
+            p = nn.Parameter(start.to(dtype, copy=True))
+            optimizer = Fanion([p], algorithm=algorithm, lr=lr, **own)
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(100):
+                p.grad = torch.randn(64, 48, generator=generator).to(dtype)
+                optimizer.step()
+            norms.append(p.detach().double().norm().item())
+        return 1 - norms[1] / norms[0]
+
+    assert shrinkage(dtype) == pytest.approx(shrinkage(torch.float32), rel=0.1)
+
+
+def test_decay_and_step_of_a_16_bit_weight_are_rounded_once():
+    # The spacing of bfloat16 above 1 is 1/128: decay and step, 1/320 each, are lost alone.
+    for parameters in (1, 2):
+        ps = [nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16)) for _ in range(parameters)]
+        optimizer = Fanion(
+            ps, algorithm="signum", lr=1 / 320, weight_decay=1.0, scale="none", momentum=0.0
+        )
+        for p in ps:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert all((p == 1 - 1 / 128).all() for p in ps)
