@@ -134,6 +134,16 @@ def _cut_columns(m: Tensor, count: int) -> Tensor:
     return m.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
 
+def column_blocks(options: Mapping[str, Any]) -> int:
+    """Return into how many blocks of columns a group's options cut each matrix, 1 for none.
+
+    The outputs of the blocks of one matrix are added. Slices of a parameter have the number as
+    ``column_blocks``, because they are no longer split.
+    """
+    splits = options.get("splits")
+    return splits["count"] if isinstance(splits, dict) else options.get("column_blocks", 1)
+
+
 def split_into_heads(splits: Splits, heads: int | Mapping[str, int]) -> Splits:
     """Return the splits of a parameter, each part of which falls into heads.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_fanions.optim.adapting import gather_moments, moment_key
 from lit_fanions.optim.bases import State, basis_key, gather_bases
 from lit_fanions.optim.matrices import (
+    column_blocks,
     from_matrices,
     gather,
     is_distributed,
@@ -88,7 +89,9 @@ def _step_slices(
         to_matrices(x.detach(), group["layout"], group["splits"])
         for x in (piece.weight, piece.gradient, piece.momentum)
     ]
-    batches = {**group, "layout": "batch", "splits": None}
+    batches = {
+        **group, "layout": "batch", "splits": None, "column_blocks": column_blocks(group)
+    }  # fmt: skip
     states = []
     for part, start, stop, first in cut:
         weight, gradient, momentum = (parts[part][start:stop] for parts in tensors)
@@ -234,7 +237,7 @@ def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
 
     if renormalises(group):
         matrices = to_matrices(gather(piece.weight, like), layout, splits)
-        renormalise(matrices, piece.finite, group["lr"])
+        renormalise(matrices, piece.finite, group)
         if not share_memory(matrices[0], piece.weight):
             piece.weight.copy_(shard(matrices))
     captured = [answer.captured for answer in solved if answer.captured is not None]

@@ -252,7 +252,8 @@ class GroupOptions:
     heads: int | dict[str, int] | Literal["auto"] | None = _option(
         "Heads of attention as matrices of their own: their number, for rows, or {count, dim} with "
         "dim 0 for rows and 1 for columns (output projections); with splits, in each part. auto, "
-        "in the factory: as the attention module says. Stored as splits. Default: whole.",
+        "in the factory: as the attention module says. Stored as splits. The outputs of columns "
+        "are added: scale and renormalize take them for the whole matrix. Default: whole.",
         check_heads,
         matrix=None,
     )

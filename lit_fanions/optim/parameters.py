@@ -14,6 +14,7 @@ from lit_fanions.optim.algorithms import describe_step, is_entrywise, oracle
 from lit_fanions.optim.attention import find_attention_heads
 from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
+from lit_fanions.optim.matrices import column_blocks
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.split_table import Row, format_table
 from lit_fanions.optim.step_sizes import step_size_factor
@@ -248,5 +249,5 @@ def _radii(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
         return
     for _, rows, cols in shapes(parameter, options):
         length = oracle(options, rows, cols).length
-        factor = step_size_factor(options["scale"], rows, cols, length)
+        factor = step_size_factor(options["scale"], rows, cols, length, column_blocks(options))
         yield "~" if factor is None else f"{float(options['lr']) * factor:.4g}"

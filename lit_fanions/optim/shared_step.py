@@ -20,7 +20,14 @@ from lit_fanions.optim.adapting import is_moment, moment_key, moment_shape
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.bases import State, basis_key, is_basis
 from lit_fanions.optim.exchange import AllGather, AllToAll, Field
-from lit_fanions.optim.matrices import from_matrices, local, local_grad, matrix_shapes, to_matrices
+from lit_fanions.optim.matrices import (
+    column_blocks,
+    from_matrices,
+    local,
+    local_grad,
+    matrix_shapes,
+    to_matrices,
+)
 from lit_fanions.optim.matrix_step import (
     apply_each,
     share_of_stack,
@@ -295,4 +302,4 @@ def _static_factor(shape: torch.Size, group: Group) -> float | None:
     """Return the step-size factor of matrices (..., rows, cols); None where directions decide."""
     rows, cols = shape[-2:]
     length = oracle(group, rows, cols).length
-    return step_size_factor(group["scale"], rows, cols, length)
+    return step_size_factor(group["scale"], rows, cols, length, column_blocks(group))

@@ -25,7 +25,9 @@ SCALES: dict[str, Callable[[int, int, float | None], float | None]] = {
 }
 
 
-def step_size_factor(scale: str, rows: int, cols: int, length: float | None) -> float | None:
+def step_size_factor(
+    scale: str, rows: int, cols: int, length: float | None, blocks: int = 1
+) -> float | None:
     """Return the factor of a step-size rule.
 
     ``none`` 1; ``original`` sqrt(max(1, rows / cols)); ``spectral_unclamped`` sqrt(rows / cols);
@@ -37,6 +39,8 @@ def step_size_factor(scale: str, rows: int, cols: int, length: float | None) -> 
         rows: Outputs of the matrix.
         cols: Inputs of the matrix.
         length: Frobenius norm of the directions; None where it depends on the matrix.
+        blocks: Number of such matrices side by side whose outputs are added, as those of the heads
+            of an output projection: the factor is that of the whole, out x (blocks * in).
 
     Returns:
         The factor; None where it depends on a length that is not known beforehand.
@@ -44,4 +48,5 @@ def step_size_factor(scale: str, rows: int, cols: int, length: float | None) -> 
     Raises:
         KeyError: If there is no such rule.
     """
-    return SCALES[scale](rows, cols, length)
+    whole_length = None if length is None else length * math.sqrt(blocks)
+    return SCALES[scale](rows, cols * blocks, whole_length)

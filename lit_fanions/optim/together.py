@@ -78,7 +78,7 @@ def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Gro
         flags = together.finite.view(count, 1)
         matrices = _stacked_matrices(weight, group)
         for m in matrices:
-            renormalise([m], flags.expand(-1, len(m) // count).reshape(-1, 1, 1), group["lr"])
+            renormalise([m], flags.expand(-1, len(m) // count).reshape(-1, 1, 1), group)
         if not share_memory(matrices[0], weight):
             weight = _stacked_tensors(matrices, count, shape, group)
             together = together._replace(weight=weight)

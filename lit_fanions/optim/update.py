@@ -23,6 +23,7 @@ from lit_fanions.lmo import Oracle, frobenius_norm, polar_dtype, scaling
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
 from lit_fanions.optim.bases import State, next_basis
+from lit_fanions.optim.matrices import column_blocks
 from lit_fanions.optim.stacking import stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
@@ -199,7 +200,7 @@ def size_factor(d: Tensor, oracle: Oracle, group: Group) -> Tensor | float:
         A number, or (matrices, 1, 1) where it depends on the directions.
     """
     rows, cols = d.shape[-2:]
-    factor = step_size_factor(group["scale"], rows, cols, oracle.length)
+    factor = step_size_factor(group["scale"], rows, cols, oracle.length, column_blocks(group))
     if factor is not None:
         return factor
     norm = frobenius_norm(d)
@@ -212,13 +213,17 @@ def renormalises(group: Group) -> bool:
     return bool(group["renormalize"]) and not _is_zero(group["lr"])
 
 
-def renormalise(matrices: Sequence[Tensor], finite: Tensor, lr: float | Tensor) -> None:
-    """Scale matrices (count, rows, cols) to Frobenius norm sqrt(rows) in place, where stepped."""
+def renormalise(matrices: Sequence[Tensor], finite: Tensor, group: Group) -> None:
+    """Scale matrices (count, rows, cols) to Frobenius norm sqrt(rows) in place, where stepped.
+
+    Blocks of columns have equal parts of the norm of the matrix that they make up.
+    """
+    lr, blocks = group["lr"], column_blocks(group)
     stepped = finite & (lr != 0) if isinstance(lr, Tensor) else finite
     for m in matrices:
         norm = frobenius_norm(m)
         # In float32: bfloat16 would round the factor to 1.
-        m.mul_(torch.where((norm > 0) & stepped, math.sqrt(m.shape[-2]) / norm, 1.0))
+        m.mul_(torch.where((norm > 0) & stepped, math.sqrt(m.shape[-2] / blocks) / norm, 1.0))
 
 
 def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:

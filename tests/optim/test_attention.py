@@ -185,3 +185,42 @@ def test_heads_of_a_checkpoint_go_on_bit_equal():
             q.grad = p.grad
             second.step()
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("entries", [None, 0], ids=["whole", "slices"])
+@pytest.mark.parametrize(
+    "scale", ["original", "spectral_unclamped", "match_rms_adamw", "none"], ids=str
+)
+def test_heads_by_columns_step_as_far_as_the_whole_matrix(scale, entries):
+    def length(heads: dict[str, int] | None) -> float:
+        p = nn.Parameter(torch.zeros(24, 24, dtype=torch.float64))
+        options = {"heads": heads} if heads else {}
+        if entries is not None:
+            options["stack_entries"] = entries
+        optimizer = Fanion([p], lr=1.0, scale=scale, polar="exact", **options)
+        p.grad = gaussian(24, 24).double()
+        optimizer.step()
+        return p.detach().norm().item()
+
+    # Each of 6 directions of 24 x 4 has the norm 2, that of 24 x 24 has sqrt(24).
+    assert length({"count": 6, "dim": 1}) == pytest.approx(length(None), rel=1e-6)
+
+
+@pytest.mark.parametrize("entries", [None, 0], ids=["whole", "slices"])
+def test_heads_by_columns_are_renormalised_to_the_norm_of_the_whole(entries):
+    p = nn.Parameter(gaussian(24, 18).double())
+    options = {} if entries is None else {"stack_entries": entries}
+    heads = {"count": 6, "dim": 1}
+    optimizer = Fanion([p], lr=1e-12, renormalize=True, heads=heads, **options)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert p.detach().norm().item() == pytest.approx(24**0.5)
+
+
+@pytest.mark.parametrize("scale", ["original", "spectral_unclamped"])
+def test_the_table_shows_the_radius_of_the_whole_output_projection(scale):
+    net = nn.ModuleDict({"body": llama(), "head": nn.Linear(16, 3)})
+    config = {"matrix": {"heads": "auto", "scale": scale, "lr": 0.25}}
+    (line,) = (x for x in str(split_parameters(net, config)).splitlines() if "o_proj" in x)
+    lr_and_radius = "0.25 0.25"
+    assert f"16x16: 4 of 16x4 matrix muon spectral {lr_and_radius}" in " ".join(line.split())
