@@ -4,13 +4,14 @@
   python -m lit_fanions compare before.yaml after.yaml --steps 40 --trainer.accelerator=cpu
 
 A and B are folders of logs, or two recipes, which are trained first for --steps optimizer steps;
-other options are passed to fit for both. Compared are the scalars in the event files, the
-checkpoints of equal name, and the weights after each step where both runs recorded digests of them:
-recipes do, and so does any fit with --trainer.callbacks+ lit_fanions.cli.digests.RecordDigests.
-Folders of several runs are compared run by run, those of equal name.
+other options are passed to fit for both. Compared are the scalars in the event files, the tensors
+in checkpoints of equal name, and the weights after each step by digests of them: recipes record
+these, and so does any fit with --trainer.callbacks+ lit_fanions.cli.digests.RecordDigests.
+Folders of several runs are compared run by run, those of equal name. A run, a checkpoint or digests
+that only one side has are a difference.
 
 The metrics of both and their paired differences are a table, a picture, CSV and JSON in --out.
-The exit status is 0 if everything compared is equal, 1 if not.
+The exit status is 0 if everything is equal, 1 if not.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 STEPS = 20
 EQUAL = "equal"
+NOTHING = "nothing to compare"
+SCALARS = "scalars"
 RECIPES = (".yaml", ".yml")
 RESERVED = {
     "--config": "A and B are the recipes",
@@ -45,6 +48,7 @@ RESERVED = {
     "--ckpt_path": "both trainings start from scratch",
 }
 Pair = tuple[Run, Run]
+Finding = tuple[str, str, str]  # run, what was compared, answer
 
 
 def main(args: Sequence[str]) -> int:
@@ -71,8 +75,9 @@ def main(args: Sequence[str]) -> int:
         console.require("matplotlib", "compare")
         console.check_counts(options, "steps")
         folders = _folders(options, rest)
-        pairs = pair_runs(*map(curves.read_runs, folders))
-        outcome, is_equal = summarize(folders, pairs)
+        a, b = map(curves.read_runs, folders)
+        pairs = pair_runs(a, b)
+        outcome, is_equal = summarize(folders, pairs, _unpaired(a, b, pairs))
         print(outcome)
         outcome.save(options.out, "comparison")
     except Refused as error:
@@ -144,13 +149,28 @@ def pair_runs(a: Sequence[Run], b: Sequence[Run]) -> list[Pair]:
     return pairs
 
 
-def summarize(folders: Sequence[Path], pairs: Sequence[Pair]) -> tuple[Outcome, bool]:
-    """Return the results, and whether everything that was compared is equal."""
-    findings = [[a.name, *line] for a, b in pairs for line in _compare_bits(a, b)]
-    is_equal = all(answer.startswith(EQUAL) for *_, answer in findings)
+def _unpaired(a: Sequence[Run], b: Sequence[Run], pairs: Sequence[Pair]) -> list[Finding]:
+    """Return a finding for each run that has no partner on the other side."""
+    paired = {id(run) for pair in pairs for run in pair}
+    sides = [("A", run) for run in a] + [("B", run) for run in b]
+    return [(run.name, "run", f"only in {side}") for side, run in sides if id(run) not in paired]
+
+
+def summarize(
+    folders: Sequence[Path], pairs: Sequence[Pair], unpaired: Sequence[Finding] = ()
+) -> tuple[Outcome, bool]:
+    """Return the results, and whether everything is equal.
+
+    Args:
+        folders: A and B.
+        pairs: Runs that are compared.
+        unpaired: Findings about runs that only one side has.
+    """
+    findings = [*((a.name, *line) for a, b in pairs for line in _compare_bits(a, b)), *unpaired]
+    conclusion, is_equal = _conclude(findings)
     metrics = [metric for metric in _common_metrics(pairs) if _points(pairs, metric)]
     curved = [metric for metric in metrics if curves.stage(metric) != "test"]
-    tables = [Table("to the last bit", ["run", "what", "answer"], findings)]
+    tables = [Table("to the last bit", ["run", "what", "answer"], [[*own] for own in findings])]
     if metrics:
         headings = ["metric", "A", "B", "B - A", "largest |B - A|", "B lower"]
         rows = [[metric, *_row(_points(pairs, metric))] for metric in metrics]
@@ -170,28 +190,51 @@ def summarize(folders: Sequence[Path], pairs: Sequence[Pair]) -> tuple[Outcome, 
         settings={"A": str(folders[0]), "B": str(folders[1])},
         draw=(lambda figure: _draw(figure, curved, pairs)) if curved else None,
         size=(12, 3.2 * len(curved)),
-        notes=["A and B are equal to the last bit" if is_equal else "A and B differ"],
+        notes=[conclusion],
     )
     return outcome, is_equal
 
 
+def _conclude(findings: Sequence[Finding]) -> tuple[str, bool]:
+    """Return the conclusion in a sentence, and whether everything is equal."""
+    equal = [own for own in findings if own[2].startswith(EQUAL)]
+    if len(equal) < len([own for own in findings if own[2] != NOTHING]):
+        return "A and B differ", False
+    if any(what != SCALARS for _, what, _ in equal):
+        return "A and B are equal to the last bit", True
+    if not equal:
+        return "nothing was compared: no scalars but counts, and no weights", False
+    total = sum(int(answer.split("(")[1].split()[0]) for *_, answer in equal)
+    return f"A and B are equal in all {plural(total, 'scalar')}; no weights were compared", True
+
+
 def _compare_bits(a: Run, b: Run) -> Iterator[tuple[str, str]]:
     """Yield what was compared to the last bit, and the answer."""
-    yield "scalars", _compare_scalars(a.curves, b.curves)
+    yield SCALARS, _compare_scalars(a.curves, b.curves)
     before, after = (tensors.read_digests(run.folder) for run in (a, b))
     if before and after:
         yield "weights after each step", _compare_digests(before, after)
-    names = (
+    elif before or after:
+        yield "weights after each step", f"only in {'A' if before else 'B'}"
+    mine, others = (
         {str(file.relative_to(run.folder)) for file in run.folder.rglob("*.ckpt")} for run in (a, b)
     )
-    for name in sorted(set.intersection(*names)):
-        try:
-            answer = tensors.difference(
-                tensors.read_checkpoint(a.folder / name), tensors.read_checkpoint(b.folder / name)
-            )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            answer = f"cannot be read: {one_line(error, 120)}"
-        yield name, answer or EQUAL
+    for name in sorted(mine | others):
+        if name in mine and name in others:
+            yield name, _compare_checkpoints(a.folder / name, b.folder / name)
+        else:
+            yield name, f"only in {'A' if name in mine else 'B'}"
+
+
+def _compare_checkpoints(before: Path, after: Path) -> str:
+    """Return how the tensors of two checkpoints differ, or that they are equal."""
+    try:
+        old, new = tensors.read_checkpoint(before), tensors.read_checkpoint(after)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        return f"cannot be read: {one_line(error, 120)}"
+    if not old and not new:
+        return NOTHING
+    return tensors.difference(old, new) or f"{EQUAL} ({plural(len(old), 'tensor')})"
 
 
 def _compare_scalars(a: Curves, b: Curves) -> str:
@@ -202,6 +245,8 @@ def _compare_scalars(a: Curves, b: Curves) -> str:
         points = ({(step, repr(value)) for step, value in own.get(tag, ())} for own in (a, b))
         if unequal := set.symmetric_difference(*points):
             different[tag] = min(step for step, _ in unequal)
+    if not tags:
+        return NOTHING
     if not different:
         return f"{EQUAL} ({plural(len(tags), 'scalar')})"
     first = min(different, key=lambda tag: different[tag])

@@ -56,7 +56,7 @@ def test_equal_scalars_are_equal_whatever_the_throughput(capfd):
     log("b", [2.0, float("nan"), 0.5], seconds=3.0)
     status, answers, printed = compare(capfd, "a", "b")
     assert (status, answers) == (0, {"scalars": "equal (1 scalar)"})
-    assert "A and B are equal to the last bit" in printed
+    assert "A and B are equal in all 1 scalar; no weights were compared" in printed
 
 
 def test_first_step_of_a_scalar_that_differs_is_named(capfd):
@@ -85,12 +85,31 @@ def test_runs_of_equal_name_are_paired(capfd):
     log("b/seed2", [5.0])
     _, _, printed = compare(capfd, "a", "b")
     assert "0.2 ± 0.14" in printed and "0 of 2" in printed
+    assert re.search(r"seed2 +run +only in B", printed)
     log("c/other", [1.0])
     log("c/another", [1.0])
     with pytest.raises(SystemExit):
         main(["compare", "a", "c"])
     message = "no runs of equal name: A has seed0, seed1, B has another, other"
     assert message in capfd.readouterr().err
+
+
+def test_run_without_a_partner_is_a_difference(capfd):
+    for run in ("a/x", "a/y", "b/x"):
+        log(run, [1.0])
+    status, answers, printed = compare(capfd, "a", "b")
+    assert (status, answers["run"]) == (1, "only in A")
+    assert "A and B differ" in printed
+
+
+def test_counts_alone_are_no_proof_of_equality(capfd):
+    for name in ("a", "b"):
+        log(name, [])
+        with SummaryWriter(name) as writer:
+            writer.add_scalar("train/time", 1.0, 0)
+    status, answers, printed = compare(capfd, "a", "b")
+    assert (status, answers) == (1, {"scalars": "nothing to compare"})
+    assert "nothing was compared" in printed
 
 
 def test_settings_that_differ_are_listed(capfd):
@@ -106,11 +125,15 @@ def test_first_step_and_tensor_that_differ_are_named(tmp_path, capfd):
         logger = TensorBoardLogger(tmp_path, name="", version=name)
         torch.manual_seed(0)
         fit(tmp_path, Net(), Nudge(step), RecordDigests(), logger=logger)
-    status, answers, _ = compare(capfd, "a", "b")
+    status, answers, printed = compare(capfd, "a", "b")
     assert status == 0
     assert answers["weights after each step"].startswith("equal (")
+    assert "A and B are equal to the last bit" in printed
     answers = compare(capfd, "a", "c")[1]
     assert answers["weights after each step"].startswith("step 3: down.weight (1 of ")
+    (tmp_path / "b" / tensors.DIGESTS).unlink()
+    status, answers, _ = compare(capfd, "a", "b")
+    assert (status, answers["weights after each step"]) == (1, "only in A")
 
 
 def test_checkpoints_of_equal_name_are_compared(capfd):
@@ -121,13 +144,15 @@ def test_checkpoints_of_equal_name_are_compared(capfd):
         moments["optimizer_states"][0]["state"][0]["momentum"] = torch.full((3,), momentum)
         torch.save({**state, **moments}, f"{name}/last.ckpt")
         torch.save(state, f"{name}/best.ckpt")
-    Path("b/other.ckpt").write_bytes(b"")
     status, answers, _ = compare(capfd, "a", "b")
     assert status == 1
-    assert answers["best.ckpt"] == "equal"
+    assert answers["best.ckpt"] == "equal (2 tensors)"
     assert answers["last.ckpt"] == (
         "0.5 relative in optimizer_states.0.state.0.momentum (1 of 3 differ)"
     )
+    Path("b/last.ckpt").unlink()
+    status, answers, _ = compare(capfd, "a", "b")
+    assert (status, answers["last.ckpt"]) == (1, "only in A")
     Path("b/best.ckpt").write_bytes(b"PK")
     assert compare(capfd, "a", "b")[1]["best.ckpt"].startswith("cannot be read: ")
 
