@@ -128,7 +128,9 @@ SOLVERS = """\
 and `polar_express` differ in quality: see [results](results.md#the-matrix-side).
 
 `schatten` takes an eigendecomposition of the Gram matrix. On a GPU, where that waits for the
-device, p = 3, 5 and 9 take matrix products alone. `polar: exact` decomposes the matrix itself.
+device, p = 1 + 2ⁿ (3, 5, 9, 17, …) takes matrix products alone; p = 1, 2 and ∞ are the balls
+`nuclear`, `frobenius` and `spectral`. `capturable` refuses every other p. `polar: exact` decomposes
+the matrix itself.
 """
 
 RANK_K = """\

@@ -15,6 +15,11 @@ from lit_fanions.lmo.newton_schulz import AUTO, polynomials, unit_polar
 _SHIFT = 1e-6
 
 
+def takes_products(p: float) -> bool:
+    """Return whether the oracle for p takes matrix products alone on a GPU: p = 3, 5, 9, ..."""
+    return p > 2 and math.log2(p - 1).is_integer()
+
+
 def schatten_direction(x: Tensor, p: float, *, exact: bool = False) -> Tensor:
     """Return U (S / |S|_q)^(q - 1) V^T with 1/p + 1/q = 1, for 1 < p < infinity.
 
@@ -26,9 +31,8 @@ def schatten_direction(x: Tensor, p: float, *, exact: bool = False) -> Tensor:
         p: Exponent of the norm.
         exact: Whether to decompose x itself in float64.
     """
-    halvings = math.log2(p - 1)
-    if x.device.type != "cpu" and not exact and p > 2 and halvings.is_integer():
-        return _by_products(x, int(halvings))
+    if x.device.type != "cpu" and not exact and takes_products(p):
+        return _by_products(x, int(math.log2(p - 1)))
     return _by_decomposition(x, p, exact or x.dtype == torch.float64)
 
 

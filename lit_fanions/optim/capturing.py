@@ -6,6 +6,7 @@ whatever a captured step must not read or do is decided here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo import SOLVERS
-from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.lmo.powers import takes_products
+from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
 
 _CHANGING = ("lr", "momentum", "weight_decay")
 
@@ -29,12 +31,21 @@ def check_capturable(group: Mapping[str, Any], where: str) -> None:
     solver = group.get("solver", "auto")
     if solver == "lanczos" or (solver != "auto" and not SOLVERS[solver].warm):
         waits.append("solver")
+    if _decomposes(group):
+        waits.append("p")
     if group["capturable"] and waits:
         name = waits[0]
         raise ValueError(
             f"{where}: a step with {name}={group[name]!r} waits for the device or draws on the "
             "host, which a CUDA graph cannot capture: choose another, or leave capturable out"
         )
+
+
+def _decomposes(group: Mapping[str, Any]) -> bool:
+    """Return whether the direction of a group takes an eigendecomposition, which waits."""
+    if "schatten" not in (ALGORITHMS[group["algorithm"]].ball, group.get("blend")):
+        return False
+    return group["p"] not in (1, 2, math.inf) and not takes_products(group["p"])
 
 
 def is_capturing() -> bool:

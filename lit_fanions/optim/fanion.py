@@ -278,7 +278,8 @@ class Fanion(torch.optim.Optimizer):
         """Step every group.
 
         Gradients are left as they are. Nothing waits for the device but the first step of rank-k
-        groups, ``nonfinite="error"``, ``polar="exact"`` and the solvers exact, lanczos and cupy.
+        groups, ``nonfinite="error"``, ``polar="exact"``, the solvers exact, lanczos and cupy, and
+        the Schatten ball (eigendecompositions) unless p is 1, 2, infinity or 1 + 2^n.
 
         Args:
             closure: Recomputes the loss and the gradients.

@@ -1,8 +1,9 @@
 """Operations that a step makes on an accelerator, counted on fake CUDA tensors, and their results.
 
 A launch takes a few microseconds of the host, so the number of launches bounds a step where
-matrices are small. Fake tensors have no memory and run no kernels: a step that waited for a number
-on the device would raise. docs/gpu/README.md has the counts.
+matrices are small. Fake tensors have no memory and run no kernels: a step that read a number
+on the device would raise, and factorisations that wait are refused here. docs/gpu/README.md has the
+counts.
 """
 
 import collections
@@ -21,6 +22,7 @@ from lit_fanions.lmo import newton_schulz
 from lit_fanions.optim import entrywise, matrix_step
 from lit_fanions.optim.together import moves_together
 from tests.lmo.conftest import DeviceBranches
+from tests.optim.steps import FACTORISATIONS
 
 # Operations that launch nothing: views and allocations.
 FREE = {
@@ -76,6 +78,7 @@ class CountOperations(TorchDispatchMode):
         read = _tensors((args[1:] if "copy_" in name else args, kwargs))
         written = _tensors(args[0] if out is None else out)
         if name not in FREE and any(x.device.type == "cuda" for x in [*read, *written]):
+            assert name not in FACTORISATIONS, f"{name} waits for the device"
             self.counts[name] += _loops(args) if name.startswith("_foreach_") else 1
             self.bytes[name] += sum(map(_bytes, [*read, *written]))
         return out
@@ -210,6 +213,18 @@ def test_passes_over_the_matrices_of_gpt2_move_few_bytes(options, most):
     moved = second_step([(matrices, options)]).bytes
     passes = sum(count for name, count in moved.items() if name not in PRODUCTS)
     assert passes / sum(map(math.prod, matrices)) <= most
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, 17.0, math.inf])
+def test_a_step_in_a_schatten_ball_of_products_does_not_wait(p):
+    assert count_operations([(GPT2_LAYER, {"algorithm": "schatten", "p": p})])
+
+
+def test_a_factorisation_on_the_device_is_noticed():
+    with pytest.raises(AssertionError, match="_linalg_eigh waits"):
+        count_operations([(GPT2_LAYER, {"algorithm": "schatten", "p": 4.0})])
+    with pytest.raises(AssertionError, match="_linalg_svd waits"):
+        count_operations([(GPT2_LAYER, {"algorithm": "muon", "polar": "exact"})])
 
 
 def test_large_parameters_are_not_copied_into_a_stack():
