@@ -39,8 +39,8 @@ from experiments.bench.rank_k import (
     sigma_error,
     solvers,
 )
-from lit_fanions import lmo
 from lit_fanions.cli import console
+from lit_fanions.lmo import singular_triplets
 
 __all__ = [
     "ARPACK",
@@ -177,7 +177,7 @@ def run(options: argparse.Namespace) -> report.Report:
         panels += recorded.panels(momentum)
 
     first, *more = tables
-    rules = lmo.rules()
+    rules = singular_triplets.rules()
     notes = [
         *([_ERROR_NOTE] if matrices else []),
         *([_PAPER_NOTE] if "gaussian" in chosen else []),

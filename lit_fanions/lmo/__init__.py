@@ -16,7 +16,6 @@ from lit_fanions.lmo.singular_triplets import (
     Search,
     Solver,
     lanczos_search,
-    rules,
     top_singular,
 )
 
@@ -40,7 +39,6 @@ __all__ = [
     "largest_entry",
     "polar",
     "polar_dtype",
-    "rules",
     "start_block",
     "top_singular",
     "unit_frobenius",

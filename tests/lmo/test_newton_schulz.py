@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_fanions import lmo, norms
+from lit_fanions.lmo import singular_triplets
 from lit_fanions.lmo.newton_schulz import check_polar, coefficients, unit_polar
 from tests.lmo.conftest import DeviceBranches, polar_module
 from tests.lmo.matrices import MATRICES, broken, quality
@@ -227,7 +228,7 @@ class TestGramForm:
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_is_taken_from_the_aspect_that_rules_name(self, shape, thin, dtype, compare, products):
-        condition, choice = lmo.rules()[-1]
+        condition, choice = singular_triplets.rules()[-1]
         assert choice == "its Gram form"
         assert "float32 or float64" in condition
         assert f"at least {polar_module.GRAM_ASPECT:g} times" in condition

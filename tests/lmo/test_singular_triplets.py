@@ -157,7 +157,10 @@ class TestRules:
     def numbers(self) -> list[list[float]]:
         """The numbers of each rule's condition, in order."""
         pattern = r"\d+(?:\.\d+)?(?:e-?\d+)?"
-        return [[float(x) for x in re.findall(pattern, condition)] for condition, _ in lmo.rules()]
+        return [
+            [float(x) for x in re.findall(pattern, condition)]
+            for condition, _ in singular_triplets.rules()
+        ]
 
     @pytest.fixture
     def chosen(self, monkeypatch):
@@ -194,7 +197,7 @@ class TestRules:
         return choice
 
     def test_choices(self):
-        assert [choice for _, choice in lmo.rules()] == [
+        assert [choice for _, choice in singular_triplets.rules()] == [
             "solver exact",
             "solver exact",
             "solver subspace, 1 iteration",

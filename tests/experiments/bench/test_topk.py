@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 from experiments.bench import race, rank_k, topk
-from lit_fanions import lmo
+from lit_fanions.lmo import singular_triplets
 from tests.experiments.bench.outcomes import outcome, refused
 
 
@@ -51,7 +51,7 @@ def test_printed_numbers_are_the_saved_ones(topk_outcome):
         version = importlib.metadata.version(name)
         assert topk_outcome.result["versions"][name] == version
         assert f"{name} {version}" in topk_outcome.printed
-    condition, choice = lmo.rules()[-1]
+    condition, choice = singular_triplets.rules()[-1]
     assert topk_outcome.printed.splitlines()[-1].split("  ")[0] == condition
     assert topk_outcome.printed.rstrip().endswith(choice)
 
