@@ -6,7 +6,7 @@ exact counterparts are in ``lit_fanions.norms``.
 """
 
 from lit_fanions.lmo.balls import BALLS, Ball
-from lit_fanions.lmo.block_power import start_block, warmed
+from lit_fanions.lmo.block_power import start_block, warmed, widened
 from lit_fanions.lmo.directions import Oracle, direction
 from lit_fanions.lmo.newton_schulz import PolarMethod, polar, polar_dtype
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
@@ -43,4 +43,5 @@ __all__ = [
     "top_singular",
     "unit_frobenius",
     "warmed",
+    "widened",
 ]

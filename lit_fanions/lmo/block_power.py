@@ -11,6 +11,7 @@ from lit_fanions.lmo.factorisations import (
     gram_schmidt,
     orthonormal_rows,
     principal_rows,
+    rows_outside,
     wide,
 )
 from lit_fanions.lmo.newton_schulz import AUTO, unit_polar
@@ -155,3 +156,25 @@ def warmed(m: Tensor, block: Tensor) -> Tensor:
     x = torch.where(usable, x, 0.0)
     _, _, vh = subspace(x, block.to(x.dtype), iterations=_WARMING)
     return torch.where(usable, vh.mT, block)
+
+
+def widened(m: Tensor, basis: Tensor, columns: int, generator: torch.Generator) -> Tensor:
+    """Return a basis with further columns, turned towards what a matrix has outside the basis.
+
+    Args:
+        m: Matrices, (..., rows, cols).
+        basis: A right basis of their solver, (..., cols, width); its columns stay as they are.
+        columns: Columns wanted, more than width.
+        generator: A CPU generator for the start of the new columns.
+
+    Returns:
+        (..., cols, columns), in the dtype of the basis; the new columns are orthonormal, and
+        orthogonal to the old ones.
+    """
+    x = m if m.dtype == torch.float64 else m.float()
+    old = orthonormal_rows(basis.mT.to(x))  # those of dion are not orthogonal to each other
+    rest = x - x @ old.mT @ old
+    missing = columns - basis.shape[-1]
+    block = start_block(m.shape, missing, device=m.device, oversampling=0, generator=generator)
+    new, _ = rows_outside(warmed(rest, block).mT.to(x), old)
+    return torch.cat([basis, new.mT.to(basis)], -1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import Oracle, Triplets, start_block, warmed
+from lit_fanions.lmo import Oracle, Triplets, start_block, warmed, widened
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.matrices import (
     gather,
@@ -56,8 +56,10 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
     keyed = {basis_key(part): m for part, m in enumerate(gradients)}
     for key, basis in bases.items():
-        if oracle(group, *keyed[key].shape[-2:]).warms_up:
-            bases[key] = warmed(keyed[key], basis)
+        m = keyed.get(key)
+        # The splits may have changed: the step draws other bases then.
+        if m is not None and _fits(basis, m) and oracle(group, *m.shape[-2:]).warms_up:
+            bases[key] = warmed(m, basis)
     return bases
 
 
@@ -90,14 +92,22 @@ def warms(gradient: Tensor) -> bool:
 def _take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:
     """Return the basis that a step on matrices m starts from, (count, cols, columns).
 
-    Options may have changed since the stored one was made: a missing or too narrow basis is drawn
-    anew from the seed and warmed with the matrices, so that a resumed run draws the same.
+    Options may have changed since the stored one was made. A missing basis, or one of other
+    matrices, is drawn anew, and to a narrow one the missing columns are added. They are drawn from
+    the seed and warmed with the matrices, so that a resumed run draws the same.
     """
-    if basis is not None and basis.shape[-1] >= columns:
-        return basis[..., :columns]
     generator = torch.Generator().manual_seed(seed)
-    block = start_block(m.shape, columns, device=m.device, generator=generator, oversampling=0)
-    return warmed(m, block).to(block.dtype if basis is None else basis.dtype)
+    if basis is None or not _fits(basis, m):
+        block = start_block(m.shape, columns, device=m.device, generator=generator, oversampling=0)
+        return warmed(m, block).to(block.dtype if basis is None else basis.dtype)
+    if basis.shape[-1] < columns:
+        return widened(m, basis, columns, generator)
+    return basis[..., :columns]
+
+
+def _fits(basis: Tensor, m: Tensor) -> bool:
+    """Return whether a basis is one of as many matrices with as many columns."""
+    return (len(basis), basis.shape[-2]) == (len(m), m.shape[-1])
 
 
 def next_basis(triplets: Triplets, basis: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lit_fanions.optim import entrywise
-from lit_fanions.optim.adapting import initial_moments
+from lit_fanions.optim.adapting import initial_moments, is_moment, moment_key
 from lit_fanions.optim.algorithms import is_entrywise
-from lit_fanions.optim.bases import start_bases
+from lit_fanions.optim.bases import basis_key, is_basis, start_bases
 from lit_fanions.optim.groups import check_group, named_parameters
+from lit_fanions.optim.matrices import matrix_shapes
 
 _Groups = Sequence[Mapping[str, Any]]
 _MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")  # of the parameter's shape
@@ -111,7 +112,7 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> 
     """Make the state of a parameter usable with the parameter as it is now.
 
     State saved before skipped steps were counted gets a count. Moments of adamw and sgd follow a
-    parameter that was cast, as ``module.double()`` does.
+    parameter that was cast, as ``module.double()`` does. What belongs to former splits is dropped.
 
     Raises:
         RuntimeError: If the parameter has another shape than its state. torch's fused kernels
@@ -132,6 +133,17 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> 
             )
         if entrywise and value.dtype != p.dtype:
             state[key] = value.to(p.dtype)
+    if not entrywise:
+        _drop_other_parts(p, state, group)
+
+
+def _drop_other_parts(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
+    """Delete bases and moments of batches of matrices that other splits of the parameter made."""
+    parts = range(len(matrix_shapes(p.shape, group["layout"], group["splits"])))
+    known = {key(part) for part in parts for key in (basis_key, moment_key)}
+    for key in [key for key in state if is_basis(key) or is_moment(key)]:
+        if key not in known:
+            del state[key]
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:

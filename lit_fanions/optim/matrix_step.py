@@ -97,8 +97,9 @@ def _step_slices(
         weight, gradient, momentum = (parts[part][start:stop] for parts in tensors)
         state = {"momentum": momentum, "skipped": piece.state["skipped"]}
         for key in (basis_key, moment_key):
-            if key(part) in piece.state:
-                state[key(0)] = piece.state[key(part)][start:stop]
+            stored = piece.state.get(key(part))
+            if stored is not None and len(stored) == len(tensors[0][part]):
+                state[key(0)] = stored[start:stop]
         states.append(state)
 
         def show(observation: Observation, first: int = first) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_fanions import Fanion
+from lit_fanions import Fanion, lmo
 from tests.matrices import decaying, gaussian64, parameter, parameter64, with_spectrum
 from tests.optim.steps import assert_same_state, take_steps, through_a_file, trained, update
 
@@ -134,3 +134,67 @@ def test_a_blend_of_dion_starts_as_dion():
     for optimizer in (pure, blended):
         optimizer.step()
     assert torch.equal(pure.state[p]["basis0"], blended.state[q]["basis0"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("algorithm", ["fanion", "dion"])
+def test_a_growing_rank_keeps_the_basis_and_adds_columns(algorithm, dtype, monkeypatch):
+    drawn = []
+    start = lmo.block_power.start_block
+    monkeypatch.setattr(
+        lmo.block_power, "start_block",
+        lambda shape, k, **options: drawn.append(k) or start(shape, k, **options),
+    )  # fmt: skip
+    grad = with_spectrum(torch.logspace(0, -2, 48), 60, 48).to(dtype)
+    p = nn.Parameter(torch.zeros(60, 48, dtype=dtype))
+    options = {"lr": 1.0, "scale": "none", "nesterov": False, "momentum": 0.0}
+    optimizer = Fanion(
+        [p], algorithm=algorithm, rank=4, solver="subspace", error_feedback=False, **options
+    )
+    for _ in range(4):
+        update(optimizer, p, grad)
+    for rank in (5, 8, 9):
+        optimizer.param_groups[0]["rank"] = rank
+        d = update(optimizer, p, grad)
+        assert (d * grad).sum().abs() / torch.linalg.svdvals(grad)[:rank].sum() > 0.97
+    assert drawn == [1, 3, 1]
+
+
+def test_the_added_columns_are_the_leading_vectors_outside_the_basis():
+    m = with_spectrum(torch.tensor([3.0, 2.5, 2.0, *[0.1] * 27]), 40, 30).float()[None]
+    _, _, vh = torch.linalg.svd(m)
+    basis = vh[:, [0, 2]].mT
+    wide = lmo.widened(m, basis, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(wide[..., :2], basis)
+    torch.testing.assert_close((wide[..., 2] * vh[:, 1]).sum().abs(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("m", [0.0, torch.nan], ids=str)
+def test_columns_are_added_to_a_basis_of_matrices_that_tell_nothing(m):
+    matrices, generator = torch.full((2, 12, 9), m), torch.Generator().manual_seed(0)
+    basis = lmo.start_block((2, 12, 9), 3, device=matrices.device, oversampling=0)
+    for columns in (4, 7, 9):
+        basis = lmo.widened(matrices, basis, columns, generator.manual_seed(0))
+        eye = torch.eye(columns).expand(2, -1, -1)
+        torch.testing.assert_close(basis.mT @ basis, eye, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("entries", [None, 0], ids=["stack", "slices"])
+@pytest.mark.parametrize("adapt", ["none", "rows"])
+@pytest.mark.parametrize("algorithm", ["fanion", "dion"])
+def test_splits_may_change_in_the_middle(algorithm, adapt, entries):
+    p = parameter(60, 40)
+    options = {} if entries is None else {"stack_entries": entries}
+    optimizer = Fanion([p], algorithm=algorithm, rank=3, adapt=adapt, lr=0.1, **options)
+    for splits in (None, 2, [20, 40], {"count": 4, "dim": 1}, 3, None):
+        optimizer.param_groups[0]["splits"] = splits
+        for seed in range(2):
+            update(optimizer, p, gaussian64(60, 40, seed=seed))
+        assert p.isfinite().all()
+        fresh = Fanion([q := parameter(60, 40)], algorithm=algorithm, rank=3, adapt=adapt, lr=0.1)
+        fresh.param_groups[0]["splits"] = splits
+        update(fresh, q, gaussian64(60, 40))
+        shapes = [
+            {k: x.shape for k, x in o.state[x].items()} for o, x in ((optimizer, p), (fresh, q))
+        ]
+        assert shapes[0] == shapes[1]
