@@ -1,8 +1,9 @@
 """`python -m lit_fanions export --algorithm f_muon --output FILE`: an optimizer in one file.
 
-The file needs nothing but torch, and takes the steps that Fanion takes with the same options: it is
-made of the same functions. It has no Lightning, no splits of fused layers, no error feedback and no
-other optimizer: give it matrices, and torch.optim.AdamW the rest.
+The file needs nothing but torch, and takes the steps that Fanion takes with the same options, up to
+rounding where Fanion stacks matrices: it is made of the same functions. It has no Lightning, no
+splits of fused layers, no error feedback and no other optimizer: give it matrices, and
+torch.optim.AdamW the rest.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def single_file(algorithm: str, polar: str = "auto", polar_steps: int | None = N
     aliases = {
         "direction": name.replace("polar", "rank_k") if has_rank else name,
         "partner": f"{partner}_partner",
-        "solver_state": "first_basis" if has_rank else "no_basis",
+        "prepare": "prepare_basis" if has_rank else "no_basis",
     }
     options = [*_BASIC, *(["alpha"] if _is_blended(entry) else [])]
     options += ["sign_scale"] if partner == "sign" else []
@@ -106,7 +107,8 @@ with N = M, or its Nesterov form. One file that needs torch alone, written by
 
     {command}
 
-of lit_fanions {__version__}. Its ``Fanion(params, algorithm="{algorithm}")`` takes the same steps.
+of lit_fanions {__version__}. Its ``Fanion(params, algorithm="{algorithm}")`` takes the same steps,
+up to rounding where it stacks matrices.
 
 SPDX-License-Identifier: Apache-2.0
 """

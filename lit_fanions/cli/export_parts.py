@@ -29,7 +29,7 @@ from lit_fanions.optim.bases import next_basis
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
 Group = dict[str, Any]
-State = dict[str, Tensor]
+State = dict[str, Any]  # momentum; of rank-k solvers basis, and cold until it is warmed
 Direction = tuple[Tensor, float | None]  # and its Frobenius norm, None where it differs
 
 # The Newton-Schulz method.
@@ -115,25 +115,28 @@ def leading_triplets(m: Tensor, basis: Tensor) -> Triplets:
     return Triplets(u, s * norm[..., 0], vh)
 
 
-def first_basis(p: Tensor, group: Group, generator: torch.Generator) -> State:
-    """Return the state of a rank-k solver: a random basis turned towards the gradient."""
-    assert p.grad is not None
-    m = p.grad.flatten(1)[None]
-    rows, cols = m.shape[-2:]
+def prepare_basis(p: Tensor, state: State, group: Group, generator: torch.Generator) -> None:
+    """Draw the basis of a rank-k solver, and turn it towards the first gradient that is usable."""
+    rows, cols = p.flatten(1).shape
     k = resolve_rank(group["rank"], rows, cols)
     if k >= min(rows, cols):
-        return {}
-    width = min(k + group["oversampling"], rows, cols)
-    block = start_block(m.shape, width, device=p.device, oversampling=0, generator=generator)
-    return {"basis": warmed(m, block)}
+        return
+    if "basis" not in state:
+        width, shape = min(k + group["oversampling"], rows, cols), torch.Size([1, rows, cols])
+        start = start_block(shape, width, device=p.device, oversampling=0, generator=generator)
+        state.update(basis=start, cold=True)
+    if p.grad is None or not state["cold"]:
+        return
+    m = p.grad.flatten(1)[None]
+    if 0 < float(m.abs().sum(dtype=torch.float64)) < math.inf:
+        state.update(basis=warmed(m, state["basis"]), cold=False)
 
 
-def no_basis(p: Tensor, group: Group, generator: torch.Generator) -> State:
-    """Return no state: nothing but the momentum is kept."""
-    return {}
+def no_basis(p: Tensor, state: State, group: Group, generator: torch.Generator) -> None:
+    """Do nothing: the momentum is the only state."""
 
 
-solver_state: Callable[[Tensor, Group, torch.Generator], State] = no_basis
+prepare: Callable[[Tensor, State, Group, torch.Generator], None] = no_basis
 
 
 def size_factor(d: Tensor, length: float | None, group: Group) -> Tensor | float:
@@ -147,21 +150,34 @@ def size_factor(d: Tensor, length: float | None, group: Group) -> Tensor | float
 
 
 def step_parameter(p: Tensor, state: State, group: Group) -> None:
-    """Step one parameter, in place; a gradient with a NaN or an infinity changes nothing."""
+    """Step one parameter, in place.
+
+    A gradient with a NaN, or so large that the momentum would overflow, changes nothing.
+    """
     assert p.grad is not None
-    momentum, before = state["momentum"], dict(state)
-    finite = p.grad.isfinite().all()
-    gradient = torch.where(finite, p.grad, momentum)  # which leaves the momentum as it is
+    momentum, basis = state["momentum"], state.get("basis")
+    gradient = p.grad.to(momentum.dtype)
+    finite = (gradient.abs() <= torch.finfo(momentum.dtype).max / 2).all()
+    gradient = torch.where(finite, gradient, momentum)  # which leaves the momentum as it is
     momentum.lerp_(gradient, 1 - group["momentum"])
     n = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum.clone()
     d, length = direction(n.flatten(1)[None], state, group)
-    for key in state:
-        if key != "momentum":
-            state[key] = torch.where(finite, state[key], before[key])
-    gate = finite.to(p.dtype)
+    if basis is not None:
+        state["basis"] = torch.where(finite, state["basis"], basis)
     d = (d * size_factor(d, length, group)).view_as(p).to(p.dtype)
-    p.addcmul_(p, gate, value=-group["lr"] * group["weight_decay"])
-    p.addcmul_(d, gate, value=-group["lr"])
+    move(p, d, finite, group["lr"], group["weight_decay"])
+
+
+def move(p: Tensor, d: Tensor, finite: Tensor, lr: float, weight_decay: float) -> None:
+    """Set p to (1 - lr * weight_decay) * p - lr * d where finite; with one rounding in 16 bits."""
+    if weight_decay and p.dtype.itemsize < 4:
+        factor = 1 - finite.float() * (lr * weight_decay)
+        moved = p * factor.view([1] * p.ndim)  # in float32, as the factor has dimensions
+        p.copy_(moved.addcmul_(d, finite, value=-lr))
+        return
+    if weight_decay:
+        p.addcmul_(p, finite, value=-lr * weight_decay)
+    p.addcmul_(d, finite, value=-lr)
 
 
 class Exported(torch.optim.Optimizer):
@@ -176,6 +192,15 @@ class Exported(torch.optim.Optimizer):
                     f"a parameter of shape {tuple(p.shape)} is no matrix: give vectors, "
                     "embeddings and the output head to torch.optim.AdamW"
                 )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state_dict; momenta and bases keep the dtype that they were saved in."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for p, key in zip(group["params"], saved["params"], strict=True):
+                for name, value in state_dict["state"].get(key, {}).items():
+                    own = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+                    self.state[p][name] = own
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -193,9 +218,13 @@ class Exported(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             generator = torch.Generator().manual_seed(group.get("seed", 0))
-            for p in (p for p in group["params"] if p.grad is not None):
-                if not self.state[p]:
-                    own = {"momentum": torch.zeros_like(p), **solver_state(p, group, generator)}
-                    self.state[p] = own
-                step_parameter(p, self.state[p], group)
+            for p in group["params"]:  # with a gradient or not: all draw in the first step
+                state = self.state[p]
+                if not state:
+                    # float16 has too little range for sums of gradients.
+                    dtype = torch.float32 if p.dtype == torch.float16 else p.dtype
+                    state["momentum"] = torch.zeros_like(p, dtype=dtype)
+                prepare(p, state, group, generator)
+                if p.grad is not None:
+                    step_parameter(p, state, group)
         return loss

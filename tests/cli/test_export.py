@@ -32,8 +32,16 @@ def load(path, text):
     return cls
 
 
-def train(make, dtype=torch.float32, steps=6):
-    """Return the weights after some steps, one of which has a NaN in one gradient."""
+def train(make, dtype=torch.float32, steps=6, size=1.0, late=()):
+    """Return the weights after some steps, one of which has a NaN in one gradient.
+
+    Args:
+        make: Makes an optimizer.
+        dtype: Of the weights.
+        steps: Number of steps.
+        size: Factor of the gradients.
+        late: Numbers of the weights that have no gradient, or a zero, in the first steps.
+    """
     generator = torch.Generator().manual_seed(0)
     weights = [
         torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES
@@ -41,7 +49,10 @@ def train(make, dtype=torch.float32, steps=6):
     optimizer = make(weights)
     for step in range(steps):
         for w in weights:
-            w.grad = (w.detach() + torch.randn(w.shape, generator=generator)).to(dtype)
+            noise = torch.randn(w.shape, generator=generator)
+            w.grad = ((w.detach() + noise) * size).to(dtype)
+        for i in late:
+            weights[i].grad = (None, torch.zeros_like(weights[i]), weights[i].grad)[min(step, 2)]
         if step == 3:
             weights[0].grad[0, 0] = torch.nan
         optimizer.step()
@@ -49,12 +60,28 @@ def train(make, dtype=torch.float32, steps=6):
 
 
 @pytest.mark.parametrize("algorithm", exportable())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_steps_are_those_of_fanion(algorithm, dtype, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_steps_are_those_of_fanion(algorithm, dtype, weight_decay, tmp_path):
     cls = load(tmp_path / f"exported_{algorithm}.py", single_file(algorithm))
-    expected = train(lambda p: Fanion(p, algorithm=algorithm, stack_entries=0), dtype)
-    for found, wanted in zip(train(cls, dtype), expected, strict=True):
+    options = {"weight_decay": weight_decay}
+    # Averages of such gradients are zero in float16.
+    case = {"dtype": dtype, "size": 1e-6 if dtype == torch.float16 else 1.0, "late": (1, 5)}
+    expected = train(
+        lambda p: Fanion(p, algorithm=algorithm, stack_entries=0, seed=0, **options), **case
+    )
+    for found, wanted in zip(train(lambda p: cls(p, **options), **case), expected, strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_gradients_that_would_overflow_the_momentum_are_skipped(tmp_path):
+    cls = load(tmp_path / "exported_muon.py", single_file("muon"))
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = cls([weight])
+    weight.grad = torch.full((4, 3), 3e38)
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(4, 3))
+    assert not optimizer.state[weight]["momentum"].any()
 
 
 @pytest.mark.parametrize(
@@ -81,16 +108,17 @@ def test_newton_schulz_method_is_chosen_when_exporting(tmp_path):
     assert all(map(torch.equal, train(cls), expected))
 
 
-def test_state_is_saved_and_loaded(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_state_is_saved_and_loaded(dtype, tmp_path):
     cls = load(tmp_path / "exported_f_neon.py", single_file("f_neon"))
-    weight = torch.nn.Parameter(torch.randn(40, 40))
+    weight = torch.nn.Parameter(torch.randn(40, 40).to(dtype))
     first = cls([weight])
-    weight.grad = torch.randn(40, 40)
+    weight.grad = torch.randn(40, 40).to(dtype)
     first.step()
     other = torch.nn.Parameter(weight.detach().clone())
     second = cls([other])
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    weight.grad = other.grad = torch.randn(40, 40)
+    weight.grad = other.grad = torch.randn(40, 40).to(dtype)
     first.step()
     second.step()
     assert torch.equal(weight, other)
