@@ -22,6 +22,7 @@ from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, is_entrywise
 from lit_fanions.optim.capturing import check_capturable
 from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
 from lit_fanions.optim.options import CHECKS, NAMES, default_options
+from lit_fanions.optim.reporting import caller_level
 
 # Keys that torch, its schedulers and the factory keep in a group beside the options.
 KEPT = (
@@ -178,7 +179,7 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         warnings.warn(
             f"{where}: alpha = {group['alpha']} is outside [0, 1]: the step is the oracle of no "
             "norm",
-            stacklevel=5,
+            stacklevel=caller_level(),
         )
 
 
@@ -228,7 +229,7 @@ def check_parameters(group: Mapping[str, Any]) -> None:
         warnings.warn(
             f"group {group['name']!r}: rank {group['rank']} is more than some of its matrices have "
             "and is clamped to their smaller dimension",
-            stacklevel=5,
+            stacklevel=caller_level(),
         )
 
 

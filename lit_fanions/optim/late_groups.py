@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_fanions.optim.algorithms import ANY_SHAPE, is_foreign
 from lit_fanions.optim.groups import configured_group
 from lit_fanions.optim.options import ENTRYWISE_LR, default_options
-from lit_fanions.optim.reporting import inform
+from lit_fanions.optim.reporting import caller_level, inform
 
 # Groups for parameters, as the factory would have made them; empty where it does not know some.
 Planner = Callable[[Sequence[Tensor]], list[dict[str, Any]]]
@@ -108,7 +108,7 @@ def _vector_options(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "vectors were added without an algorithm to an optimizer that has no group for them: "
             f"AdamW steps them with an lr of at most {ENTRYWISE_LR:g}. To choose, add them as a "
             'group of their own: {"params": ..., "algorithm": "adamw", "lr": ...}',
-            stacklevel=5,
+            stacklevel=caller_level(),
         )
         return {"algorithm": "adamw", "lr": ENTRYWISE_LR}
     ranks = {"vector": 0, "other": 1}

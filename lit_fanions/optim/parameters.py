@@ -16,6 +16,7 @@ from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
 from lit_fanions.optim.matrices import column_blocks
 from lit_fanions.optim.options import default_options
+from lit_fanions.optim.reporting import caller_level
 from lit_fanions.optim.split_table import Row, format_table
 from lit_fanions.optim.step_sizes import step_size_factor
 from lit_fanions.optim.usage import (
@@ -111,7 +112,7 @@ def _warn_of_guesses(assignments: list[Assignment]) -> None:
             f"{len(adapters)} low-rank adapter matrices ({adapters[0]}, ...) go to the matrix "
             "group: their product, not each of them, is the weight; choose another group by "
             "overrides if that is not meant",
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
     doubtful = [a for a in assignments if a.reason.startswith(DOUBTFUL)]
     if doubtful:
@@ -120,7 +121,7 @@ def _warn_of_guesses(assignments: list[Assignment]) -> None:
             f"the groups of {len(doubtful)} parameters are guesses, such as {first.group!r} for "
             f"{first.name} ({first.reason}): print(split_parameters(module)) shows them; choose by "
             f'overrides, or by parameter.{TAG} = "matrix" or another group',
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
+from types import FrameType
 
 import torch.distributed as dist
 
@@ -31,7 +33,22 @@ def inform(message: str, *args: object) -> None:
     _LOGGER.info(message, *args)
 
 
+def caller_level() -> int:
+    """Return the ``stacklevel`` of a warning that shows the code that uses this package.
+
+    torch's optimizers stand between its functions and are left out too.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and _package(frame) in ("lit_fanions", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
 def warn(message: str) -> None:
     """Warn on the first process."""
     if is_first_process():
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=caller_level())

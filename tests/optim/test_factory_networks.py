@@ -59,8 +59,9 @@ class Adapters(nn.Module):
 
 
 def test_extreme_matrices_get_a_reason_each():
-    with pytest.warns(UserWarning, match=r"2 low-rank adapter matrices \(lora_A.weight"):
+    with pytest.warns(UserWarning, match=r"2 low-rank adapter matrices \(lora_A.weight") as found:
         split = split_parameters(Adapters())
+    assert {warning.filename for warning in found} == {__file__}
     where = {a.name: (a.group, a.reason) for a in split}
     assert where["lora_A.weight"][0] == where["lora_B.weight"][0] == "matrix"
     assert where["depthwise.weight"] == (

@@ -232,3 +232,12 @@ def test_a_change_in_a_group_takes_effect_and_travels_with_checkpoints(algorithm
         take_steps(optimizer, 2, start=2)
     assert not torch.equal(p, q)
     assert torch.equal(q, r)
+
+
+@pytest.mark.parametrize("options", [{"algorithm": "fanion", "rank": 5}, {"alpha": 1.5}], ids=str)
+def test_warnings_about_a_group_show_the_line_that_makes_it(options):
+    with pytest.warns(UserWarning, match="clamped|outside") as found:
+        optimizer = Fanion([nn.Parameter(torch.ones(4, 3))], **options)
+    with pytest.warns(UserWarning, match="clamped|outside") as later:
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4, 3))], **options})
+    assert {warning.filename for warning in [*found, *later]} == {__file__}
