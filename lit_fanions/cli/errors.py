@@ -5,6 +5,7 @@ innermost message, where the option stands, and the likely name. They read the c
 and the names in quotes but hardly any wording, so that another wording costs a hint at most.
 """
 
+import difflib
 import itertools
 import os
 import re
@@ -166,15 +167,38 @@ def _suggest_option(given: str, names: Sequence[str]) -> str:
     sections = {name.partition(".")[0] for name in names}
     # Without sections it is given inside of one, and may stand in several of the names.
     known = names if dot else sections | {name.rpartition(".")[2] for name in names}
+    if section := _misspelt_section(given, names):
+        corrected = given.replace(*section, 1)
+        full = [name for name in names if f".{name}".endswith(f".{corrected}")]
+        return did_you_mean(*(full[0], full) if full else (section[1], [section[1]]))
     return did_you_mean(given, known) or did_you_mean(given.partition(".")[0], sections)
+
+
+def _misspelt_section(given: str, names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first section of a dotted name that is unknown, and the known one it is like."""
+    segments = {segment for name in names for segment in name.split(".")}
+    unknown = next((part for part in given.split(".")[:-1] if part not in segments), None)
+    close = difflib.get_close_matches(unknown, segments, 1) if unknown else []
+    return (unknown, close[0]) if unknown and close else None
 
 
 def _find(texts: Sequence[str], given: Sequence[_Given]) -> _Given | None:
     """Return the option that the innermost message that names one is about."""
     for text in reversed(texts):
-        named = [option for option in given if any(map(option.is_named, _quoted(text)))]
-        if named:  # the command line wins over recipes, and a member over its section
-            return max(named, key=lambda own: (own.place.startswith("-"), own.name.count(".")))
+        words = _quoted(text)
+        named = [option for option in given if any(map(option.is_named, words))]
+        members = [".".join(pair) for pair in itertools.pairwise(words)]
+
+        def rank(own: _Given, members: Sequence[str] = members) -> tuple[bool, bool, bool, int]:
+            # A member of the section that the message names comes first, then the option with the
+            # value that it complains about. The command line wins over recipes, and a member over
+            # its section.
+            has_value = texts[-1].rstrip(".").endswith(f"got {own.value}")
+            is_member = any(map(own.is_named, members))
+            return is_member, has_value, own.place.startswith("-"), own.name.count(".")
+
+        if named:
+            return max(named, key=rank)
     return None
 
 

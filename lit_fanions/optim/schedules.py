@@ -234,13 +234,17 @@ def _keep_initial(group: dict[str, Any], schedule: ScheduleConfig) -> None:
     for name in ends:
         group.setdefault(f"initial_{name}", group[name])
     where = f"the schedule of group {group.get('name')!r}"
+    way_out = f"; overrides.{group.get('name')}.schedule gives the group a schedule of its own"
     if "rank" in ends and isinstance(group["initial_rank"], int) != isinstance(ends["rank"], int):
         raise ValueError(
             f"{where}: rank {group['initial_rank']!r} and rank_end {ends['rank']!r} must both be "
-            "whole numbers or both fractions (full is 1.0)"
+            f"whole numbers or both fractions (full is 1.0){way_out}"
         )
-    if ends:
-        check_combination({**group, **ends}, where)
+    try:
+        if ends:
+            check_combination({**group, **ends}, where)
+    except ValueError as error:
+        raise ValueError(f"{error}{way_out}") from None
 
 
 class GroupSchedule(LRScheduler):

@@ -139,6 +139,20 @@ RECIPE_MISTAKES = {
 }
 
 
+CALLBACK = "lit_fanions.callbacks.FanionOptimizer"
+OVERRIDE = {"mid": {"parameters": ["net.0.weight"], "schedule": {"shape": "linear"}}}
+MISPLACED = {
+    "key of the global schedule": ({"schedule": {"shpe": "linear"}, "overrides": OVERRIDE},
+        ["optimizer.schedule.shpe in recipe.yaml", "shape'?"]),
+    "value of the global schedule": ({"schedule": {"shape": "linr"}, "overrides": OVERRIDE},
+        ["optimizer.schedule.shape in recipe.yaml", "got linr"]),
+    "overrides": ({"overides": OVERRIDE}, ["optimizer.overides", "did you mean 'overrides'?"]),
+    "rank_end": ({"schedule": {"rank_end": 0.25}, "overrides": {"vector": {"lr": 1e-3},
+        "mid": {"parameters": ["net.0.weight"], "algorithm": "neon", "lr": 0.02}}},
+        ["group 'mid': rank 1 and rank_end 0.25", "overrides.mid.schedule gives"]),
+}  # fmt: skip
+
+
 def assert_refused(args: list[str], fragments: list[str], capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         main(args)
@@ -161,6 +175,19 @@ def test_mistake_in_a_recipe(name, project, capfd):
     key, value, fragments = RECIPE_MISTAKES[name]
     edit_recipe(key, value)
     assert_refused(FIT, fragments, capfd)
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+@pytest.mark.parametrize("place", ["model.init_args.optimizer", "trainer.callbacks"])
+def test_mistake_is_placed_beside_an_override_of_the_same_section(name, place, project, capfd):
+    options, fragments = MISPLACED[name]
+    callback = {"class_path": CALLBACK, "init_args": {"optimizer": options}}
+    edit_recipe(place, [callback] if place.startswith("trainer") else options)
+    with pytest.raises(SystemExit) as stop:
+        main(FIT)
+    assert stop.value.code == 2
+    printed = capfd.readouterr().err
+    assert all(fragment in printed for fragment in fragments), printed
 
 
 def test_invalid_yaml_is_named(project, capfd):
