@@ -1,10 +1,16 @@
 """Every example runs, and does what its text says."""
 
 import importlib.util
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.conftest import subprocess_environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -41,6 +47,22 @@ def test_transformers_trainer_resumes_with_the_same_weights(tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_every_example_is_tested():
-    text = Path(__file__).read_text()
-    assert all(f'"{path.stem}"' in text for path in EXAMPLES.glob("*.py"))
+@pytest.mark.parametrize(
+    ("arguments", "optimizer"), [([], "Fanion"), (["--trainer.callbacks", "null"], "AdamW")]
+)
+def test_yaml_alone_changes_the_optimizer_of_a_lightning_cli(arguments, optimizer, tmp_path):
+    project = shutil.copytree(EXAMPLES / "lightning_cli", tmp_path / "project")
+    done = subprocess.run(
+        [sys.executable, "module.py", "fit", "--config", "config.yaml", *arguments],
+        cwd=project, env=subprocess_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    name, loss = re.search(r"^(\w+): loss ([\d.]+)$", done.stdout, re.MULTILINE).groups()
+    assert name == optimizer
+    assert float(loss) < 1.4  # ln 4 = 1.386 before the first step
+
+
+def test_every_example_is_tested_and_named():
+    texts = [Path(__file__).read_text(), (EXAMPLES.parent / "docs/integrations.md").read_text()]
+    names = [path.stem for path in EXAMPLES.iterdir() if path.name != "__pycache__"]
+    assert not [name for name in names if not all(name in text for text in texts)]
