@@ -1,7 +1,8 @@
 """Right bases of the rank-k solvers: the state by which a step starts where the last one ended.
 
 A basis is (count, cols, width) for each batch of a parameter's matrices, under the key ``basisN``
-of the parameter's state, N being the number of the batch.
+of the parameter's state, N being the number of the batch. ``warm``, a bool on the CPU, says whether
+a usable gradient has turned the bases yet.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lit_fanions.optim.matrices import (
 )
 
 State = dict[str, Tensor]
+WARM = "warm"
 
 
 def basis_key(part: int) -> str:
@@ -37,7 +39,8 @@ def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator)
     They are turned towards the gradient where there is one, because a step makes one iteration.
 
     Returns:
-        Tensors (count, cols, width) by their keys in the state; empty where no solver needs one.
+        Tensors (count, cols, width) by their keys in the state, and under ``warm`` whether a usable
+        gradient has turned them; empty where no solver needs a basis.
     """
     bases = {}
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):
@@ -46,7 +49,9 @@ def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator)
             bases[basis_key(part)] = start_block(
                 shape, columns, device=p.device, generator=generator, oversampling=0
             )
-    return warm_bases(p, bases, group)
+    if not bases:
+        return {}
+    return {**warm_bases(p, bases, group), WARM: _flag(_has_usable_gradient(p))}
 
 
 def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
@@ -68,20 +73,46 @@ def is_basis(key: str) -> bool:
     return key.startswith("basis")
 
 
-def is_cold(state: State) -> bool:
-    """Return whether a state has bases that no gradient has turned yet; waits for the device.
+def warm_up(p: Tensor, state: State, group: Mapping[str, Any]) -> None:
+    """Turn the bases of a parameter towards its gradient, unless a usable one has done so before.
 
-    A momentum of zero tells: the parameter had no gradient when its state was made, or none that
-    was usable, or the state was saved before the first step.
+    Where the state was saved without ``warm``, a momentum of zero tells that it is cold: the
+    parameter had no gradient when its state was made, or none that was usable, or the state was
+    saved before the first step. Looking waits for the device, once.
     """
-    return any(map(is_basis, state)) and not bool(state["momentum"].any())
+    if WARM not in state:
+        if not any(map(is_basis, state)) and not keeps_bases(p, group):
+            return
+        # Bases that are still to be made are warm from the start.
+        cold = any(map(is_basis, state)) and not bool(state["momentum"].any())
+        state[WARM] = _flag(not cold)
+    elif state[WARM].device.type != "cpu":  # moved there with the rest of the state
+        state[WARM] = state[WARM].cpu()
+    if not state[WARM]:
+        bases = {key: x for key, x in state.items() if is_basis(key)}
+        state.update(warm_bases(p, bases, group))
+        state[WARM] = _flag(_has_usable_gradient(p))
 
 
-def warms(gradient: Tensor) -> bool:
-    """Return whether a gradient turns a basis: on a CPU, if it is finite and not zero.
+def keeps_bases(p: Tensor, group: Mapping[str, Any]) -> bool:
+    """Return whether the solvers of a parameter's matrices keep bases."""
+    shapes = matrix_shapes(p.shape, group["layout"], group["splits"]) if p.numel() else []
+    return any(oracle(group, *shape[-2:]).basis_columns is not None for shape in shapes)
 
-    Elsewhere looking would wait for the device at the first step: it is taken to be usable.
+
+def _flag(value: bool) -> Tensor:
+    # On the CPU, so that the host reads it without a wait.
+    return torch.tensor(value, device="cpu")
+
+
+def _has_usable_gradient(p: Tensor) -> bool:
+    """Return whether the gradient of a parameter turns a basis: if it is finite and not zero.
+
+    Looking would wait for an accelerator at the first step: a gradient there is taken to be usable.
     """
+    gradient = p.grad
+    if gradient is None:
+        return False
     if gradient.device.type != "cpu" or not gradient.numel():
         return True
     # A sum, which shards without entries have too.

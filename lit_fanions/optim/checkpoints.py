@@ -12,12 +12,13 @@ from torch import Tensor
 from lit_fanions.optim import entrywise
 from lit_fanions.optim.adapting import initial_moments, is_moment, moment_key
 from lit_fanions.optim.algorithms import is_entrywise
-from lit_fanions.optim.bases import basis_key, is_basis, start_bases
+from lit_fanions.optim.bases import WARM, basis_key, is_basis, start_bases
 from lit_fanions.optim.groups import check_group, named_parameters
 from lit_fanions.optim.matrices import matrix_shapes
 
 _Groups = Sequence[Mapping[str, Any]]
 _MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")  # of the parameter's shape
+_NUMBERS = {"skipped": torch.int64, WARM: torch.bool}  # dtypes of states saved as numbers
 
 
 def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,11 +162,12 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
         entrywise = is_entrywise(group["algorithm"])
         for p, index in zip(group["params"], saved_group["params"], strict=True):
             for key, saved in state_dict["state"].get(index, {}).items():
-                number = torch.int64 if key == "skipped" else torch.float32
+                number = _NUMBERS.get(key, torch.float32)
                 value = saved if isinstance(saved, Tensor) else torch.tensor(saved, dtype=number)
                 cast = entrywise and key != "step" and value.is_floating_point()
                 dtype = p.dtype if cast else value.dtype
-                optimizer.state[p][key] = value.to(p.device, dtype, copy=True)
+                device = torch.device("cpu") if key == WARM else p.device
+                optimizer.state[p][key] = value.to(device, dtype, copy=True)
 
 
 def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:

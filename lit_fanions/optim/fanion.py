@@ -20,7 +20,7 @@ from lit_fanions.optim.algorithms import (
     is_entrywise,
     is_foreign,
 )
-from lit_fanions.optim.bases import is_basis, is_cold, warm_bases, warms
+from lit_fanions.optim.bases import warm_up
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
 from lit_fanions.optim.finiteness import finite_flags
@@ -148,7 +148,7 @@ class Fanion(torch.optim.Optimizer):
         self.__dict__.setdefault("_given", {})
         self.__dict__.setdefault("process_group", None)
         self._is_built = True
-        self._warm.clear()
+        self._stepped.clear()
         for group in self.param_groups:
             for name, value in default_options(group["algorithm"]).items():
                 group.setdefault(name, value)
@@ -297,7 +297,7 @@ class Fanion(torch.optim.Optimizer):
                 loss = closure()
         check_gradients(self.param_groups)
         if is_capturing():
-            check_capture(self.param_groups, self._warm)
+            check_capture(self.param_groups, self._stepped)
         else:
             self.copy_options_to_device()
         with _without_autocast(self.param_groups):
@@ -343,16 +343,14 @@ class Fanion(torch.optim.Optimizer):
                     self.state[p] = first_state(p, group, generator)
                 elif p.grad is not None:
                     fit_state(p, state, group)
-                    if p not in self._warm and is_cold(state):
-                        bases = {key: x for key, x in state.items() if is_basis(key)}
-                        state.update(warm_bases(p, bases, group))
-                if p not in self._warm and p.grad is not None and warms(p.grad):
-                    self._warm.add(p)
+                    if not is_entrywise(group["algorithm"]):
+                        warm_up(p, state, group)
+            self._stepped.update(p for p in group["params"] if p.grad is not None)
 
     @property
-    def _warm(self) -> set[Tensor]:
-        """Parameters whose bases are known to be warm; no part of copies and checkpoints."""
-        return self.__dict__.setdefault("_warm_parameters", set())
+    def _stepped(self) -> set[Tensor]:
+        """Parameters that this object has stepped; no part of copies and checkpoints."""
+        return self.__dict__.setdefault("_stepped_parameters", set())
 
 
 _DOC = Fanion.__doc__ or ""

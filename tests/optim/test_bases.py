@@ -1,10 +1,13 @@
 """The bases from which rank-k solvers start."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lit_fanions import Fanion, lmo
+from lit_fanions.optim.checkpoints import first_state
 from tests.matrices import decaying, gaussian64, parameter, parameter64, with_spectrum
 from tests.optim.steps import assert_same_state, take_steps, through_a_file, trained, update
 
@@ -198,3 +201,69 @@ def test_splits_may_change_in_the_middle(algorithm, adapt, entries):
             {k: x.shape for k, x in o.state[x].items()} for o, x in ((optimizer, p), (fresh, q))
         ]
         assert shapes[0] == shapes[1]
+
+
+def momentum_free(p: nn.Parameter) -> Fanion:
+    return Fanion([p], algorithm="neon", momentum=0.0, lr=0.1, seed=1)
+
+
+def take_some_zero_steps(p: Tensor, optimizer: Fanion, seeds: range) -> None:
+    """Step with gradients of which those of seeds 0, 2 and 3 are zero."""
+    for seed in seeds:
+        p.grad = gaussian64(80, 64, seed=seed) * (seed not in (0, 2, 3))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("saved_after", [1, 3, 4, 5])
+@pytest.mark.parametrize("how", ["load", "deepcopy"])
+def test_a_zero_gradient_before_the_save_does_not_turn_the_basis_again(how, saved_after):
+    p = parameter64(80, 64)
+    optimizer = momentum_free(p)
+    take_some_zero_steps(p, optimizer, range(saved_after))
+    if how == "load":
+        q = nn.Parameter(p.detach().clone())
+        other = momentum_free(q)
+        other.load_state_dict(through_a_file(optimizer.state_dict()))
+    else:
+        q, other = copy.deepcopy((p, optimizer))
+    take_some_zero_steps(p, optimizer, range(saved_after, 7))
+    take_some_zero_steps(q, other, range(saved_after, 7))
+    assert torch.equal(p, q)
+    assert_same_state(optimizer, other)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_checkpoint_without_the_flag_is_warm_if_it_has_a_momentum(steps):
+    p = parameter64(80, 64)
+    optimizer = Fanion([p], algorithm="neon")
+    take_some_zero_steps(p, optimizer, range(steps))
+    saved = optimizer.state_dict()
+    del saved["state"][0]["warm"]
+    q = nn.Parameter(p.detach().clone())
+    other = Fanion([q], algorithm="neon")
+    other.load_state_dict(saved)
+    take_some_zero_steps(p, optimizer, range(steps, 5))
+    take_some_zero_steps(q, other, range(steps, 5))
+    assert torch.equal(p, q)
+    assert_same_state(optimizer, other)
+
+
+def test_the_flag_of_a_warm_basis_stays_on_the_cpu():
+    p = nn.Parameter(torch.empty(6, 5, device="meta"))
+    optimizer = Fanion([p], algorithm="neon")
+    p.grad = torch.empty_like(p)
+    state = first_state(p, optimizer.param_groups[0], torch.Generator())
+    assert state["warm"].device.type == "cpu" and bool(state["warm"])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: state}})
+    assert optimizer.state[p]["warm"].device.type == "cpu"
+    assert optimizer.state[p]["basis0"].device.type == "meta"
+
+
+def test_a_rank_lowered_from_full_needs_no_look_at_the_momentum():
+    p = parameter64(80, 64)
+    optimizer = Fanion([p], algorithm="muon")
+    take_some_zero_steps(p, optimizer, range(2))
+    assert "warm" not in optimizer.state[p]
+    optimizer.param_groups[0]["rank"] = 3
+    take_some_zero_steps(p, optimizer, range(2, 3))
+    assert bool(optimizer.state[p]["warm"])

@@ -51,7 +51,7 @@ def test_the_state_is_complete_after_one_step_without_some_gradients():
     named[0][1].grad = gaussian64(8, 6)
     optimizer.step()
     state = optimizer.state_dict()["state"]
-    assert state[0].keys() == state[1].keys() == {"momentum", "basis0", "skipped"}
+    assert state[0].keys() == state[1].keys() == {"momentum", "basis0", "warm", "skipped"}
     assert state[2].keys() == {"step", "exp_avg", "exp_avg_sq", "skipped"}
     assert torch.equal(named[1][1], gaussian64(8, 6))
 
