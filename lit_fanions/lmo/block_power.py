@@ -22,6 +22,8 @@ from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 _WARMING = 8
 # Parts of vectors below this are not seen in a float64 Gram matrix.
 _LEAST_NOISE = 1e-7
+# Columns this far outside those before them, for the longest one, are no rounding errors.
+_CLEAR = 1e-3
 
 
 def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,16 +104,31 @@ def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Where m has a lower rank than k, the part of a column of R outside those before it is a
         rounding error: P and R are zero there, and Q is the old column, to be tried again.
     """
-    p = gram_schmidt((m @ basis).mT).mT
+    y = m @ basis
+    p = gram_schmidt(y.mT).mT
     r = m.mT @ p
     length = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
+    if y.device.type == "cpu" and _is_well_conditioned(y, p):
+        return p, r, r / length
+    lost = _depend_on_columns_before(r, length)
+    return p.masked_fill_(lost, 0), r.masked_fill_(lost, 0), torch.where(lost, basis, r / length)
+
+
+def _is_well_conditioned(y: Tensor, p: Tensor) -> bool:
+    """Return whether every column of y is far outside those before it; p from Gram-Schmidt."""
+    outside = (p * y).sum(-2).abs()
+    longest = torch.linalg.vector_norm(y, dim=-2).amax(-1, keepdim=True)
+    return bool((outside > _CLEAR * longest).all())
+
+
+def _depend_on_columns_before(r: Tensor, length: Tensor) -> Tensor:
+    """Return whether the part of a column of r outside those before it is a rounding error."""
     unit = wide(r / length.amax(-1, keepdim=True).clamp_(min=torch.finfo(r.dtype).tiny))
     bound = max(NOISE * torch.finfo(r.dtype).eps, _LEAST_NOISE)
     gram = unit.mT @ unit
     gram.diagonal(dim1=-2, dim2=-1).add_((bound / 4) ** 2)  # so that it has a factor
     outside = torch.linalg.cholesky_ex(gram).L.diagonal(dim1=-2, dim2=-1)
-    lost = (outside <= bound).unsqueeze(-2).to(r.device)
-    return p.masked_fill_(lost, 0), r.masked_fill_(lost, 0), torch.where(lost, basis, r / length)
+    return (outside <= bound).unsqueeze(-2).to(r.device)
 
 
 def start_block(

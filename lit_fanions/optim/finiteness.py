@@ -1,6 +1,7 @@
 """Which gradients can be stepped: flags on the device, equal on all ranks, without a wait.
 
-A finite gradient that would overflow the state, for good, counts as non-finite.
+A finite gradient that would overflow the state, for good, counts as non-finite. A CPU looks at the
+gradient of a matrix just before it steps it, which leaves the gradient in the cache.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_fanions.lmo.scaling import has_fast_maximum_norm
+from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, local_grad
 
@@ -43,17 +45,37 @@ def finite_flags(
     Raises:
         FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
     """
-    policies: dict[str, dict[Tensor, str]] = {"skip": {}, "error": {}, "propagate": {}}
+    policies: dict[str, dict[Tensor, str]] = {"error": {}, "propagate": {}, "skip": {}}
     limits: dict[Tensor, float] = {}
+    together: list[Tensor] = []
     for group in groups:
         named = {p: name for name, p in named_parameters(group) if p.grad is not None}
         policies[group["nonfinite"]].update(named)
         limits |= {p: _largest_gradient(states[p], group) for p in named}
-    flags = _flags_true([*policies["propagate"], *policies["error"]])
+        if group["nonfinite"] == "skip":
+            by_one_call = is_entrywise(group["algorithm"])
+            together += [
+                p for p in named if by_one_call or p.device.type != "cpu" or is_distributed(p)
+            ]
+    flags = _FlagsOnDemand(limits, states)
+    flags |= _flags_true([*policies["propagate"], *policies["error"]])
     _raise_nonfinite(policies["error"], limits)
-    skippable = list(policies["skip"])
-    flags |= are_within(skippable, limits)
-    return Flags(flags, _count_skips(skippable, flags, states))
+    flags |= are_within(together, limits)
+    return Flags(flags, _count_skips(together, flags, states))
+
+
+class _FlagsOnDemand(dict[Tensor, Tensor]):
+    """Flags that are made, and skips that are counted, when they are first asked for."""
+
+    def __init__(self, limits: Mapping[Tensor, float], states: Mapping[Tensor, Any]) -> None:
+        super().__init__()
+        self._limits = limits
+        self._states = states
+
+    def __missing__(self, p: Tensor) -> Tensor:
+        self[p] = _is_within(local_grad(p), self._limits[p])
+        _count_skips([p], self, self._states)
+        return self[p]
 
 
 def _flags_true(parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
