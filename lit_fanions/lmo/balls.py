@@ -172,10 +172,11 @@ def schatten(problem: Problem) -> Answer:
 
 def spectral_unit(problem: Problem) -> Answer:
     """Return m / |m|_op, the longest multiple of m in the spectral ball."""
-    m, settings = problem.m, problem.case.settings
-    triplets = leading_triplets(m, 1, settings, problem.warm_start, problem.generator)
-    largest = triplets.S[..., :1, None]
-    return Answer(m.to(largest) / torch.where(largest == 0, 1.0, largest), triplets)
+    settings = problem.case.settings
+    x, norm = unit_frobenius(problem.m)
+    u, s, vh = leading_triplets(x, 1, settings, problem.warm_start, problem.generator)
+    largest = s[..., :1, None]
+    return Answer(x / torch.where(largest == 0, 1.0, largest), Triplets(u, s * norm[..., 0], vh))
 
 
 def frobenius(problem: Problem) -> Answer:

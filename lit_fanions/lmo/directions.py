@@ -177,8 +177,8 @@ def direction(
     that one.
 
     Args:
-        m: Matrices, (..., rows, cols), of any float dtype; for rank k with entries from 1e-30 to
-            1e30, else of any scale. Leading dimensions are a batch of separate matrices.
+        m: Matrices, (..., rows, cols), of any float dtype; for rank k from a warm start or on a
+            GPU with entries from 1e-30 to 1e30. Leading dimensions are a batch of matrices.
         rank: Rank k of the direction; None, or at least min(rows, cols), is full.
         alpha: Weight of the direction. Any finite number.
         blend: Ball that has the weight 1 - alpha: frobenius (m / |m|_F), sign (sign_scale *

@@ -83,7 +83,7 @@ def _divided(
     m = m if m.dtype in _EXACT else m.float()
     on_cpu, peak = m.device.type == "cpu", None
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) if on_cpu else None
-    if norm is None or not bool(((norm > _TINY) & (norm < _HUGE)).all()):
+    if norm is None or not _are_plain(norm):
         # Squares may under- or overflow: divide by the largest entry first. An infinite one makes
         # a NaN of its own place and so of the norm.
         tiny = torch.finfo(m.dtype).tiny  # in place of 0, so that a zero matrix stays zero
@@ -100,6 +100,15 @@ def _divided(
     # A single launch, which rounds to the dtype as it writes.
     result = torch.empty_like(m, dtype=dtype) if reused is None else reused
     return torch.div(m, norm, out=result), norm, peak
+
+
+def has_plain_norm(m: Tensor) -> bool:
+    """Return whether the norms of float32 or float64 matrices are far from 0 and infinity."""
+    return _are_plain(torch.linalg.vector_norm(m, dim=(-2, -1)))
+
+
+def _are_plain(norms: Tensor) -> bool:
+    return bool(((norms > _TINY) & (norms < _HUGE)).all())
 
 
 def frobenius_norm(m: Tensor) -> Tensor:

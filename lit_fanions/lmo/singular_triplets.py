@@ -17,7 +17,7 @@ from lit_fanions.lmo.factorisations import wide
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
 from lit_fanions.lmo.newton_schulz import AUTO, GRAM_ASPECT, coefficients, fast_dtype
 from lit_fanions.lmo.problems import OVERSAMPLING, Settings, Triplets
-from lit_fanions.lmo.scaling import check_matrices, unit_frobenius
+from lit_fanions.lmo.scaling import check_matrices, has_plain_norm, unit_frobenius
 
 # From this size on Lanczos does its search in bfloat16 where that is fast.
 _COARSE_SIZE = 2048
@@ -163,8 +163,8 @@ def top_singular(
     """Return the k leading singular triplets of each matrix.
 
     Args:
-        m: Matrices, (..., rows, cols), of any float dtype, with entries from 1e-30 to 1e30.
-            Computed in float32, or in float64 for float64.
+        m: Matrices, (..., rows, cols), of any float dtype, from a warm start or on a GPU with
+            entries from 1e-30 to 1e30. Computed in float32, or in float64 for float64.
         k: Number of triplets; clamped to min(rows, cols).
         solver: ``lanczos``: thick-restart block Lanczos, to the tolerance. ``subspace``: block
             power iterations, from the warm start where there is one. ``randomized``: the same,
@@ -187,7 +187,7 @@ def top_singular(
     Returns:
         U (..., rows, k), S (..., k) descending, Vh (..., k, cols), in the dtype of computation.
         Where S is 0 the vectors are arbitrary but orthonormal; for a matrix with a NaN or an
-        infinity everything is NaN.
+        infinity everything is NaN. S is at most the largest number of its dtype.
 
     Raises:
         ValueError: If m is no batch of float matrices, or an option is not possible.
@@ -262,8 +262,10 @@ def lanczos_search(
     settings = Settings(solver="lanczos", **_tolerances(tol, None))
     k = min(whole_number("k", k), *m.shape[-2:])
     x, task = _task(m.detach(), k, "lanczos", settings, warm_start, generator)
+    x, norm = unit_frobenius(x) if _is_scaled(x, SOLVERS["lanczos"], task) else (x, None)
     found, batch = _solve_by_lanczos(x, task), m.shape[:-2]
     u, s, vh = found.U[..., :k], found.S[..., :k], found.Vh[..., :k, :]
+    s = s if norm is None else _rescaled(s, norm)
     triplets = Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
     error = found.error.reshape(batch)
     residuals = found.residuals.reshape(*batch, k)
@@ -287,14 +289,30 @@ def leading_triplets(
         name = _choose_solver(m, k, warm=warm_start is not None)
     entry = SOLVERS[name]
     x, task = _task(m, k, name, settings, warm_start, generator)
-    if entry.unit:
-        x, norm = unit_frobenius(x)
-        broken = torch.where(norm.isnan(), torch.nan, 0.0)
-        u, s, vh = entry.solve(x.masked_fill_(norm.isnan(), 0.0), task)[:3]
-        u, s, vh = u + broken, s * norm[..., 0] + broken[..., 0], vh + broken
-    else:
-        u, s, vh = entry.solve(x, task)[:3]
+    x, norm = unit_frobenius(x) if _is_scaled(x, entry, task) else (x, None)
+    broken = None if norm is None else norm.isnan()
+    x = x if broken is None else x.masked_fill_(broken, 0.0)
+    u, s, vh = entry.solve(x, task)[:3]
+    if norm is not None and broken is not None:
+        nan = torch.where(broken, torch.nan, 0.0)
+        u, s, vh = u + nan, _rescaled(s, norm) + nan[..., 0], vh + nan
     return Triplets(*(t.reshape(*m.shape[:-2], *t.shape[1:]) for t in (u, s, vh)))
+
+
+def _is_scaled(x: Tensor, entry: SolverEntry, task: _Task) -> bool:
+    """Return whether a solver gets matrices of norm 1.
+
+    One look at the norms is little beside a search from a cold start, and on a CPU no wait.
+    """
+    return entry.unit or (task.cold and x.device.type == "cpu" and not has_plain_norm(x))
+
+
+def _rescaled(s: Tensor, norm: Tensor) -> Tensor:
+    """Return the singular values of matrices from those over their norms.
+
+    Where the norm is beyond the range of the dtype they become its largest number.
+    """
+    return (s * norm[..., 0]).clamp_(max=torch.finfo(s.dtype).max)
 
 
 def _task(

@@ -51,7 +51,7 @@ def finite_flags(
     for group in groups:
         named = {p: name for name, p in named_parameters(group) if p.grad is not None}
         policies[group["nonfinite"]].update(named)
-        limits |= {p: _largest_gradient(states[p], group) for p in named}
+        limits |= {p: _largest_gradient(p, states[p], group) for p in named}
         if group["nonfinite"] == "skip":
             by_one_call = is_entrywise(group["algorithm"])
             together += [
@@ -115,11 +115,12 @@ def _count_skips(
     return found_inf
 
 
-def _largest_gradient(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> float:
+def _largest_gradient(p: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> float:
     """Return the largest entry that keeps a state finite, whatever gradients of that size follow.
 
-    Adamw squares it. A sum decayed by mu grows to 1 / (1 - mu) of it. An average of old and new is
-    formed from their difference.
+    Adamw squares it. A sum decayed by mu grows to 1 / (1 - mu) of it; error feedback subtracts
+    singular vectors times singular values, which are up to the root of the number of entries
+    larger. An average of old and new is formed from their difference.
     """
     if "exp_avg_sq" in state:
         return 0.99 * math.sqrt(torch.finfo(state["exp_avg_sq"].dtype).max)
@@ -127,7 +128,8 @@ def _largest_gradient(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> 
     if group["algorithm"] == "sgd" or group["error_feedback"]:
         # A CUDA graph does not see a momentum that changes.
         momentum = 0.999 if group["capturable"] else group["momentum"]
-        return 0.99 * (1 - momentum) * largest
+        longest = math.sqrt(max(p.numel(), 1)) if group.get("error_feedback") else 1.0
+        return 0.99 * (1 - momentum) * largest / longest
     return largest / 2
 
 

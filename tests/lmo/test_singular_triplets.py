@@ -52,6 +52,19 @@ def test_triplets_are_those_of_the_svd(k):
         torch.testing.assert_close(u.mT @ m @ vh.mT, torch.diag(s), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e37])
+@pytest.mark.parametrize("solver", ["exact", "lanczos", "randomized"])
+def test_cold_searches_take_numbers_at_the_ends_of_the_range(scale, solver):
+    m = gaussian(60, 70)
+    found = lmo.top_singular((m.double() * scale).float(), 3, solver=solver)
+    u, s, vh = torch.linalg.svd(m.double(), full_matrices=False)
+    difference = found.U @ found.Vh - (u[:, :3] @ vh[:3]).float()
+    assert difference.norm() <= 0.02 * 3**0.5
+    largest = torch.finfo(torch.float32).max  # where the Frobenius norm is larger
+    expected = s[:3] * scale if scale < 1 else torch.full((3,), largest, dtype=torch.float64)
+    torch.testing.assert_close(found.S.double() / scale, expected / scale, rtol=5e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_singular_values_have_the_scale_of_the_matrix(scale, solver):
