@@ -244,7 +244,7 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; a stop by a signal becomes `Interrupted`, whoever raises it."""
         try:
-            with self._stop.listen():
+            with self._stop.listen(), failures.full_disks_left_to_main_thread():
                 super()._run_subcommand(subcommand)
         except (Interrupted, KeyboardInterrupt, SystemExit, Exception) as error:
             self._stop.end_other_ranks(self.trainer)

@@ -4,12 +4,14 @@ Only values that this package, its zoo or Lightning refuse are mistakes in the c
 other error shows file, line and exception, as it would without a command line around it.
 """
 
+import contextlib
 import errno
 import os
 import pickle
 import re
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,25 @@ def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
     if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
         return False
     return error.filename is None and user_place(error) is None
+
+
+@contextlib.contextmanager
+def full_disks_left_to_main_thread() -> Iterator[None]:
+    """Print no traceback for a write of a thread that met a full disk.
+
+    TensorBoard's thread hands the error to the main thread.
+    """
+    before = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or not is_full_disk(args.exc_value):
+            before(args)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def describe(error: BaseException) -> str:

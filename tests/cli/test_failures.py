@@ -2,11 +2,13 @@
 
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lit_fanions.cli import failures
 from lit_fanions.cli.app import main
 from tests.cli.recipes import FIT
 
@@ -230,3 +232,14 @@ def test_full_disk_in_own_code_shows_where(fresh_mine, capfd):
     write_mine("on_train_batch_end", "raise OSError(28, 'No space left on device')")
     assert main([*FIT, *CALLBACK]) == 1
     assert last_error(capfd).startswith(f"mine.py:{ERROR_LINE} in on_train_batch_end: OSError")
+
+
+def test_full_disk_of_a_thread_is_left_to_the_main_thread(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_type))
+    with failures.full_disks_left_to_main_thread():
+        for target, arguments in ((Path("/dev/full").write_text, ["x"]), (int, ["x"])):
+            thread = threading.Thread(target=target, args=arguments)
+            thread.start()
+            thread.join()
+    assert shown == [ValueError]
