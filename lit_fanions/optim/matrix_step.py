@@ -132,7 +132,10 @@ def _step_stack(
 ) -> None:
     """Step pieces of one shape; ``together``: move them as one tensor, too, not only solve them."""
     batches = (
-        [_batch(m, group, len(pieces)) for m in update_together(pieces, group)]
+        [
+            _batch(m, group, overwrite=not share_memory(m, pieces[0].momentum))
+            for m in update_together(pieces, group)
+        ]
         if together
         else _update_each(pieces, group)
     )
@@ -169,7 +172,8 @@ def stack_matrices(ns: Iterable[Tensor], count: int, group: Group) -> list[Batch
     for i, n in enumerate(ns):
         parts = to_matrices(n, group["layout"], group["splits"])
         if count == 1:
-            return [_batch(m, group, 1) for m in parts]
+            # Without Nesterov N is the momentum itself.
+            return [_batch(m, group, overwrite=group["nesterov"]) for m in parts]
         parts = [normalised(m, group) if find_oracle(m, group)[1] else m for m in parts]
         stacked = stacked or [m.new_empty(count, *m.shape) for m in parts]
         for batch, m in zip(stacked, parts, strict=True):
@@ -181,11 +185,10 @@ def stack_matrices(ns: Iterable[Tensor], count: int, group: Group) -> list[Batch
     ]
 
 
-def _batch(m: Tensor, group: Group, pieces: int) -> Batch:
+def _batch(m: Tensor, group: Group, overwrite: bool) -> Batch:
     oracle, unit = find_oracle(m, group)
-    # The momentum itself must not be overwritten; normalising copies it.
-    overwrite = unit or pieces > 1 or group["nesterov"]
-    return Batch(normalised(m, group) if unit else m, oracle, unit, overwrite)
+    # Normalising copies a momentum, which must not be overwritten.
+    return Batch(normalised(m, group) if unit else m, oracle, unit, unit or overwrite)
 
 
 def solve_part(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -> Solved:

@@ -279,6 +279,8 @@ STACKS = {
     "muon": {"algorithm": "muon"},
     "plain momentum": {"algorithm": "muon", "nesterov": False},
     "signum": {"algorithm": "signum"},
+    "plain momentum, overwriting": {"algorithm": "signum", "nesterov": False},
+    "plain momentum, a blend of rank k": {"algorithm": "f_fanion", "rank": 2, "nesterov": False},
     "renormalised": {"algorithm": "f_muon", "renormalize": True},
     "fanion": {"algorithm": "fanion", "rank": 2},
     "dion": {"algorithm": "dion", "rank": 2},
