@@ -21,7 +21,7 @@ export CIFAR10_DIR ?= $(KIT)/cifar10
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint types docs dist bench gpu-kit gpu-check gpu clean
+.PHONY: help quickstart test test-slow test-oldest lint types docs dist bench gpu-kit gpu-check gpu clean
 
 help: ## explain the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,15 @@ test: $(READY) ## run the tests
 
 test-slow: $(READY) ## run the tests that take longer
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# Another environment, because versions differ: make test-oldest PYTHON=python3.10
+.venv-oldest/.ready: pyproject.toml tests/oldest.txt
+	@$(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt --editable '.[zoo,dev]'
+	@touch $@
+
+test-oldest: .venv-oldest/.ready ## run the tests with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest -n 2
 
 lint: $(READY) ## check style, format and the direction of imports
 	$(BIN)/ruff check
@@ -76,5 +85,5 @@ gpu: $(GPU_READY) ## measure everything that only a GPU can tell, in ten minutes
 	$(GPU_PYTHON) -m experiments.gpu
 
 clean: ## remove .venv and what tools leave behind; logs and data stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -116,13 +116,13 @@ class SharpnessAscent:
 
     def _perturbation(self, gradient: Tensor) -> _Perturbation:
         """Return D of a batch of matrices, 0 for those with a NaN or an infinity."""
-        solver = oracle(self._options, *gradient.shape[-2:])
-        direction, triplets = solver.solve(gradient)
+        own = oracle(self._options, *gradient.shape[-2:])
+        direction, triplets = own.solve(gradient)
         direction = torch.nan_to_num(direction, 0.0)
-        is_low_rank = len(solver.parts) == 1 and solver.ball.feedback
+        is_low_rank = len(own.parts) == 1 and own.ball.feedback
         if self.exact or triplets is None or not is_low_rank:
             return direction
-        right = torch.nan_to_num(triplets.Vh[..., : solver.case.k, :], 0.0)
+        right = torch.nan_to_num(triplets.Vh[..., : own.case.k, :], 0.0)
         return direction @ right.mT, right
 
     def _step(self, p: Tensor, perturbations: list[_Perturbation]) -> Tensor:
