@@ -15,7 +15,7 @@ from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
 from lit_fanions.optim.checkpoints import keyed_by_names
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
-from lit_fanions.optim.options import ENTRYWISE_LR, carry_over, default_options
+from lit_fanions.optim.options import ENTRYWISE_LR, carry_over, default_options, default_seed
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
 from lit_fanions.optim.schedules import GroupSchedule, steps_left
@@ -110,7 +110,7 @@ def configure_optimizers(
     groups = parameter_groups(split)
     exceptions = [config.overrides.get(group["config_group"]) for group in groups]
     schedules = [(own and own.schedule) or config.schedule for own in exceptions]
-    optimizer = Fanion(groups, process_group=_replicating_ranks(module))
+    optimizer = Fanion(groups, process_group=_replicating_ranks(module), seed=_common_seed(module))
     _load_states_by_names(module)
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     inform("Parameters by group:\n%s", split)
@@ -225,6 +225,16 @@ def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
     if "DDPStrategy" not in names or others & {*names} or not dist.is_initialized():
         return None
     return dist.group.WORLD
+
+
+def _common_seed(module: nn.Module) -> int:
+    """Return the default seed of the first rank: others may have other ones, for their data.
+
+    Lightning calls configure_optimizers on all ranks at once.
+    """
+    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
+    seed = default_seed()
+    return seed if strategy is None else int(strategy.broadcast(seed))
 
 
 def _load_states_by_names(module: nn.Module) -> None:

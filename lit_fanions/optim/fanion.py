@@ -49,7 +49,7 @@ from lit_fanions.optim.options import (
     takes_options,
 )
 from lit_fanions.optim.shared_step import step_shared
-from lit_fanions.optim.sharing import Share, agree_on_gradients, plan_shares, team_of_group
+from lit_fanions.optim.sharing import Share, check_agreement, plan_shares, team_of_group
 from lit_fanions.optim.together import own_state
 
 
@@ -289,7 +289,8 @@ class Fanion(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
-            RuntimeError: If a gradient is sparse, or missing on some ranks that share the work.
+            RuntimeError: If a gradient is sparse, or missing on some ranks that share the work, or
+                these have different seeds for random starts.
         """
         loss = None
         if closure is not None:
@@ -313,11 +314,11 @@ class Fanion(torch.optim.Optimizer):
         return loss
 
     def _agreed_shares(self) -> dict[Tensor, Share]:
-        """Return who solves what, once all ranks have the same gradients."""
+        """Return who solves what, once all ranks have the same gradients and seeds."""
         if not (dist.is_available() and dist.is_initialized()):
             return {}
         replicas = None if self.process_group is None else team_of_group(self.process_group)
-        agree_on_gradients(self.param_groups, replicas)
+        check_agreement(self.param_groups, replicas)
         return plan_shares(self.param_groups, replicas, bool(self.observers))
 
     def copy_options_to_device(self) -> None:

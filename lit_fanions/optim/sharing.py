@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lit_fanions.lmo.costs import product_flops
 from lit_fanions.optim.algorithms import is_entrywise, oracle
+from lit_fanions.optim.bases import keeps_bases
 from lit_fanions.optim.exchange import Team, team_of_group
 from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, matrix_shapes
@@ -323,11 +324,12 @@ def plan_shares(
 # Whether the ranks agree.
 
 
-def agree_on_gradients(groups: Iterable[Mapping[str, Any]], replicas: Team | None) -> None:
-    """Raise on all ranks if a parameter has a gradient on some of them only.
+def check_agreement(groups: Iterable[Mapping[str, Any]], replicas: Team | None) -> None:
+    """Raise on all ranks where they differ in which gradients there are, or in a seed.
 
-    A rank without it would leave the others waiting in a collective. The flags travel between the
-    hosts, so that no device is waited for.
+    A rank without a gradient would leave the others waiting in a collective. Bases drawn with
+    different seeds give ranks that hold the same parameter different directions. Flags and seeds
+    travel between the hosts, so that no device is waited for.
 
     Args:
         groups: Groups of an optimizer.
@@ -336,21 +338,48 @@ def agree_on_gradients(groups: Iterable[Mapping[str, Any]], replicas: Team | Non
     Raises:
         RuntimeError: With the names of these parameters.
     """
-    parties: dict[Team, list[tuple[str, Tensor]]] = {}
+    parties: dict[Team, list[tuple[str, Tensor, Mapping[str, Any]]]] = {}
     for group in groups:
         sharing = replicas if group.get("share_work") else None
         for name, p in named_parameters(group):
             team = team_of_mesh(p.device_mesh) if is_distributed(p) else sharing
             if team is not None and team.size > 1:
-                parties.setdefault(team, []).append((name, p))
-    for team, named in parties.items():
-        given = torch.tensor([p.grad is not None for _, p in named], device="cpu")
-        flags = torch.stack([given, ~given]).to(torch.uint8)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=_cpu_group(team.group))
-        odd = [name for (name, _), both in zip(named, flags.all(0).tolist(), strict=True) if both]
-        if odd:
+                parties.setdefault(team, []).append((name, p, group))
+    for team, members in parties.items():
+        given = torch.tensor([p.grad is not None for _, p, _ in members], device="cpu").long()
+        seeds = torch.tensor([group.get("seed", 0) for *_, group in members], device="cpu")
+        most = torch.stack([given, 1 - given, seeds, -seeds])
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=_cpu_group(team.group))
+        some, some_without, highest, lowest = most.tolist()
+        _refuse_missing_gradients(members, some, some_without, team.size)
+        _refuse_different_seeds(members, highest, [-seed for seed in lowest], team.size)
+
+
+_Members = Sequence[tuple[str, Tensor, Mapping[str, Any]]]
+
+
+def _refuse_missing_gradients(
+    members: _Members, some: list[int], some_without: list[int], ranks: int
+) -> None:
+    both = zip(members, some, some_without, strict=True)
+    odd = [name for (name, *_), given, missing in both if given and missing]
+    if odd:
+        raise RuntimeError(
+            f"{', '.join(odd)}: a gradient on some of the {ranks} ranks, none on others; nothing "
+            "was stepped. Give every rank the same gradients: their sum over the ranks, with zeros "
+            "where a rank has none"
+        )
+
+
+def _refuse_different_seeds(
+    members: _Members, highest: list[int], lowest: list[int], ranks: int
+) -> None:
+    """Raise if the ranks draw the bases of a parameter with different seeds."""
+    for (name, p, group), high, low in zip(members, highest, lowest, strict=True):
+        if high != low and keeps_bases(p, group):
             raise RuntimeError(
-                f"{', '.join(odd)}: a gradient on some of the {team.size} ranks, none on others; "
-                "nothing was stepped. Give every rank the same gradients: their sum over the "
-                "ranks, with zeros where a rank has none"
+                f"{name}: the {ranks} ranks have different seeds, from {low} to {high}, for the "
+                f"random starts of group {group['name']!r}, and their weights would drift apart; "
+                "nothing was stepped. Give every rank the same seed (Fanion(..., seed=0), or "
+                "matrix.seed of a config); seed_everything may differ then"
             )

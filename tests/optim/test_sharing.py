@@ -3,7 +3,9 @@
 import copy
 import itertools
 import math
+import os
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_fanions import Fanion
+from lit_fanions import Fanion, configure_optimizers
 from lit_fanions.lmo.newton_schulz import fast_dtype
 from lit_fanions.optim import exchange, sharing
 from lit_fanions.optim.sharing import assign_owners, format_owners, shard_map
@@ -274,6 +276,51 @@ def test_a_gradient_missing_on_one_rank_is_an_error_on_all(tmp_path, kind):
     for message, unchanged in on_ranks(tmp_path, _without_a_gradient, kind):
         assert message.startswith("layer2.weight: a gradient on some of the 2 ranks")
         assert unchanged
+
+
+def _with_own_seed(rank: int, kind: str, algorithm: str) -> tuple[str, bool]:
+    os.environ["PL_GLOBAL_SEED"] = str(42 + rank)  # as seed_everything(42 + rank) leaves it
+    options: dict[str, Any] = {"process_group": dist.group.WORLD}
+    place: Any = lambda x: x  # noqa: E731
+    if kind == "dtensor":
+        mesh = init_device_mesh("cpu", (2,))
+        options, place = {}, lambda x: distribute_tensor(x, mesh, [Shard(0)])
+    p = nn.Parameter(place(torch.ones(40, 40)))
+    optimizer = Fanion([("layer.weight", p)], algorithm=algorithm, **options)
+    p.grad = place(torch.eye(40))
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error), torch.equal(full_copy(p), torch.ones(40, 40))
+    return "", False
+
+
+@pytest.mark.parametrize("kind", ["replicated", "dtensor"])
+def test_seeds_that_differ_between_ranks_are_an_error_on_all(tmp_path, kind):
+    for message, unchanged in on_ranks(tmp_path, _with_own_seed, kind, "fanion"):
+        assert message.startswith("layer.weight: the 2 ranks have different seeds, from 42 to 43")
+        assert unchanged
+
+
+def test_seeds_may_differ_where_no_solver_starts_at_random(tmp_path):
+    for message, unchanged in on_ranks(tmp_path, _with_own_seed, "replicated", "muon"):
+        assert (message, unchanged) == ("", False)
+
+
+def _seeds_of_the_factory(rank: int) -> list[int]:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    os.environ["PL_GLOBAL_SEED"] = str(42 + rank)
+    net: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net._trainer = SimpleNamespace(strategy=DDPStrategy())
+    config = {"matrix": {"algorithm": "neon"}, "overrides": {"head": {"algorithm": "fanion"}}}
+    optimizer = configure_optimizers(net, config, total_steps=1)["optimizer"]
+    return [group["seed"] for group in optimizer.param_groups if "seed" in group]
+
+
+@pytest.mark.filterwarnings("ignore:group 'head'")
+def test_the_factory_gives_all_ranks_the_seed_of_the_first(tmp_path):
+    assert on_ranks(tmp_path, _seeds_of_the_factory) == [[42, 42], [42, 42]]
 
 
 def _observed(rank: int) -> list[dict[str, Any]]:
