@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +40,9 @@ class ScheduleConfig:
         floor: Multiple of lr at which the fall ends.
         steps: Length of the whole schedule, None for the run's. Afterwards lr stays at the floor.
         freeze_after: Length after which lr is 0, None for never.
-        momentum_warmup: Length over which momentum rises linearly from momentum_start to its value.
+        momentum_warmup: Length over which momentum rises linearly from momentum_start to its value,
+            for groups of a ball and of sgd. beta1 of adamw stays, because its bias correction takes
+            beta1 to be the same in all steps.
         momentum_start: Momentum at the first step of the momentum warmup, at most the group's own.
         alpha_end: Alpha at the end of the transition, for groups of a ball; None to keep it. With
             alpha 1.1 and alpha_end .5 the steps go from Contra-Muon to Soft-Muon.
@@ -222,17 +224,27 @@ _SCHEDULED: dict[str, Callable[..., Any]] = {
 }
 
 
+def changed_options(schedule: ScheduleConfig, group: Mapping[str, Any]) -> list[str]:
+    """Return the options of a group, beside lr, that its schedule changes."""
+    changes = {
+        "momentum": bool(schedule.momentum_warmup) and group.get("algorithm") != "adamw",
+        "alpha": schedule.alpha_end is not None,
+        "rank": schedule.rank_end is not None,
+    }
+    return [name for name, changed in changes.items() if changed and name in group]
+
+
 def _keep_initial(group: dict[str, Any], schedule: ScheduleConfig) -> None:
     """Keep the values that a group's schedule starts from, beside torch's own ``initial_lr``.
 
     Raises:
         ValueError: If the group cannot have the alpha or the rank that the schedule ends with.
     """
-    group.setdefault("initial_momentum", group["momentum"])
-    ends = {"alpha": schedule.alpha_end, "rank": schedule.rank_end}
-    ends = {name: end for name, end in ends.items() if end is not None and name in group}
-    for name in ends:
+    changed = changed_options(schedule, group)
+    for name in changed:
         group.setdefault(f"initial_{name}", group[name])
+    ends = {"alpha": schedule.alpha_end, "rank": schedule.rank_end}
+    ends = {name: end for name, end in ends.items() if name in changed}
     where = f"the schedule of group {group.get('name')!r}"
     way_out = f"; overrides.{group.get('name')}.schedule gives the group a schedule of its own"
     if "rank" in ends and isinstance(group["initial_rank"], int) != isinstance(ends["rank"], int):
@@ -256,8 +268,9 @@ class GroupSchedule(LRScheduler):
     added is its lr at that step; an lr that somebody sets afterwards is treated in the same way.
 
     Args:
-        optimizer: Its groups have ``lr`` and ``momentum``, and where a schedule ends with
-            another ``alpha`` or ``rank``, those.
+        optimizer: Its groups have ``lr``. ``momentum``, ``alpha`` and ``rank`` are changed where
+            a group has them and its schedule has a warmup or an end for them, and are left alone
+            elsewhere.
         schedules: One for each group.
         total_steps: Optimizer steps of the schedule, or a function that returns how many are left
             (``steps_left``). The function is asked after every step, never before the first one:
@@ -293,17 +306,16 @@ class GroupSchedule(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Return the lr of each group at this step, and set momentum, alpha and rank."""
+        """Return the lr of each group at this step, and set what else its schedule changes."""
         if self.steps_left is not None and self.last_epoch > 0:
             self.total_steps = self.last_epoch + self.steps_left()
         total = _UNKNOWN_TOTAL if self.total_steps is None else self.total_steps
         for i in range(self._first_groups, len(self.optimizer.param_groups)):
             self._adopt(i)
         for group, schedule in zip(self.optimizer.param_groups, self.schedules, strict=True):
-            for name, value_at in _SCHEDULED.items():
-                if f"initial_{name}" in group:
-                    initial = group[f"initial_{name}"]
-                    group[name] = value_at(schedule, initial, self.last_epoch, total)
+            for name in changed_options(schedule, group):
+                initial = group.setdefault(f"initial_{name}", group[name])
+                group[name] = _SCHEDULED[name](schedule, initial, self.last_epoch, total)
         self._multipliers = [
             lr_multiplier(schedule, self.last_epoch, total) for schedule in self.schedules
         ]

@@ -188,6 +188,32 @@ def test_every_group_follows_its_own_schedule():
     assert schedule.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
 
 
+@pytest.mark.parametrize(("algorithm", "want"), [("sgd", 0.5), ("signum", 0.5), ("adamw", 0.9)])
+def test_momentum_warmup_leaves_beta1_of_adamw_alone(algorithm, want):
+    p = nn.Parameter(torch.ones(4))
+    optimizer = Fanion([p], lr=0.01, momentum=0.9, algorithm=algorithm)
+    schedule = ScheduleConfig(momentum_warmup=4, momentum_start=0.5)
+    advanced = advance(optimizer, GroupSchedule(optimizer, [schedule], 10), 5)
+    momenta = [momentum for _, momentum in advanced]
+    assert momenta[0] == want and momenta[-1] == 0.9
+
+
+def test_momentum_without_a_warmup_is_left_to_others():
+    optimizer, schedule = scheduled()
+    for group in optimizer.param_groups:
+        group["momentum"] = 0.6
+    _, warmed, _, other = advance(optimizer, schedule, 6)[-1]
+    assert (warmed, other) == (0.95, 0.6)
+
+
+def test_optimizers_without_momentum_are_scheduled():
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(4))], lr=0.1)
+    schedule = GroupSchedule(optimizer, [ScheduleConfig(warmup=4, momentum_warmup=2)], 10)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+
+
 def test_frozen_group_does_not_move():
     optimizer, schedule = scheduled()
     advance(optimizer, schedule, 8)
