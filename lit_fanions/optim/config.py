@@ -41,7 +41,8 @@ class FanionConfig:
 
     Args:
         matrix: Options of the matrices.
-        other: Options of everything else: embeddings, output heads, biases and gains.
+        other: Options of everything else: embeddings, output heads, biases and gains. How a step
+            is made (nonfinite, capturable, share_work) is taken from ``matrix`` unless given.
         overrides: Exceptions by group name, for one of the standard groups (matrix, embedding,
             head, vector, other) or for a group of your own, selected by ``parameters`` (name
             patterns) or ``modules`` (class names). One of adamw or sgd starts from ``other``, any

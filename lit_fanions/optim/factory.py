@@ -15,7 +15,13 @@ from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
 from lit_fanions.optim.checkpoints import keyed_by_names
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
-from lit_fanions.optim.options import ENTRYWISE_LR, carry_over, default_options, default_seed
+from lit_fanions.optim.options import (
+    ENTRYWISE_LR,
+    RUNTIME_OPTIONS,
+    carry_over,
+    default_options,
+    default_seed,
+)
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
 from lit_fanions.optim.schedules import GroupSchedule, steps_left
@@ -176,8 +182,11 @@ def _base(part: str, config: FanionConfig) -> dict[str, Any]:
     """Return the options of ``matrix`` or ``other``, with an algorithm and an lr."""
     given = getattr(config, part).given()
     algorithm = given.get("algorithm", _ALGORITHMS[part])
-    lr = ENTRYWISE_LR if is_entrywise(algorithm) else default_options(algorithm)["lr"]
-    return {"algorithm": algorithm, "lr": lr, **given}
+    options = default_options(algorithm)
+    lr = ENTRYWISE_LR if is_entrywise(algorithm) else options["lr"]
+    runtime = options.keys() & RUNTIME_OPTIONS
+    common = {name: value for name, value in config.matrix.given().items() if name in runtime}
+    return {"algorithm": algorithm, "lr": lr, **common, **given}
 
 
 def _refuse_flat_shards(module: nn.Module) -> None:

@@ -166,9 +166,10 @@ class Fanion(torch.optim.Optimizer):
 
         Args:
             param_group: ``params`` and any options. What is missing is the constructor's where
-                the group's algorithm steps by the same kind of rule (lr of muon is no lr of
-                adamw), then the algorithm's. ``name`` must be unique; without one the algorithm's
-                is taken. Keys that are no options are kept, as wrappers and schedulers have them.
+                the group's algorithm steps by the same kind of rule (lr and momentum of muon are
+                not those of adamw, weight decay is for all), then the algorithm's. ``name`` must
+                be unique; without one the algorithm's is taken. Keys that are no options are kept,
+                as wrappers and schedulers have them.
 
         Raises:
             TypeError: If the group or a parameter is of a wrong type.

@@ -35,6 +35,8 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # More steps of a solver than these change no direction, and a misplaced number hangs the run.
 _MOST_POLAR_STEPS = 100
 _MOST_SOLVER_STEPS = 10_000
+# Options that say how a step is made and not which: the same for groups of every kind.
+RUNTIME_OPTIONS = ("nonfinite", "capturable", "share_work")
 # Learning rate of adamw and sgd where the library chooses them.
 ENTRYWISE_LR = 1e-3
 
@@ -144,7 +146,8 @@ class GroupOptions:
     weight_decay: float | None = _option(
         "Decoupled weight decay, W <- (1 - lr * weight_decay) W; coupled for sgd, as in torch. "
         "Decay and step of float16 and bfloat16 weights are rounded together: entries stay where "
-        "their sum is below half the spacing of the weight's numbers. Default: 0.",
+        "their sum is below half the spacing of the weight's numbers. That of the constructor is "
+        "for groups of any algorithm. Default: 0.",
         _number(least=0.0),
         matrix=0.0,
         adamw=0.0,
@@ -371,15 +374,15 @@ def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, 
     """Return the options given with the algorithm ``source`` that hold for a group of ``target``.
 
     Options that the target's name fixes (rank, alpha, blend, ...) are not carried over. Between
-    adamw and sgd lr is not; between balls and those two only ``nonfinite`` and ``capturable`` are.
+    adamw and sgd lr is not; between balls and those two only weight decay and how a step is made.
     """
     if source == target:
         return dict(given)
     kinds = {find_algorithm(source).kind, find_algorithm(target).kind}
     allowed = default_options(target).keys() - find_algorithm(target).options.keys()
     if len(kinds) > 1:
-        shared = {"nonfinite", "capturable"}
-        allowed = allowed - {"lr"} if "matrix" not in kinds else shared
+        shared = {"weight_decay", *RUNTIME_OPTIONS}
+        allowed = allowed - {"lr"} if "matrix" not in kinds else allowed & shared
     return {name: value for name, value in given.items() if name in allowed}
 
 

@@ -129,6 +129,16 @@ def test_a_group_of_matrices_starts_from_matrix():
     assert (mine["weight_decay"], mine["polar"]) == (0.3, "jordan")
 
 
+def test_how_a_step_is_made_holds_for_other_parameters_unless_they_say_otherwise():
+    runtime = {"nonfinite": "propagate", "capturable": True, "share_work": False}
+    made = groups({"matrix": {**runtime, "weight_decay": 0.3}, "other": {"capturable": False}})
+    vector = made["vector"]
+    assert (vector["nonfinite"], vector["capturable"]) == ("propagate", False)
+    assert "share_work" not in vector and vector["weight_decay"] == 0
+    made = groups({"matrix": runtime, "other": {"algorithm": "signum"}})
+    assert runtime.items() <= made["vector"].items()
+
+
 def test_another_algorithm_does_not_inherit_what_a_name_stands_for():
     config = {
         "matrix": {"algorithm": "f_fanion", "lr": 0.1, "rank": 2, "alpha": 0.9, "polar": "jordan"},

@@ -143,6 +143,17 @@ def test_explicit_options_win_over_the_name_but_not_over_another_groups_name():
     assert first["weight_decay"] == second["weight_decay"] == 0.1
 
 
+@pytest.mark.parametrize("algorithms", [("muon", "adamw", "sgd"), ("adamw", "muon", "sgd")])
+def test_weight_decay_of_the_constructor_is_that_of_every_group(algorithms):
+    groups = [
+        {"params": [parameter64(4, 4)], "algorithm": algorithm, "lr": 0.01}
+        for algorithm in algorithms
+    ]
+    groups.append({**groups[1], "params": [parameter64(4, 4)], "weight_decay": 0.0})
+    optimizer = Fanion(groups, algorithm=algorithms[0], weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1, 0]
+
+
 def test_defaults_hold_only_what_every_group_has():
     optimizer = Fanion([parameter64(3, 3)])
     assert set(optimizer.defaults) == {"lr", "momentum", "weight_decay", "algorithm"}
