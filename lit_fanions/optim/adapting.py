@@ -1,6 +1,6 @@
 """Transforms between direction and step that have a state of their own, such as second moments.
 
-A transform is a function and a row of ``TRANSFORMS``. Its state is a tensor for each batch of a
+A transform is a row of ``TRANSFORMS``. Its state is a tensor for each batch of a
 parameter's matrices, under the key ``secondN`` of the parameter's state. The length of every
 direction is kept, so that the step-size rules mean the same with and without one.
 """
@@ -14,49 +14,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import frobenius_norm
 from lit_fanions.optim.matrices import matrix_shapes
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A transform of directions by a state.
+    """A division of directions by the root of their second moment.
 
     Attributes:
         shape: Maps the shape of a batch of matrices, (count, rows, cols), to that of the state,
             which starts at zero, in float32.
-        apply: Maps directions (matrices, rows, cols), their state and the group's options to the
-            transformed directions, of any length, and the new state.
+        squares: Maps directions (matrices, rows, cols) to the squares that the state averages, of
+            its shape.
     """
 
     shape: Callable[[torch.Size], tuple[int, ...]]
-    apply: Callable[[Tensor, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
+    squares: Callable[[Tensor], Tensor]
 
 
-def by_rows(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Divide by the root of each row's second moment (NorMuon, arXiv 2510.05491)."""
-    return _divided(d, moment, d.square().mean(-1, keepdim=True), group)
+def row_squares(d: Tensor) -> Tensor:
+    """Return the mean square of each row in float32 (NorMuon, arXiv 2510.05491)."""
+    length = torch.linalg.vector_norm(d, dim=-1, keepdim=True, dtype=torch.float32)
+    return length.square_().div_(d.shape[-1])
 
 
-def by_entries(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Divide by the root of each entry's second moment.
+def entry_squares(d: Tensor) -> Tensor:
+    """Return the square of each entry in float32.
 
     AdaMuon, arXiv 2507.11005, without its sign before the polar factor.
     """
-    return _divided(d, moment, d.square(), group)
-
-
-def _divided(
-    d: Tensor, moment: Tensor, squares: Tensor, group: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    moment = moment.lerp(squares, 1 - group["beta2"])
-    root = moment.sqrt() + group["eps"]
-    return d / torch.where(root == 0, 1.0, root), moment
+    return d.float().square()
 
 
 TRANSFORMS: dict[str, Transform] = {
-    "rows": Transform(lambda shape: (*shape[:-1], 1), by_rows),
-    "entries": Transform(tuple, by_entries),
+    "rows": Transform(lambda shape: (*shape[:-1], 1), row_squares),
+    "entries": Transform(tuple, entry_squares),
 }
 NAMES = ("none", *TRANSFORMS)
 
@@ -117,10 +109,17 @@ def gather_moments(
 
 
 def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return directions transformed, of the same Frobenius norms, and the new state.
+    """Divide directions by the root of their second moment, in place.
 
-    They lie outside the ball.
+    Returns:
+        The directions, of the same Frobenius norms as before, which lie outside the ball; and the
+        new state.
     """
-    adapted, moment = TRANSFORMS[group["adapt"]].apply(d.float(), moment, group)
-    before, after = frobenius_norm(d), frobenius_norm(adapted)
-    return (adapted * (before / torch.where(after == 0, 1.0, after))).to(d.dtype), moment
+    squares = TRANSFORMS[group["adapt"]].squares(d)
+    moment = moment.lerp(squares, 1 - group["beta2"])
+    root = moment.sqrt().add_(group["eps"])
+    root.masked_fill_(root == 0, 1.0)
+    before = squares.sum((-2, -1), keepdim=True)
+    after = squares.div_(root).div_(root).sum((-2, -1), keepdim=True)
+    length = (before / torch.where(after == 0, 1.0, after)).sqrt_()
+    return d.mul_(length / root), moment
