@@ -111,6 +111,14 @@ def _are_plain(norms: Tensor) -> bool:
     return bool(((norms > _TINY) & (norms < _HUGE)).all())
 
 
+def multiplied(x: Tensor, factor: Tensor | float) -> Tensor:
+    """Return numbers times a factor, in their memory where that is no slower."""
+    if x.device.type == "cpu" and x.dtype.itemsize < 4 and isinstance(factor, Tensor):
+        # On CPUs a product of 16-bit and 32-bit numbers takes ten times as long.
+        return x.float().mul_(factor).to(x.dtype)
+    return x.mul_(factor)
+
+
 def frobenius_norm(m: Tensor) -> Tensor:
     """Return the Frobenius norm of matrices of ordinary scale, such as weights and directions.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_fanions.lmo.scaling import multiplied
 from lit_fanions.optim.matrices import matrix_shapes
 
 
@@ -122,4 +123,4 @@ def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, 
     before = squares.sum((-2, -1), keepdim=True)
     after = squares.div_(root).div_(root).sum((-2, -1), keepdim=True)
     length = (before / torch.where(after == 0, 1.0, after)).sqrt_()
-    return d.mul_(length / root), moment
+    return multiplied(d, length / root), moment

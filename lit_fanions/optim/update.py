@@ -159,7 +159,7 @@ def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Grou
     if moment is not None:
         d, moment = adapt(d, moment, group)
     factor = size_factor(d, batch.oracle, group)
-    d = d if isinstance(factor, float) and factor == 1 else d.mul_(factor)
+    d = d if isinstance(factor, float) and factor == 1 else scaling.multiplied(d, factor)
     return Solved(d, factor, captured, after, moment)
 
 
