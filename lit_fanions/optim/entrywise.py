@@ -11,23 +11,24 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from lit_fanions.optim.bases import State
+from lit_fanions.optim.buckets import MOMENTS, Bucket, Partition, small_parameters, without
 from lit_fanions.optim.finiteness import Flags
-from lit_fanions.optim.matrices import local, local_grad
+from lit_fanions.optim.matrices import is_distributed, local, local_grad
 
-_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
-# Entries of parameters of which an accelerator steps many at once.
-_SMALL = 2**16
+Group = Mapping[str, Any]
 
 
 def first_state(p: Tensor, algorithm: str) -> State:
     """Return the state of a parameter of an adamw or sgd group before its first step."""
-    state = {name: torch.zeros_like(p) for name in _MOMENTS[algorithm]}
+    state = {name: torch.zeros_like(p) for name in MOMENTS[algorithm]}
     if algorithm == "adamw":
         state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
     return state
 
 
-def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State], flags: Flags) -> None:
+def step_entrywise(
+    group: Group, states: Mapping[Tensor, State], flags: Flags, partition: Partition
+) -> None:
     """Step a group of adamw or sgd.
 
     A CPU looks at the flags of non-finite gradients and leaves skipped parameters out of the one
@@ -40,61 +41,111 @@ def step_entrywise(group: Mapping[str, Any], states: Mapping[Tensor, State], fla
         group: The group.
         states: State of each of its parameters.
         flags: Which of them are stepped.
+        partition: Its parameters.
     """
+    for bucket in partition.buckets:
+        if bucket in flags.buckets:
+            gradients = [p.grad for p in bucket.parameters]
+            _step_bucket(bucket, bucket.parameters, gradients, flags.buckets[bucket], group)
+    others = [p for p in partition.others if p.grad is not None]
+    shards = [p for p in others if p in flags.found_inf and is_distributed(p)]
+    for small in small_parameters(shards):
+        _step_shards(small, torch.stack([flags.finite[p] for p in small]), group, states)
+        others = without(others, small)
     devices: dict[torch.device, list[Tensor]] = {}
-    for p in group["params"]:
-        if p.grad is not None and (p.device.type != "cpu" or flags.finite[p]):
+    for p in others:
+        if p in flags.found_inf:
+            _step([p], group, states, flags.found_inf[p])
+        elif p.device.type != "cpu" or flags.finite[p]:
             devices.setdefault(p.device, []).append(p)
     for same in devices.values():
-        if same[0] not in flags.found_inf:
-            _step(same, group, states, None)
-            continue
-        small = [p for p in same if p.numel() <= _SMALL]
-        if len(small) > 1:
-            _step_or_restore(small, group, states, flags.finite)
-        for p in same:
-            if p.numel() > _SMALL or len(small) == 1:
-                _step([p], group, states, flags.found_inf[p])
+        _step(same, group, states, None)
 
 
-def _step_or_restore(
-    parameters: Sequence[Tensor],
-    group: Mapping[str, Any],
-    states: Mapping[Tensor, State],
-    finite: Mapping[Tensor, Tensor],
+def _step_shards(
+    parameters: Sequence[Tensor], stepped: Tensor, group: Group, states: Mapping[Tensor, State]
 ) -> None:
-    """Step parameters by one call; where a flag is False, weight and state stay as they are."""
-    names = (*_MOMENTS[group["algorithm"]], "step")
-    changed: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
-    for p in parameters:
-        for x in (p, *(states[p][name] for name in names if name in states[p])):
-            changed.setdefault(x.dtype, []).append((local(x.detach()), finite[p]))
-    before = {dtype: _flat([x for x, _ in pairs]) for dtype, pairs in changed.items()}
-    _step(parameters, group, states, None)
-    for dtype, pairs in changed.items():
-        tensors = [x for x, _ in pairs]
-        steps = torch.cat([flag.expand(x.numel()) for x, flag in pairs])
-        after = torch.where(steps, _flat(tensors), before[dtype])
-        parts = after.split([x.numel() for x in tensors])
-        torch._foreach_copy_(
-            tensors, [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
-        )
+    """Step small shards in a bucket for this step, whose skips have been counted."""
+    shards = [{k: local(x) for k, x in states[p].items() if k != "skipped"} for p in parameters]
+    bucket = Bucket(parameters, [{**shard} for shard in shards], group["algorithm"])
+    weights, gradients = map(local, parameters), map(local_grad, parameters)
+    _step_bucket(bucket, list(weights), list(gradients), stepped, group)
+    for key, views in bucket.views.items():
+        torch._foreach_copy_([shard[key] for shard in shards], views)
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([x.reshape(-1) for x in tensors])
+def _step_bucket(
+    bucket: Bucket,
+    weights: list[Tensor],
+    gradients: Sequence[Tensor | None],
+    stepped: Tensor,
+    group: Group,
+) -> None:
+    """Step parameters of a bucket by one call, and give those to be skipped their old entries.
+
+    Weights are stepped in a copy, as they are no views of the bucket.
+
+    Args:
+        bucket: The bucket.
+        weights: Weights of all its parameters.
+        gradients: Their gradients, None where there is none.
+        stepped: Whether each parameter with a gradient is stepped.
+        group: The group.
+    """
+    changes = {"step": stepped, "skipped": stepped.logical_not()}
+    lists = [weights, bucket.weights, *bucket.views.values()]
+    present = [i for i, x in enumerate(gradients) if x is not None]
+    if len(present) < len(weights):
+        lists = [[xs[i] for i in present] for xs in lists]
+        changes = {key: _spread(x, present, len(weights)) for key, x in changes.items()}
+    for key, numbers in bucket.numbers.items():
+        numbers.add_(changes[key])
+    own, copies, *moments = lists
+    torch._foreach_copy_(copies, own)
+    before = bucket.rows.clone()
+    dense = [_dense(x, before.dtype) for x in gradients if x is not None]
+    _step_at_once(copies, dense, dict(zip(bucket.views, moments, strict=True)), group)
+    entries = changes["step"].index_select(0, bucket.places)
+    torch.where(entries, bucket.rows, before, out=bucket.rows)
+    torch._foreach_copy_(own, copies)
+
+
+def _spread(x: Tensor, places: Sequence[int], size: int) -> Tensor:
+    """Return a vector of that size with the numbers of x at places, without a wait, else 0."""
+    values = [x.new_zeros(())] * size
+    for place, value in zip(places, x.unbind(), strict=True):
+        values[place] = value
+    return torch.stack(values)
+
+
+def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
+
+
+def _step_at_once(
+    weights: list[Tensor], gradients: list[Tensor], own: Mapping[str, list[Tensor]], group: Group
+) -> None:
+    """Step contiguous tensors by one kernel, with states whose ``step`` has been counted up."""
+    if group["algorithm"] == "adamw":
+        torch._fused_adamw_(
+            weights, gradients, own["exp_avg"], own["exp_avg_sq"], [], own["step"],
+            amsgrad=False, maximize=False, beta1=group["momentum"], beta2=group["beta2"],
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip
+    else:
+        _sgd(weights, gradients, own["momentum"], group, None)
 
 
 def _step(
     parameters: Sequence[Tensor],
-    group: Mapping[str, Any],
+    group: Group,
     states: Mapping[Tensor, State],
     found_inf: Tensor | None,
 ) -> None:
     """Step parameters by one call of torch's function."""
     if not parameters:
         return
-    moments = _MOMENTS[group["algorithm"]]
+    moments = MOMENTS[group["algorithm"]]
     own = [[local(p), *(local(states[p][name]) for name in moments)] for p in parameters]
     used = [
         _one_layout([weight, local_grad(p).to(weight.dtype), *rest])
@@ -109,17 +160,25 @@ def _step(
             weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
     else:
-        buffers: list[Tensor | None] = [*rest[0]]
-        sgd(
-            weights, gradients, buffers, fused=_has_fused_sgd(weights), found_inf=found_inf,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"], momentum=group["momentum"], dampening=0.0,
-            nesterov=group["nesterov"], maximize=False,
-        )  # fmt: skip
+        _sgd(weights, gradients, rest[0], group, found_inf)
     for targets, (weight, _, *others) in zip(own, used, strict=True):
         for target, stepped in zip(targets, (weight, *others), strict=True):
             if target is not stepped:
                 target.copy_(stepped)
+
+
+def _sgd(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: Sequence[Tensor],
+    group: Group,
+    found_inf: Tensor | None,
+) -> None:
+    sgd(
+        weights, gradients, [*momenta], fused=_has_fused_sgd(weights), found_inf=found_inf,
+        lr=group["lr"], weight_decay=group["weight_decay"], momentum=group["momentum"],
+        dampening=0.0, nesterov=group["nesterov"], maximize=False,
+    )  # fmt: skip
 
 
 def _has_fused_sgd(weights: Sequence[Tensor]) -> bool:

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lit_fanions.optim import entrywise
 from lit_fanions.optim.algorithms import (
     ALGORITHMS,
     DEFAULT_ALGORITHM,
@@ -21,8 +20,10 @@ from lit_fanions.optim.algorithms import (
     is_foreign,
 )
 from lit_fanions.optim.bases import warm_up
+from lit_fanions.optim.buckets import Partition, current_partition, with_buckets
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
+from lit_fanions.optim.entrywise import step_entrywise
 from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.groups import (
     TORCH_OPTIONS,
@@ -305,10 +306,10 @@ class Fanion(torch.optim.Optimizer):
         with _without_autocast(self.param_groups):
             shares = self._agreed_shares()
             self._initialise_state()
-            flags = finite_flags(self.param_groups, self.state)
+            flags = finite_flags(self.param_groups, self.state, self._partitions)
             for group in map(self._device_numbers.replace, self.param_groups):
                 if is_entrywise(group["algorithm"]):
-                    entrywise.step_entrywise(group, self.state, flags)
+                    step_entrywise(group, self.state, flags, self._partitions[group["name"]])
                 else:
                     step_matrices(group, self.state, flags.finite, self.observers, shares)
                     step_shared(group, self.state, flags.finite, self.observers, shares)
@@ -334,24 +335,35 @@ class Fanion(torch.optim.Optimizer):
         """Numbers of capturable groups; no part of copies and checkpoints."""
         return self.__dict__.setdefault("_numbers_on_device", DeviceNumbers())
 
+    @property
+    def _partitions(self) -> dict[str, Partition]:
+        """Buckets of entrywise groups by their names; no part of copies and checkpoints."""
+        return self.__dict__.setdefault("_partitions", {})
+
     def _initialise_state(self) -> None:
         # For parameters without a gradient too: a distributed checkpoint needs the same state on
         # every rank.
         for group in self.param_groups:
             generator = torch.Generator().manual_seed(group.get("seed", 0))
-            for p in group["params"]:
+            entrywise = is_entrywise(group["algorithm"])
+            before = self._partitions.get(group["name"])
+            partition = current_partition(group, self.state, before)
+            for p in partition.others:
                 state = self.state[p]
                 if not state:
                     self.state[p] = first_state(p, group, generator)
                 elif p.grad is not None:
                     fit_state(p, state, group)
-                    if not is_entrywise(group["algorithm"]):
+                    if not entrywise:
                         warm_up(p, state, group)
-            self._stepped.update(p for p in group["params"] if p.grad is not None)
+            if entrywise:
+                self._partitions[group["name"]] = with_buckets(group, self.state, partition)
+            if group["capturable"]:
+                self._stepped.update(p for p in group["params"] if p.grad is not None)
 
     @property
     def _stepped(self) -> set[Tensor]:
-        """Parameters that this object has stepped; no part of copies and checkpoints."""
+        """Parameters stepped as part of a capturable group; no part of copies and checkpoints."""
         return self.__dict__.setdefault("_stepped_parameters", set())
 
 
@@ -361,7 +373,8 @@ Fanion.__doc__ = _DOC.replace("    {table}", _table()).replace("    {arguments}"
 
 def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:
     """Return a context without autocast, which would round the products of rank-k solvers."""
-    for kind in {p.device.type for group in groups for p in group["params"]}:
+    devices = {p.device for group in groups for p in group["params"]}
+    for kind in {device.type for device in devices}:
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
     return nullcontext()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -16,52 +17,70 @@ from torch import Tensor
 
 from lit_fanions.lmo.scaling import has_fast_maximum_norm
 from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.bases import State
+from lit_fanions.optim.buckets import Bucket, Partition
 from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, local_grad
 
+Group = Mapping[str, Any]
+
 
 class Flags(NamedTuple):
-    """Which parameters are stepped, as 0-dimensional tensors on their devices.
+    """Which parameters are stepped, as tensors on their devices.
 
     Attributes:
-        finite: Whether each parameter with a gradient is stepped, a bool.
+        finite: Whether each parameter with a gradient is stepped, a 0-dimensional bool; not of
+            those in buckets.
         found_inf: Whether it is skipped, as torch's fused kernels take it: 1.0 or 0.0. Only of
             parameters that can be skipped, and not on CPUs, where ``finite`` can be looked at.
+        buckets: Whether each parameter of a bucket with a gradient is stepped, (parameters,). Their
+            skips are counted by the step of the bucket.
     """
 
     finite: dict[Tensor, Tensor]
     found_inf: dict[Tensor, Tensor]
+    buckets: dict[Bucket, Tensor]
 
 
 def finite_flags(
-    groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, dict[str, Tensor]]
+    groups: Sequence[Group], states: Mapping[Tensor, State], partitions: Mapping[str, Partition]
 ) -> Flags:
     """Return which parameters with a gradient are stepped, and count those that are skipped.
 
     Args:
         groups: All groups of the optimizer.
         states: States of their parameters, whose ``skipped`` is counted up.
+        partitions: Parameters of entrywise groups by the groups' names.
 
     Raises:
         FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
     """
-    policies: dict[str, dict[Tensor, str]] = {"error": {}, "propagate": {}, "skip": {}}
+    policies: dict[str, list[Tensor]] = {"error": [], "propagate": [], "skip": []}
     limits: dict[Tensor, float] = {}
     together: list[Tensor] = []
+    small: dict[Bucket, Tensor] = {}
     for group in groups:
-        named = {p: name for name, p in named_parameters(group) if p.grad is not None}
-        policies[group["nonfinite"]].update(named)
-        limits |= {p: _largest_gradient(p, states[p], group) for p in named}
-        if group["nonfinite"] == "skip":
-            by_one_call = is_entrywise(group["algorithm"])
-            together += [
-                p for p in named if by_one_call or p.device.type != "cpu" or is_distributed(p)
-            ]
+        entrywise, skip = is_entrywise(group["algorithm"]), group["nonfinite"] == "skip"
+        buckets, others = partitions.get(group["name"], ((), group["params"]))
+        for bucket in buckets:
+            gradients = [x for p in bucket.parameters if (x := p.grad) is not None]
+            if gradients:
+                first = bucket.parameters[0]
+                limit = _largest_gradient(first, states[first], group)
+                small[bucket] = _are_within(gradients, [limit] * len(gradients))[0]
+        present = [p for p in others if p.grad is not None]
+        policies[group["nonfinite"]] += present
+        limits |= {p: _largest_gradient(p, states[p], group) for p in present}
+        together += [
+            p
+            for p in present
+            if skip and (entrywise or p.device.type != "cpu" or is_distributed(p))
+        ]
     flags = _FlagsOnDemand(limits, states)
     flags |= _flags_true([*policies["propagate"], *policies["error"]])
-    _raise_nonfinite(policies["error"], limits)
+    _raise_nonfinite(policies["error"], limits, groups)
     flags |= are_within(together, limits)
-    return Flags(flags, _count_skips(together, flags, states))
+    return Flags(flags, _count_skips(together, flags, states), small)
 
 
 class _FlagsOnDemand(dict[Tensor, Tensor]):
@@ -84,10 +103,13 @@ def _flags_true(parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     return {p: flags[p.device] for p in parameters}
 
 
-def _raise_nonfinite(names: Mapping[Tensor, str], limits: Mapping[Tensor, float]) -> None:
-    flags = are_within(list(names), limits)
+def _raise_nonfinite(
+    parameters: Sequence[Tensor], limits: Mapping[Tensor, float], groups: Sequence[Group]
+) -> None:
+    flags = are_within(parameters, limits)
     if flags and not torch.stack(list(flags.values())).all():
-        broken = ", ".join(name for p, name in names.items() if not flags[p])
+        named = [pair for group in groups for pair in named_parameters(group)]
+        broken = ", ".join(name for name, p in named if p in flags and not flags[p])
         raise FloatingPointError(
             f"non-finite gradient of {broken}; nothing was stepped. Lower lr, clip gradients, "
             'or leave such steps out with nonfinite="skip"'
@@ -97,7 +119,7 @@ def _raise_nonfinite(names: Mapping[Tensor, str], limits: Mapping[Tensor, float]
 def _count_skips(
     parameters: Sequence[Tensor],
     flags: Mapping[Tensor, Tensor],
-    states: Mapping[Tensor, dict[str, Tensor]],
+    states: Mapping[Tensor, State],
 ) -> dict[Tensor, Tensor]:
     """Count skipped steps in the states and return ``found_inf``."""
     found_inf: dict[Tensor, Tensor] = {}
@@ -109,13 +131,14 @@ def _count_skips(
             states[p]["skipped"] += 1
     for same in devices.values():
         counters = [states[p]["skipped"] for p in same]
-        skips = torch.stack([flags[p] for p in same]).logical_not()
-        torch._foreach_add_(counters, list(skips.to(counters[0].dtype).unbind()))
+        stepped = torch.stack([flags[p] for p in same])
+        skips = torch.logical_not(stepped, out=counters[0].new_empty(stepped.shape))
+        torch._foreach_add_(counters, list(skips.unbind()))
         found_inf.update(zip(same, skips.float().unbind(), strict=True))
     return found_inf
 
 
-def _largest_gradient(p: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> float:
+def _largest_gradient(p: Tensor, state: Mapping[str, Tensor], group: Group) -> float:
     """Return the largest entry that keeps a state finite, whatever gradients of that size follow.
 
     Adamw squares it. A sum decayed by mu grows to 1 / (1 - mu) of it; error feedback subtracts
@@ -152,19 +175,17 @@ def are_within(
         return _flags_true(parameters)
     flags: dict[Tensor, Tensor] = {}
     meshes: dict[Any, list[Tensor]] = {}
-    alike: dict[Any, dict[Tensor, Tensor]] = {}
-    for p in parameters:
-        gradient = local_grad(p)
-        if has_fast_maximum_norm(gradient.device) and gradient.numel():
-            alike.setdefault((gradient.device, gradient.dtype, limits[p]), {})[p] = gradient
+    alike: dict[Any, list[Tensor]] = {}
+    for p in sorted(parameters, key=limits.__getitem__):
+        if p.numel():
+            alike.setdefault((p.device, p.dtype), []).append(p)
         else:
-            flags[p] = _is_within(gradient, limits[p])
+            flags[p] = _is_within(local_grad(p), limits[p])
         if is_distributed(p):
             meshes.setdefault(p.device_mesh, []).append(p)
-    for (*_, limit), gradients in alike.items():
-        peaks = torch.stack(list(torch._foreach_norm([*gradients.values()], torch.inf)))
-        within = peaks <= min(limit, torch.finfo(peaks.dtype).max)  # NaN is not less
-        flags.update(zip(gradients, within.unbind(), strict=True))
+    for same in alike.values():
+        runs = _are_within([local_grad(p) for p in same], [limits[p] for p in same])
+        flags.update(zip(same, chain.from_iterable(map(torch.unbind, runs)), strict=True))
     for mesh, sharded in meshes.items():
         stacked = torch.stack([flags[p] for p in sharded]).to(torch.uint8)
         for dim in range(mesh.ndim):
@@ -185,6 +206,24 @@ def _all_within(parameters: Sequence[Tensor], limits: Mapping[Tensor, float]) ->
     norms = torch._foreach_norm([gradient for _, gradient in held])
     own = torch.tensor([limits[p] for p, _ in held], dtype=torch.float64, device="cpu")
     return bool((torch.stack([norm.double() for norm in norms]) <= own).all())
+
+
+def _are_within(gradients: Sequence[Tensor], limits: Sequence[float]) -> list[Tensor]:
+    """Return whether all entries of each gradient are numbers of at most its limit.
+
+    Returns:
+        A vector of bools for each run of gradients with the same limit.
+    """
+    if not has_fast_maximum_norm(gradients[0].device):
+        return [torch.stack(list(map(_is_within, gradients, limits)))]
+    if not all(map(Tensor.numel, gradients)):  # an empty shard has no norm
+        gradients = [x if x.numel() else x.new_zeros(()) for x in gradients]
+    peaks = torch.stack(list(torch._foreach_norm(list(gradients), torch.inf)))
+    runs = [(limit, len(list(run))) for limit, run in groupby(limits)]
+    parts = peaks.split([size for _, size in runs])
+    largest = torch.finfo(peaks.dtype).max
+    # NaN is not less.
+    return [part <= min(limit, largest) for part, (limit, _) in zip(parts, runs, strict=True)]
 
 
 def _is_within(gradient: Tensor, limit: float) -> Tensor:

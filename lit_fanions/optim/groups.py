@@ -240,9 +240,10 @@ def check_gradients(groups: Iterable[Mapping[str, Any]]) -> None:
         RuntimeError: With the parameter's name.
     """
     for group in groups:
-        for name, p in named_parameters(group):
-            if p.grad is not None and p.grad.is_sparse:
-                raise RuntimeError(
-                    f"the gradient of {name} is sparse; Fanion takes dense ones: make the "
-                    "embedding with sparse=False"
-                )
+        sparse = [(x := p.grad) is not None and x.is_sparse for p in group["params"]]
+        if any(sparse):
+            name, _ = named_parameters(group)[sparse.index(True)]
+            raise RuntimeError(
+                f"the gradient of {name} is sparse; Fanion takes dense ones: make the embedding "
+                "with sparse=False"
+            )
