@@ -47,6 +47,7 @@ ADAPT_TEXTS = {
     "none": "the direction as it is; the default",
     "rows": "a second moment for each row, as NorMuon (arXiv 2510.05491)",
     "entries": "one for each entry, as AdaMuon (arXiv 2507.11005)",
+    "leading": "that of Adam inside a leading subspace, as COSMOS (arXiv 2502.17410)",
 }
 SOLVER_TEXTS = {
     "auto": "subspace from a warm start, lanczos from a cold one, exact for small matrices on CPUs",
@@ -73,7 +74,7 @@ A matrix group steps each of its matrices W, with the gradient G:
 1. momentum: M ← μ M + (1 − μ) G, and N = (1 − μ) G + μ M with Nesterov's form, else N = M;
 2. direction: D(N) = argmax { ⟨N, D⟩ : ‖D‖ ≤ 1 }, the point of the unit ball that goes furthest
    along N (the linear minimisation oracle). ⟨N, D(N)⟩ is the dual norm of N;
-3. adapt, if asked for: D is divided by the root of its second moment;
+3. adapt, if asked for: D is divided by the root of its second moment, or joined with Adam's step;
 4. size: the factor s of the rule `scale` for the shape of the matrix;
 5. apply: W ← (1 − lr · weight_decay) W − lr · s · D(N).
 
@@ -113,6 +114,17 @@ decays, M ← M − (1 − μ) U_k Σ_k V_kᵀ. It needs a rank below full, and 
 
 `adapt` divides the direction by the root of a running second moment of it (`beta2`, `eps`) and
 scales it to its former length, so that the step-size rules mean the same.
+
+`adapt: leading` is COSMOS (arXiv 2502.17410). One power iteration a step follows an orthonormal
+basis U of the `adapt_rank` leading eigenvectors of the gradients' second moment, on the smaller
+side of the matrix. Inside its span the step is Adam's, as in SOAP: A = M U / (√V + eps) Uᵀ, with V
+the running mean of (G U)². Outside it is the ball's: B = D(M − M U Uᵀ). The sum A + `rest_weight` ·
+√(out · in) · B / ‖B‖_F gets the length of the ball's directions. The ball is that of the algorithm:
+`cosmos` has Muon's, as published; with `rank: 1` Neon's; `nsgd` with `adapt: leading` has NSGD's.
+With the scale of `cosmos` the entries of an update have an RMS of .2 lr; in the authors' code it is
+lr_ratio · lr. The state is about adapt_rank · (in + out) numbers in float32. The first step
+decomposes every gradient. Each process solves every matrix, of gathered shards. `error_feedback`
+is refused.
 """
 
 SIZES = """\
@@ -163,10 +175,13 @@ def render() -> str:
         )
         for name, ball in BALLS.items()
     ]
-    scales = [(f"`{name}`", *SCALE_TEXTS.get(name, ("", ""))) for name in SCALES]
-    adapting = [(f"`{name}`", ADAPT_TEXTS.get(name, "")) for name in ADAPTS]
-    polar = [(f"`{name}`", POLAR_TEXTS.get(name, "")) for name in METHODS]
-    solvers = [(f"`{name}`", SOLVER_TEXTS.get(name, "")) for name in SOLVER_NAMES]
+    scales = [
+        (f"`{name}`", *(_text(name, text) for text in SCALE_TEXTS.get(name, ("",))))
+        for name in SCALES
+    ]
+    adapting = [(f"`{name}`", _text(name, ADAPT_TEXTS.get(name, ""))) for name in ADAPTS]
+    polar = [(f"`{name}`", _text(name, POLAR_TEXTS.get(name, ""))) for name in METHODS]
+    solvers = [(f"`{name}`", _text(name, SOLVER_TEXTS.get(name, ""))) for name in SOLVER_NAMES]
     parts = [
         INTRODUCTION,
         _table(("ball", "norm", "D(M)", "exact (k = 4)"), balls),

@@ -211,9 +211,18 @@ def test_option_without_text_is_refused(monkeypatch):
         reference.render()
 
 
+@pytest.mark.parametrize("texts", ["ADAPT_TEXTS", "POLAR_TEXTS", "SCALE_TEXTS", "SOLVER_TEXTS"])
+def test_choice_without_text_is_refused(texts, monkeypatch):
+    name = next(iter(getattr(reference, texts)))
+    monkeypatch.delitem(getattr(reference, texts), name)
+    with pytest.raises(ValueError, match=f"{name!r} has no text"):
+        reference.render()
+
+
 def test_page_follows_the_tables(monkeypatch):
     monkeypatch.setitem(reference.SCALES, "new_rule", lambda rows, cols, length: 1.0)
-    assert "| `new_rule` |" in reference.render()
+    monkeypatch.setitem(reference.SCALE_TEXTS, "new_rule", ("1", "a test"))
+    assert "| `new_rule` | 1 | a test |" in reference.render()
 
 
 def test_readme_names_algorithms_that_exist():

@@ -46,7 +46,9 @@ def exportable() -> list[str]:
     return [
         name
         for name, entry in ALGORITHMS.items()
-        if entry.kind == "matrix" and (entry.ball, _is_blended(entry)) in _DIRECTIONS
+        if entry.kind == "matrix"
+        and (entry.ball, _is_blended(entry)) in _DIRECTIONS
+        and "adapt" not in entry.options  # whose state the file does not have
     ]
 
 

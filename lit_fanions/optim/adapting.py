@@ -1,4 +1,4 @@
-"""Transforms between direction and step that have a state of their own, such as second moments.
+"""Transforms between momentum and step that have a state of their own, such as second moments.
 
 A transform is a row of ``TRANSFORMS``. Its state is a tensor for each batch of a
 parameter's matrices, under the key ``secondN`` of the parameter's state. The length of every
@@ -15,22 +15,24 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo.scaling import multiplied
-from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim import leading
+from lit_fanions.optim.matrices import gather, local_grad, matrix_shapes, to_matrices
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A division of directions by the root of their second moment.
+    """A division of directions by the root of their second moment, or ``leading``.
 
     Attributes:
-        shape: Maps the shape of a batch of matrices, (count, rows, cols), to that of the state,
-            which starts at zero, in float32.
+        shape: Maps the shape of a batch of matrices, (count, rows, cols), and the group's options
+            to the shape of the state.
         squares: Maps directions (matrices, rows, cols) to the squares that the state averages, of
-            its shape.
+            its shape. None: the transform takes a part of the momentum before the oracle gets the
+            rest (``leading``).
     """
 
-    shape: Callable[[torch.Size], tuple[int, ...]]
-    squares: Callable[[Tensor], Tensor]
+    shape: Callable[[torch.Size, Mapping[str, Any]], tuple[int, ...]]
+    squares: Callable[[Tensor], Tensor] | None
 
 
 def row_squares(d: Tensor) -> Tensor:
@@ -48,8 +50,9 @@ def entry_squares(d: Tensor) -> Tensor:
 
 
 TRANSFORMS: dict[str, Transform] = {
-    "rows": Transform(lambda shape: (*shape[:-1], 1), row_squares),
-    "entries": Transform(tuple, entry_squares),
+    "rows": Transform(lambda shape, group: (*shape[:-1], 1), row_squares),
+    "entries": Transform(lambda shape, group: tuple(shape), entry_squares),
+    "leading": Transform(leading.state_shape, None),
 }
 NAMES = ("none", *TRANSFORMS)
 
@@ -66,27 +69,46 @@ def is_moment(key: str) -> bool:
 
 def moment_shape(shape: torch.Size, group: Mapping[str, Any]) -> torch.Size:
     """Return the shape of the second moments of a batch of matrices, (count, rows, cols)."""
-    return torch.Size(TRANSFORMS[group["adapt"]].shape(shape))
+    return torch.Size(TRANSFORMS[group["adapt"]].shape(shape, group))
+
+
+def splits_momentum(group: Mapping[str, Any]) -> bool:
+    """Return whether the transform of a group takes a part of the momentum, and the gradient."""
+    return group["adapt"] != "none" and TRANSFORMS[group["adapt"]].squares is None
 
 
 def initial_moments(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return second moments of zero for a parameter, by their keys; none without a transform."""
+    """Return the first second moments of a parameter by their keys; none without a transform."""
     if group["adapt"] == "none":
         return {}
-    shape_of = TRANSFORMS[group["adapt"]].shape
     shapes = matrix_shapes(p.shape, group["layout"], group["splits"])
+    gradients: Sequence[Tensor | None] = [None] * len(shapes)
+    if splits_momentum(group) and p.grad is not None:
+        gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
     return {
-        moment_key(part): torch.zeros(shape_of(shape), dtype=torch.float32, device=p.device)
+        moment_key(part): _first_moment(shape, gradients[part], p.device, group)
         for part, shape in enumerate(shapes)
     }
 
 
+def _first_moment(
+    shape: torch.Size, gradients: Tensor | None, device: torch.device, group: Mapping[str, Any]
+) -> Tensor:
+    if splits_momentum(group):
+        return leading.first_state(gradients, shape, group, device)
+    return torch.zeros(moment_shape(shape, group), dtype=torch.float32, device=device)
+
+
 def gather_moments(
-    states: Sequence[dict[str, Tensor]], shape: torch.Size, part: int, group: Mapping[str, Any]
+    states: Sequence[dict[str, Tensor]],
+    shape: torch.Size,
+    part: int,
+    group: Mapping[str, Any],
+    gradients: Tensor | None = None,
 ) -> Tensor | None:
     """Return the moments of matrices of several parameters; None without a transform.
 
-    Options may have changed since they were stored: those of another shape start at zero, and
+    Options may have changed since they were stored: those of another shape start anew, and
     without a transform they are dropped.
 
     Args:
@@ -94,18 +116,20 @@ def gather_moments(
         shape: Shape of their matrices, (matrices, rows, cols), equally many for each.
         part: Number of the batch in ``to_matrices``.
         group: Options of the group.
+        gradients: Gradients of the matrices, for a transform that splits the momentum.
     """
     key = moment_key(part)
     if group["adapt"] == "none":
         for state in states:
             state.pop(key, None)
         return None
-    count = shape[0] // len(states)
-    wanted = TRANSFORMS[group["adapt"]].shape(torch.Size((count, *shape[1:])))
-    for state in states:
+    own = torch.Size((shape[0] // len(states), *shape[1:]))
+    wanted = moment_shape(own, group)
+    for i, state in enumerate(states):
         if key not in state or state[key].shape != wanted:
             device = state["momentum"].device
-            state[key] = torch.zeros(wanted, dtype=torch.float32, device=device)
+            own_gradients = None if gradients is None else gradients.chunk(len(states))[i]
+            state[key] = _first_moment(own, own_gradients, device, group)
     return torch.cat([state[key] for state in states])
 
 
@@ -116,7 +140,9 @@ def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, 
         The directions, of the same Frobenius norms as before, which lie outside the ball; and the
         new state.
     """
-    squares = TRANSFORMS[group["adapt"]].squares(d)
+    squares_of = TRANSFORMS[group["adapt"]].squares
+    assert squares_of is not None
+    squares = squares_of(d)
     moment = moment.lerp(squares, 1 - group["beta2"])
     root = moment.sqrt().add_(group["eps"])
     root.masked_fill_(root == 0, 1.0)

@@ -63,6 +63,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "dion": matrix_algorithm(
         "dion", rank=_LOW_RANK, error_feedback=True, scale="spectral_unclamped"
     ),
+    "cosmos": matrix_algorithm("fanion", adapt="leading", nesterov=False, scale="match_rms_adamw"),
     "adamw": AlgorithmEntry("adamw"),
     "sgd": AlgorithmEntry("sgd"),
 }
@@ -97,11 +98,15 @@ def describe_step(options: Mapping[str, Any]) -> tuple[str, str]:
     # What the dual of the Ky Fan norm is called at full rank and at rank 1.
     special = {"full": "spectral", 1: "nuclear"} if name == "fanion" else {}
     ball, alpha = BALLS[special.get(options["rank"], name)], options["alpha"]
-    if alpha == 1:
-        return ball.summary, ball.direction
-    partner = BALLS[options["blend"]]
-    direction = f"{alpha:g} ({ball.direction}) + {1 - alpha:g} ({partner.direction})"
-    return f"{ball.summary} + {partner.summary}", direction
+    summary, direction = ball.summary, ball.direction
+    if alpha != 1:
+        partner = BALLS[options["blend"]]
+        summary += f" + {partner.summary}"
+        direction = f"{alpha:g} ({direction}) + {1 - alpha:g} ({partner.direction})"
+    if options.get("adapt") == "leading":
+        summary += ", Adam in a subspace"
+        direction += " of M outside a leading subspace, Adam inside"
+    return summary, direction
 
 
 def is_foreign(source: str, target: str) -> bool:

@@ -18,6 +18,7 @@ from lit_fanions.checks import did_you_mean
 from lit_fanions.lmo import BALLS, SOLVERS
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
+from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, is_entrywise
 from lit_fanions.optim.capturing import check_capturable
 from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
@@ -174,6 +175,15 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         for name in ("beta2", "eps"):
             if group[name] != defaults[name]:
                 raise ValueError(f"{where}: {name} belongs to adamw and to adapt: set adapt too")
+    if not splits_momentum(group):
+        for name in ("adapt_rank", "rest_weight"):
+            if group[name] != defaults[name]:
+                raise ValueError(f"{where}: {name} belongs to adapt: set it to leading")
+    elif group["error_feedback"]:
+        raise ValueError(
+            f"{where}: adapt leading takes a part of the momentum, which error feedback would keep "
+            "for ever: choose one of them"
+        )
     _check_feedback(group, where)
     if not 0 <= group["alpha"] <= 1:
         warnings.warn(

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lit_fanions.optim.adapting import gather_moments, moment_key
+from lit_fanions.optim.adapting import gather_moments, moment_key, splits_momentum
 from lit_fanions.optim.bases import State, basis_key, gather_bases
 from lit_fanions.optim.matrices import (
     column_blocks,
@@ -44,6 +44,7 @@ from lit_fanions.optim.update import (
     renormalises,
     solve,
     update_momentum,
+    usable_gradient,
 )
 
 
@@ -67,7 +68,8 @@ def step_matrices(
         p for p in group["params"] if p.grad is not None and p.numel() and p not in shared
     ]
     for stack in stacks(parameters, group):
-        together = moves_together(stack, [states[p]["momentum"] for p in stack])
+        momenta = [states[p]["momentum"] for p in stack]
+        together = moves_together(stack, momenta) and not splits_momentum(group)
         if together:
             stack_momenta([states[p] for p in stack])
         pieces = [
@@ -163,7 +165,16 @@ def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
         A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
     ns = (gather(update_momentum(piece, group), piece.parameter) for piece in pieces)
-    return stack_matrices(ns, len(pieces), group)
+    batches = stack_matrices(ns, len(pieces), group)
+    if not splits_momentum(group):
+        return batches
+    each = (gather(usable_gradient(piece, group), piece.parameter) for piece in pieces)
+    parts = (to_matrices(gradient, group["layout"], group["splits"]) for gradient in each)
+    gradients = [torch.cat(own) for own in zip(*parts, strict=True)]
+    return [
+        batch._replace(gradient=gradient)
+        for batch, gradient in zip(batches, gradients, strict=True)
+    ]
 
 
 def stack_matrices(ns: Iterable[Tensor], count: int, group: Group) -> list[Batch]:
@@ -195,7 +206,7 @@ def solve_part(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -
     """Return the directions of a batch and store what its solver and its transform leave."""
     states = [piece.state for piece in pieces]
     basis = gather_bases(states, batch.m, part, batch.oracle, group["seed"])
-    moment = gather_moments(states, batch.m.shape, part, group)
+    moment = gather_moments(states, batch.m.shape, part, group, batch.gradient)
     answer = solve(batch, basis, moment, group)
     _store(pieces, basis_key(part), basis, answer.basis)
     _store(pieces, moment_key(part), moment, answer.moment)

@@ -138,7 +138,7 @@ class GroupOptions:
     )
     nesterov: bool | None = _option(
         "Nesterov momentum. Error feedback has its own momentum and turns it off. Default: on, "
-        "off for sgd.",
+        "off for cosmos and sgd.",
         check_flag,
         matrix=True,
         sgd=False,
@@ -231,27 +231,32 @@ class GroupOptions:
     scale: str | None = _option(
         "Step-size rule for a matrix of out x in, by torch's names: none (1), original "
         "(sqrt(max(1, out / in))), spectral_unclamped (sqrt(out / in)), match_rms_adamw (an RMS of "
-        ".2 lr for every update). Default: original, spectral_unclamped for dion.",
+        ".2 lr for every update). Default: original, the last for cosmos, the one before for dion.",
         choices=SCALES,
         matrix="original",
     )
     adapt: str | None = _option(
         "Divide the direction by the root of its second moment, for each row (rows, as NorMuon) or "
-        "entry (entries, as AdaMuon), and scale it to its former length. Default: none.",
-        choices=ADAPTS,
-        matrix="none",
+        "entry (entries, as AdaMuon), or join it, taken outside a leading subspace of gradients, "
+        "with Adam's step inside (leading, as COSMOS); the length stays. Default: none.",
+        choices=ADAPTS, matrix="none",
+    )  # fmt: skip
+    adapt_rank: int | None = _option(
+        "Dimension of that subspace, clamped to the matrix. Default: 64.", _whole(1), matrix=64
     )
+    rest_weight: float | None = _option(
+        "RMS of the ball's direction outside of it, against Adam's inside (gamma). Default: .1.",
+        _number(least=0.0), matrix=0.1,
+    )  # fmt: skip
     renormalize: bool | None = _option(
         "Scale the weight to Frobenius norm sqrt(out) before each step. Default: off.",
-        check_flag,
-        matrix=False,
-    )
+        check_flag, matrix=False,
+    )  # fmt: skip
     error_feedback: bool | None = _option(
         "Keep what a step of low rank leaves behind: M <- M + G, and only the captured part "
         "decays, M <- M - (1 - momentum) U_k S_k V_k^T. Default: off, on for dion.",
-        check_flag,
-        matrix=False,
-    )
+        check_flag, matrix=False,
+    )  # fmt: skip
     heads: int | dict[str, int] | Literal["auto"] | None = _option(
         "Heads of attention as matrices of their own: their number, for rows, or {count, dim} with "
         "dim 0 for rows and 1 for columns (output projections); with splits, in each part. auto, "
@@ -297,9 +302,8 @@ class GroupOptions:
     )  # fmt: skip
     share_work: bool | None = _option(
         "Let one rank solve each matrix that ranks replicate or have shards of. Default: on.",
-        check_flag,
-        matrix=True,
-    )
+        check_flag, matrix=True,
+    )  # fmt: skip
     seed: int | None = _option(
         "Seed of the random starts of rank-k solvers, which become part of the state. Default: "
         "that of seed_everything, 0 without one.",

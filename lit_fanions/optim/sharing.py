@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_fanions.lmo.costs import product_flops
+from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.algorithms import is_entrywise, oracle
 from lit_fanions.optim.bases import keeps_bases
 from lit_fanions.optim.exchange import Team, team_of_group
@@ -84,7 +85,7 @@ def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
     shared = {
         name: (p.shape, solve_flops(p.shape, group))
         for group in groups
-        if not is_entrywise(group["algorithm"]) and group["share_work"]
+        if _is_shared(group)
         for name, p in named_parameters(group)
         if is_worth_sending(p.shape, group)
     }
@@ -106,6 +107,16 @@ def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
         line = f"  rank {rank}, {part:.1%}: {', '.join(own) or 'nothing'}"
         lines += textwrap.wrap(line, 120, subsequent_indent=" " * 4, break_long_words=False)
     return "\n".join(lines)
+
+
+def _is_shared(group: Mapping[str, Any]) -> bool:
+    """Return whether the matrices of a group may be solved by one rank each.
+
+    Not where the owner would need the gradients beside the momenta.
+    """
+    return (
+        not is_entrywise(group["algorithm"]) and group["share_work"] and not splits_momentum(group)
+    )
 
 
 def is_worth_sending(shape: torch.Size, group: Mapping[str, Any]) -> bool:
@@ -298,7 +309,7 @@ def plan_shares(
     """
     found: dict[Team, list[tuple[Tensor, float, ShardMap | None]]] = {}
     for group in groups:
-        if is_entrywise(group["algorithm"]) or not group["share_work"]:
+        if not _is_shared(group):
             continue
         work: dict[torch.Size, float] = {}
         for p in group["params"]:

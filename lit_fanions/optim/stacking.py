@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_fanions.lmo import Oracle
 from lit_fanions.optim import algorithms
+from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.matrices import is_distributed, matrix_shapes, to_matrices
 
 # Entries of the matrices in a batch.
@@ -31,9 +32,9 @@ def stack_entries(group: Mapping[str, Any], device: torch.device) -> int:
 def takes_unit(oracle: Oracle, group: Mapping[str, Any]) -> bool:
     """Return whether an oracle gets its matrices normalised.
 
-    Not with error feedback, which needs the momentum as it is.
+    Not with error feedback or a transform that splits the momentum, which need it as it is.
     """
-    return oracle.takes_unit and not group["error_feedback"]
+    return oracle.takes_unit and not group["error_feedback"] and not splits_momentum(group)
 
 
 def stacks(parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Iterator[list[Tensor]]:

@@ -6,8 +6,8 @@ With the gradient G, the momentum M and the weight W::
     W <- (1 - lr * weight_decay) * W - lr * scale * D(N)
 
 ``update_momentum`` makes M and N, ``solve`` the direction D, which ``adapt`` may divide by a second
-moment, ``size_factor`` the s, and ``apply`` the new W. Which matrices are stepped together, and
-with which state, is in ``matrix_step``.
+moment or ``leading`` join with a step of Adam, ``size_factor`` the s, and ``apply`` the new W.
+Which matrices are stepped together, and with which state, is in ``matrix_step``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lit_fanions.lmo import Oracle, frobenius_norm, polar_dtype, scaling
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
 from lit_fanions.optim.bases import State, next_basis
+from lit_fanions.optim.leading import join_leading, split_leading
 from lit_fanions.optim.matrices import column_blocks
 from lit_fanions.optim.stacking import stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
@@ -58,12 +59,14 @@ class Batch(NamedTuple):
         oracle: Their oracle.
         unit: Whether they are normalised.
         overwrite: Whether the memory of m may be used.
+        gradient: Gradients of the matrices; None unless ``adapt`` needs them.
     """
 
     m: Tensor
     oracle: Oracle
     unit: bool
     overwrite: bool
+    gradient: Tensor | None = None
 
 
 class Solved(NamedTuple):
@@ -90,7 +93,7 @@ def update_momentum(piece: Piece, group: Group) -> Tensor:
     Error feedback accumulates, M <- M + G, and N is M. A gradient that is skipped leaves M as it
     is.
     """
-    gradient = _usable_gradient(piece, group)
+    gradient = usable_gradient(piece, group)
     if group["error_feedback"]:
         piece.momentum.add_(gradient)
     else:
@@ -100,11 +103,11 @@ def update_momentum(piece: Piece, group: Group) -> Tensor:
 
 def observed_momentum(piece: Piece, group: Group) -> Tensor:
     """Recompute N: its memory may be overwritten by now."""
-    n = _nesterov(_usable_gradient(piece, group), piece.momentum, group)
+    n = _nesterov(usable_gradient(piece, group), piece.momentum, group)
     return n.clone() if n is piece.momentum else n
 
 
-def _usable_gradient(piece: Piece, group: Group) -> Tensor:
+def usable_gradient(piece: Piece, group: Group) -> Tensor:
     """Return the gradient, or if it is skipped a stand-in that leaves the momentum unchanged."""
     gradient = piece.gradient.to(piece.momentum.dtype)
     # A CPU can look at the flag without waiting.
@@ -150,13 +153,20 @@ def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Grou
         moment: Second moments of the directions; None without ``adapt``.
         group: Options of their group.
     """
+    leading = None
+    if batch.gradient is not None:
+        assert moment is not None
+        leading = split_leading(batch.m, batch.gradient, moment, group)
+        moment, batch = leading.state, batch._replace(m=leading.rest, overwrite=True)
     size = max(1, stack_entries(group, batch.m.device) // batch.m[0].numel())
     ms = batch.m.split(size)
     bases = [None] * len(ms) if basis is None else basis.split(size)
     answers = [_direction(batch._replace(m=m), b, group) for m, b in zip(ms, bases, strict=True)]
     d, captured, after = (_joined(parts) for parts in zip(*answers, strict=True))
     assert d is not None
-    if moment is not None:
+    if leading is not None:
+        d = join_leading(d, leading, batch.oracle.length, group)
+    elif moment is not None:
         d, moment = adapt(d, moment, group)
     factor = size_factor(d, batch.oracle, group)
     d = d if isinstance(factor, float) and factor == 1 else scaling.multiplied(d, factor)

@@ -15,7 +15,7 @@ from tests.optim.steps import EVERY, MATRIX, first_update, update
 
 
 def test_names_stand_for_the_options_of_the_paper():
-    assert {*NAMES, "schatten", "dion"} == {*MATRIX}
+    assert {*NAMES, "schatten", "dion", "cosmos"} == {*MATRIX}
     for name, options in NAMES.items():
         entry = ALGORITHMS[name].options
         if ALGORITHMS[name].ball in ("fanion", "kyfan"):

@@ -74,6 +74,7 @@ MIXTURES = [
     {"algorithm": "muon", "nonfinite": "error"},
     {"algorithm": "muon", "nonfinite": "propagate"},
     {"algorithm": "muon", "momentum_dtype": "float32"},
+    {"algorithm": "cosmos", "adapt_rank": 1},
 ]
 
 

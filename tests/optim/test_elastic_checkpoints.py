@@ -35,6 +35,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"algorithm": "f_muon", "adapt": "rows"},
     {"algorithm": "fanion", "rank": 2},
     {"algorithm": "dion"},
+    {"algorithm": "cosmos", "adapt_rank": 2},
 ]
 FULL = states_of.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
