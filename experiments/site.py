@@ -75,6 +75,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "To compare with Dion; fanion with error_feedback is its orthonormal relative.",
         "Ahn and others, Dion, arXiv 2504.05295",
     ),
+    "cosmos": (
+        "For experiments: Adam where the gradients are large, Muon or another ball in the rest.",
+        "Liu and others, COSMOS, arXiv 2502.17410, version 3",
+    ),
     "schatten": (
         "For experiments between neon (p = 1), nsgd (p = 2) and muon (p = ∞).",
         "the oracle of a Schatten ball",

@@ -107,6 +107,48 @@ def test_first_step_of_optax_is_equal():
     torch.testing.assert_close(p.detach(), before - 0.02 * 1.5**0.5 * polar(p.grad))
 
 
+def cosmos_step(w, g, state, *, lr, ratio, betas, rank):
+    """The authors' code: the subspace is on the rows, its state in three tensors."""
+    b1, b2, b3 = betas
+    t = state["t"] = state.get("t", 0) + 1
+    m = state["m"] = b1 * state.get("m", 0) + (1 - b1) * g
+    if t == 1:
+        u = torch.linalg.svd(g @ g.mT)[0][:, :rank]
+        s = (1 - b3) * u.mT @ g @ g.mT @ u
+    else:
+        old, s = state["u"], state["s"]
+        u = torch.linalg.qr(b3 * old @ s + (1 - b3) * g @ (g.mT @ old))[0]
+        turn = old.mT @ u
+        s = b3 * turn.mT @ s @ turn + (1 - b3) * u.mT @ g @ g.mT @ u
+    v = b2 * state.get("v", 0) + (1 - b2) * (u.mT @ g) ** 2
+    state.update(u=u, s=s, v=v)
+    inside = u.mT @ m
+    adam = lr / (1 - b1**t) * u @ (inside / (v.sqrt() / (1 - b2**t) ** 0.5 + 1e-8))
+    rest, size = polar_of_rank(m - u @ inside), w.numel() ** 0.5 * ratio * lr
+    step = adam + size * rest / rest.norm()
+    return w - size * step / step.norm()
+
+
+def polar_of_rank(m):
+    u, s, vh = torch.linalg.svd(m, full_matrices=False)
+    return u * (s > 1e-10 * s[0]) @ vh
+
+
+def test_translation_of_cosmos_takes_the_same_steps_where_rows_are_the_smaller_side():
+    torch.manual_seed(0)
+    options = {**translated_options("COSMOS"), "polar": "exact", "polar_steps": None}
+    p = torch.nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+    optimizer, expected, state = Fanion([p], **options), p.detach().clone(), {}
+    for _ in range(STEPS):
+        p.grad = torch.randn_like(p)
+        expected = cosmos_step(
+            expected, p.grad, state, lr=1e-3, ratio=0.1, betas=(0.9, 0.96, 0.96), rank=2
+        )
+        optimizer.step()
+    # The state is in float32 here; the weights have moved by some 1e-4.
+    torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-8)
+
+
 def test_every_section_with_code_is_tested():
     sections = re.findall(r"^## (.*)\n(?:(?!^## ).*\n)*?```python runnable", PAGE, re.M)
-    assert {*sections} == {*OTHERS, "torch.optim.Muon", "optax"}
+    assert {*sections} == {*OTHERS, "torch.optim.Muon", "optax", "COSMOS"}
