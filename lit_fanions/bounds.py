@@ -99,7 +99,8 @@ def fit_smoothness(points: Sequence[tuple[float, float]]) -> tuple[float, float]
     """Return L0 and L1 of generalised smoothness, L ~ L0 + L1 * dual norm of the gradient.
 
     The least-squares fit of which neither is negative; L1 = 0 if all gradients are of one size. The
-    assumption is that of Gluon (arXiv 2505.13416), whose step is dual / (L0 + L1 * dual).
+    form is Assumption 1 of Gluon (arXiv 2505.13416, version 1), whose step (Theorem 1) is dual /
+    (L0 + L1 * dual). Gluon's fit weighs underestimates more.
 
     Args:
         points: Dual norms of gradients, each with the L measured there; at least one, not negative.

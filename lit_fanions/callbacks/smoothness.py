@@ -43,14 +43,18 @@ class SmoothnessMonitor(Watcher):
 
         L = |G(W_after) - G(W_before)|_dual / |W_after - W_before|.
 
-    All layers move at once, as in Gluon (arXiv 2505.13416, version 1), whose assumption is
+    All layers move at once, as in Gluon (arXiv 2505.13416, version 1), whose Assumption 1 is
     L <= L0 + L1 |G(W_before)|_dual for each layer. L0 and L1 are fitted to all looks so far by
-    least squares, neither negative. Logged as ``spectral/QUANTITY/MATRIX``, means over groups
-    beside them (docs/quantities.md):
+    least squares, neither negative. Gluon's own estimate (equation 10 there) differs in three
+    things: its gradients are those of each step's batch, so that noise counts as curvature; L is
+    fitted against the gradient after the step, while here it is the one that the step is chosen
+    by; and its fit weighs underestimates more, so that a step from it is shorter. Logged as
+    ``spectral/QUANTITY/MATRIX``, means over groups beside them (docs/quantities.md):
 
     - ``smoothness_estimate``, ``smoothness_constant``, ``smoothness_slope``: L, L0, L1;
-    - ``smoothness_gluon_lr``: |G|_dual / (L0 + L1 |G|_dual), Gluon's step;
-    - ``smoothness_descent_lr``: |G|_dual / L, the paper's Lemma 7, with the largest L so far;
+    - ``smoothness_gluon_lr``: |G|_dual / (L0 + L1 |G|_dual), the step of Gluon's Theorem 1;
+    - ``smoothness_descent_lr``: |G|_dual / L with the largest L so far, the step of the paper's
+      Lemma 7 (equation 16) for the precision |G|_dual;
     - ``smoothness_lr``: lr times the step-size factor, the step in use.
 
     A look takes two passes of the probe and three singular value decompositions of each matrix in

@@ -1,5 +1,6 @@
 """SmoothnessMonitor: L on problems whose L is known, and no trace in the training."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,46 @@ def test_estimates_stay_below_the_smoothness_and_steps_follow_from_it(tmp_path, 
             size = float(norm.dual(gradient))
             assert step["smoothness_descent_lr"] == pytest.approx(size / largest, rel=1e-6)
             assert step["smoothness_gluon_lr"] == pytest.approx(size / largest, rel=1e-6)
+
+
+class Exponential(Quadratic):
+    """The loss exp <W, A>: along the oracle's direction the gradient shrinks in a known way."""
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return (self.weight * self.left).sum().exp()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "norm"),
+    [("muon", norms.Spectral()), ("neon", norms.Nuclear()), ("nsgd", norms.Frobenius())],
+)
+def test_the_fit_of_an_exponential_is_its_slope_alone(tmp_path, algorithm, norm):
+    """A step of lr divides the loss by e^(lr a), a the dual norm of A: L = L1 |G|_dual."""
+    a = torch.randn(4, 4, generator=torch.Generator().manual_seed(3)).double()
+    net = Exponential(algorithm, a, torch.eye(4).double(), scale="none")
+    slope = (1 - math.exp(-LR * float(norm.dual(a)))) / LR
+    steps = values_of(tmp_path, net)
+    assert len(steps) > 2
+    for step in steps[1:]:  # one look alone tells no slope
+        assert step["smoothness_slope"] == pytest.approx(slope, rel=1e-6)
+        assert step["smoothness_constant"] == pytest.approx(0, abs=1e-6)
+        assert step["smoothness_gluon_lr"] == pytest.approx(1 / slope, rel=1e-6)
+
+
+def test_steps_of_lemma_7_and_gluon_decrease_a_quadratic_as_promised(tmp_path):
+    """With L0 = L and L1 = 0 both steps are |G|_dual / L, which gains |G|_dual^2 / (2 L)."""
+    left, right = A * torch.eye(5).double(), B * torch.eye(4).double()
+    net = Quadratic("muon", left, right, scale="none")
+    norm, rest = norms.Spectral(), -net.target
+    bound = float(bounds.smoothness(norm, left, right))
+    step = values_of(tmp_path, net)[0]
+    gradient = left @ rest @ right
+    size = float(norm.dual(gradient))
+    for lr in (step["smoothness_descent_lr"], step["smoothness_gluon_lr"]):
+        assert lr == pytest.approx(size / bound, rel=1e-6)
+        moved = rest - lr * norm.lmo(gradient)
+        before, after = ((x * (left @ x @ right)).sum() / 2 for x in (rest, moved))
+        assert float(before - after) >= size**2 / (2 * bound) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize(
