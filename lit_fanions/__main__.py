@@ -7,13 +7,9 @@ from collections.abc import Sequence
 
 
 def start(args: Sequence[str] | None = None) -> int:
-    """Run the command line; Lightning is loaded only for the commands that need it.
+    """Run the command line and return its exit status, see ``lit_fanions.cli.app.main``.
 
-    Args:
-        args: The arguments; by default those of the process.
-
-    Returns:
-        The exit status, see ``lit_fanions.cli.app.main``.
+    Lightning is loaded only for the commands that need it.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:

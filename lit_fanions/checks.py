@@ -37,16 +37,9 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
-    """Return a whole number as an int; integers of NumPy are accepted, booleans are not.
+    """Return a whole number from ``least`` to ``most`` as an int, or raise ValueError.
 
-    Args:
-        name: Name of the argument, for the message.
-        value: The value given.
-        least: Smallest allowed value.
-        most: Largest allowed value.
-
-    Raises:
-        ValueError: If the value is not a whole number in this range.
+    Integers of NumPy are accepted, booleans are not.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
@@ -63,17 +56,9 @@ def real_number(
     *,
     above: float = -math.inf,
 ) -> float:
-    """Return a finite number as a float; numbers of NumPy are accepted, booleans and NaN are not.
+    """Return a finite number of at least ``least``, below ``below`` and above ``above`` as a float.
 
-    Args:
-        name: Name of the argument, for the message.
-        value: The value given.
-        least: Smallest allowed value.
-        below: Bound that the value must stay below.
-        above: Bound that the value must exceed.
-
-    Raises:
-        ValueError: If the value is not a finite number within these bounds.
+    Numbers of NumPy are accepted; booleans, NaN and numbers outside these bounds raise ValueError.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
@@ -86,15 +71,7 @@ def real_number(
 
 
 def exponent(name: str, value: Any) -> float:
-    """Return the exponent of a norm: infinity, or a number of at least 1.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The value given.
-
-    Raises:
-        ValueError: If the value is neither.
-    """
+    """Return the exponent of a norm, infinity or a number of at least 1, or raise ValueError."""
     return math.inf if value == math.inf else real_number(name, value, 1.0)
 
 

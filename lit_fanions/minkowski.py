@@ -39,9 +39,6 @@ def split(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
 
     Exact by a search in one dimension where one ball is Euclidean, or where both are norms of the
     same coordinates and one is the largest of them; else by iteration to a relative ``TOLERANCE``.
-
-    Raises:
-        RuntimeError: If the iteration does not reach the tolerance.
     """
     shared = first.coordinates is second.coordinates
     if isinstance(second.vector, Euclidean):

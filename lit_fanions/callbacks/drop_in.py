@@ -157,11 +157,7 @@ def _configure(
 
 
 def scheduler_entry(configured: Any) -> dict[str, Any] | None:
-    """Return the only scheduler that ``configure_optimizers`` has returned, as a dictionary.
-
-    Raises:
-        MisconfigurationException: If there are several schedulers.
-    """
+    """Return the one scheduler that ``configure_optimizers`` has returned, as a dictionary."""
     schedulers: list[Any] = []
     if isinstance(configured, Mapping):
         schedulers = [configured[key] for key in ("lr_scheduler",) if configured.get(key)]
@@ -186,16 +182,9 @@ class FollowedSchedule(LRScheduler):
     """Multiplies the lr of every group by the factor that another scheduler applies to its lr.
 
     The factor is the current lr of the other optimizer's first group with a nonzero lr, over the
-    highest lr that the scheduler knows for it (cycles), or over its initial lr. A group that is
-    added later starts from its own lr and is changed by the same ratio from step to step, so that
-    the callback that has added it may change its lr too.
-
-    Args:
-        optimizer: The optimizer whose groups are scheduled.
-        followed: A scheduler of an optimizer that is never stepped.
-
-    Raises:
-        MisconfigurationException: If every lr of the other optimizer is 0.
+    highest lr that the scheduler knows for it (cycles), or over its initial lr. That optimizer is
+    never stepped. A group that is added later starts from its own lr and is changed by the same
+    ratio from step to step, so that the callback that has added it may change its lr too.
     """
 
     def __init__(self, optimizer: Optimizer, followed: Any) -> None:

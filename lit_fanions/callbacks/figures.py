@@ -50,11 +50,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
-    """Return a heat map with a row for each matrix and a column for each step.
-
-    Args:
-        history: Step -> matrix -> stable rank.
-    """
+    """Return a heat map of step -> matrix -> stable rank: a row a matrix, a column a step."""
     steps = sorted(history)
     # In the order of the last step, where weights that began as zero have a value too.
     names = list(dict.fromkeys(name for step in reversed(steps) for name in history[step]))
@@ -72,11 +68,7 @@ def stable_ranks(history: Mapping[int, Mapping[str, float]]) -> Figure:
 
 
 def spectra(samples: Mapping[str, Sample]) -> Figure:
-    """Return a plot of spectra, relative to the largest value, on logarithmic axes.
-
-    Args:
-        samples: Matrix -> singular values.
-    """
+    """Return a plot of spectra by matrix, relative to the largest value, on logarithmic axes."""
     figure = new_figure(10, max(5.0, legend_height(len(samples))))
     axes = figure.subplots()
     for i, (name, sample) in enumerate(samples.items()):
@@ -98,13 +90,7 @@ def legend_height(names: int) -> float:
 
 
 def add_legend(figure: Figure, panels: Sequence[Any]) -> None:
-    """Name the lines of some panels to the right of the figure.
-
-    Args:
-        figure: The figure.
-        panels: Axes with labelled lines, of which at most thirty are named, evenly chosen. Equal
-            labels are one line.
-    """
+    """Name the lines of some axes, at most thirty of them, to the right of the figure."""
     lines: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()

@@ -28,11 +28,8 @@ _WHOLE = ("gradient", "momentum")
 class Measured(NamedTuple):
     """Measurements of the matrices of one parameter.
 
-    Attributes:
-        names: Name of each matrix.
-        group: Name of the parameter's group.
-        values: Quantity -> value of each matrix, (count,); NaN where it has no meaning.
-        spectra: Spectra of "momentum" and "gradient", as far as they are known.
+    Quantities have a value for each matrix, (count,), NaN where it has no meaning; spectra are
+    those of "momentum" and "gradient", as far as they are known.
     """
 
     names: list[str]
@@ -58,10 +55,6 @@ class Look:
 
     ``add`` copies matrices. Products with them run on their device, for all of one shape together.
     ``results`` copies the small matrices that are left to the CPU and decomposes them there.
-
-    Args:
-        exact: As in ``spectrum.measure``.
-        rank: As in ``SpectralMonitor``.
     """
 
     def __init__(self, exact: bool = False, rank: int | None = None) -> None:

@@ -69,17 +69,11 @@ class _WeightCopy(NamedTuple):
 
 
 class Watcher(Callback):
-    """Show a subclass the matrices of every n-th optimizer step.
+    """Show a subclass the matrices of every n-th optimizer step, the first included.
 
     Fanion reports the matrices of its groups itself, through an observer. For other optimizers the
     weights that ``split_parameters`` calls matrices are copied before the step and compared after.
-
-    Args:
-        every_n_steps: Interval in optimizer steps, starting with the first step.
-        parameters: Patterns of parameter names to watch, with * as wildcard; None watches all.
-
-    Raises:
-        ValueError: If the interval is below 1.
+    ``parameters`` are patterns of names, with * as wildcard; None watches all.
     """
 
     def __init__(self, every_n_steps: int, parameters: Sequence[str] | None) -> None:
@@ -217,12 +211,9 @@ class Watcher(Callback):
 def log_values(
     trainer: Trainer, values: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]
 ) -> dict[str, float]:
-    """Log values (quantity -> matrix -> value) and their means over each group.
+    """Log values (quantity -> matrix -> value) and their means over each group; return them by tag.
 
     They go to every logger and to the metrics that EarlyStopping and ModelCheckpoint monitor.
-
-    Returns:
-        The values by tag.
     """
     tagged = {}
     for quantity, by_matrix in values.items():

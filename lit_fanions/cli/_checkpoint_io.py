@@ -115,11 +115,7 @@ def is_remote(path: str | Path) -> bool:
 
 
 def check_argument(path: str, weights_only: bool) -> None:
-    """Refuse a path given on the command line that is missing, or that cannot be trusted.
-
-    Raises:
-        ValueError: With the reason. A remote file is checked when it is loaded.
-    """
+    """Refuse a local path that is missing or cannot be trusted, and a URL without encryption."""
     if path.startswith("http://"):
         raise ValueError(f"{path} could be changed on its way: use https://")
     if is_remote(path):
@@ -132,15 +128,8 @@ def check_argument(path: str, weights_only: bool) -> None:
 def check_checkpoint(path: str | Path, weights_only: bool = True) -> None:
     """Refuse a local checkpoint that is damaged, or a distributed one that holds code.
 
-    Distributed checkpoints are read by torch.distributed.checkpoint, which unpickles their metadata
-    and whatever is no tensor without restrictions.
-
-    Args:
-        path: A file, or the folder of a distributed checkpoint.
-        weights_only: Whether code is refused.
-
-    Raises:
-        ValueError: If a checksum does not fit, or the path is no checkpoint.
+    Distributed checkpoints, which are folders, are read by torch.distributed.checkpoint: it
+    unpickles their metadata and whatever is no tensor without restrictions.
     """
     if Path(path).is_dir():
         _check_folder(Path(path), weights_only)

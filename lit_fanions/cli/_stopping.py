@@ -29,11 +29,8 @@ _REQUEUES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if ha
 class Interrupted(BaseException):
     """A signal stopped the run; no `except Exception` of a user's code may swallow it.
 
-    Args:
-        number: The signal.
-        checkpoint: Path of the newest checkpoint, or ''.
-        lost: Optimizer steps that no checkpoint holds.
-        finished: Whether the fit had ended before, so that only its final test was stopped.
+    ``lost`` counts the optimizer steps that no checkpoint holds; ``finished`` says that the fit had
+    ended before, and only its final test was stopped.
     """
 
     def __init__(

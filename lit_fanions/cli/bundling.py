@@ -30,11 +30,7 @@ class Bundle:
         self._imports: dict[str, set[str]] = {}  # names by module; "" for the module itself
 
     def add(self, module: str, name: str) -> None:
-        """Add a definition after those that it uses.
-
-        Raises:
-            ValueError: If two modules define the name, or it is a module.
-        """
+        """Add a definition after those that it uses; refuse modules and ambiguous names."""
         source = _Module.read(module)
         if module == self._parts:
             name = self._aliases.get(name, name)

@@ -80,11 +80,7 @@ def read_curve(reader: EventAccumulator, metric: str) -> Curve:
 
 
 def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
-    """Return the curves of a training that has ended, see ``read_curve``.
-
-    Raises:
-        Refused: If one of them was not logged.
-    """
+    """Return the curves of a training that has ended, see ``read_curve``; refuse one not logged."""
     reader = open_events(logs)
     curves = {metric: read_curve(reader, metric) for metric in metrics}
     known = reader.Tags()["scalars"]
@@ -97,11 +93,7 @@ def read_curves(logs: Path, metrics: Sequence[str]) -> Curves:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Return every run at or below a folder, by name.
-
-    Raises:
-        Refused: If there is no such folder, no event file in it, or no scalar in any.
-    """
+    """Return every run at or below a folder, by name; refuse a folder without one."""
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder}")
     places = sorted({path.parent for path in folder.rglob("*tfevents*") if path.is_file()})

@@ -47,11 +47,8 @@ def explain(
 ) -> str:
     """Return one line about a mistake: where it is, what is wrong, and the likely name.
 
-    Args:
-        message: What jsonargparse says.
-        error: The exception with this message; one of a nested parser brings its `option_names`.
-        args: The command line, in which the option is looked up.
-        names: Names of all options.
+    The option is looked up in the command line ``args``; ``names`` are those of all options, which
+    an exception of a nested parser brings as its `option_names`.
     """
     for file in config_files(args):
         if isinstance(reason := _read_yaml(file), yaml.YAMLError):

@@ -59,13 +59,7 @@ def _is_blended(entry: AlgorithmEntry) -> bool:
 def single_file(algorithm: str, polar: str = "auto", polar_steps: int | None = None) -> str:
     """Return the text of a Python file that defines one optimizer.
 
-    Args:
-        algorithm: Name of an algorithm of ``exportable``.
-        polar: Newton-Schulz method, any but exact.
-        polar_steps: Its steps; None is its own number.
-
-    Raises:
-        ValueError: If there is no such algorithm or method.
+    Every algorithm of ``exportable`` and every Newton-Schulz method but exact can be had.
     """
     check_choice("algorithm", algorithm, exportable())
     check_choice("polar method", polar, _METHODS)

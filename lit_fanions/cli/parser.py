@@ -192,12 +192,7 @@ def nest_overrides(args: Sequence[str]) -> list[str]:
 def list_callback_options(parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
     """Rewrite `--trainer.callbacks.CLASS.OPTION VALUE` as the whole list of callbacks.
 
-    Args:
-        parser: The parser that reads the recipe's own list.
-        args: The command line.
-
-    Raises:
-        SystemExit: If no callback of that class is configured.
+    The parser reads the recipe's own list; a class that is not in it is refused.
     """
     parts = _split(args, _CALLBACK)
     named = [part for part in parts if not isinstance(part, str)]

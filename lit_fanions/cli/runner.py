@@ -49,11 +49,8 @@ def start(run: Run, folder: Path, environment: Mapping[str, str]) -> Training:
     """Start a training, which ends when this process ends, however that ends.
 
     Its standard input is a pipe from this process; ``lit_fanions.cli.child`` exits when it breaks.
-
-    Args:
-        run: The run to train.
-        folder: Parent of the folder, named as the run, for its logs, recipe and output.
-        environment: Environment variables to add to those of this process.
+    Logs, recipe and output go to a folder of the run's name in ``folder``; ``environment`` is added
+    to the variables of this process.
     """
     logs = folder / run.name
     logs.mkdir(parents=True, exist_ok=True)
@@ -101,12 +98,8 @@ def failure(training: Training) -> str | None:
 def end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> None:
     """End processes with SIGTERM, and with SIGKILL those that take too long.
 
-    Ctrl-C in a terminal reaches them too, and they may be saving a checkpoint. A second signal
-    kills them at once.
-
-    Args:
-        processes: Processes to end; some may have ended already.
-        received: Signals received so far, see ``signals``.
+    Ctrl-C in a terminal reaches them too, and they may be saving a checkpoint. A second signal in
+    ``received`` (see ``signals``) kills them at once.
     """
     for process in processes:
         process.terminate()

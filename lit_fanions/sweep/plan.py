@@ -142,11 +142,7 @@ def format_value(value: float | str) -> str:
 
 
 def parse(choices: Iterable[str], ranges: Iterable[str]) -> Space:
-    """Parse the arguments of --set, NAME=VALUE,VALUE,... and --tune, NAME=LOW:HIGH[:log][:int].
-
-    Raises:
-        Refused: If an argument cannot be parsed, or an option occurs twice.
-    """
+    """Parse the arguments of --set, NAME=VALUE,VALUE,... and --tune, NAME=LOW:HIGH[:log][:int]."""
     space: Space = {}
     for text in choices:
         _add(space, "--set", text, _choice, "NAME=1,2,3")

@@ -39,11 +39,7 @@ def best_settings(sweep: Sweep, requests: Sequence[Request]) -> Settings:
 
 
 def summarize(sweep: Sweep, requests: Sequence[Request]) -> tuple[Outcome, bool]:
-    """Return the results of the trainings, and whether one of them failed.
-
-    Raises:
-        Refused: If all trainings failed.
-    """
+    """Return the results of the trainings, and whether one failed; refuse where all did."""
     plan = sweep.plan
     trials = [pair for pair in sweep.trials(requests) if "same as" not in pair[1].user_attrs]
     names = [short(name) for name in plan.space]

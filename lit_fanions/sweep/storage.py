@@ -34,11 +34,7 @@ _ATTEMPTS = 4
 
 
 def open_study(plan: Plan) -> optuna.Study:
-    """Open the study of a sweep, or create it.
-
-    Raises:
-        Refused: If the storage cannot be used, or the study belongs to another sweep.
-    """
+    """Open the study of a sweep, or create it; refuse a study that belongs to another sweep."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(

@@ -37,9 +37,6 @@ class Sweep:
     folder and commit of its training; and one of reason (why it failed), stopped (somebody killed
     it), "same as" (the number of an equal trial) or skipped (nothing was trained). A failed trial
     without a reason was interrupted, and is retried.
-
-    Raises:
-        Refused: If the storage cannot be used, or the study belongs to another sweep.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -57,18 +54,11 @@ class Sweep:
             self._slots.put(slot)
 
     def train(self, requests: Sequence[Request], received: Sequence[int]) -> None:
-        """Train what is missing, and wait for what other processes train.
+        """Train what is missing of all requests, and wait for what other processes train.
 
         Trainings that were interrupted or killed in earlier calls are retried, with
-        ``plan.retry_failed`` also those that failed.
-
-        Args:
-            requests: All trainings that are asked for, finished ones included.
-            received: Signals received so far, see ``runner.signals``.
-
-        Raises:
-            Stopped: After a signal; all processes of this one have ended.
-            Refused: If a training does not log the metric, or the recipe changes on the way.
+        ``plan.retry_failed`` also those that failed. A signal in ``received`` raises ``Stopped``
+        once all processes of this one have ended.
         """
         self._keys = {request.key for request in requests}
         with storage.register_worker(self._workers) as self._worker:

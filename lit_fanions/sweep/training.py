@@ -41,17 +41,10 @@ class TrialTraining:
         self._reported: set[int] = set()  # steps that the study knows
 
     def run(self, slot: int, received: Sequence[int], has_error: Callable[[], bool]) -> float:
-        """Train, and return the last value of the metric.
+        """Train on the GPU of a slot, and return the last value of the metric.
 
-        Args:
-            slot: Place among the trainings that run at a time; it selects the GPU.
-            received: Signals received so far; any ends the training.
-            has_error: Returns True once an error has ended the sweep.
-
-        Raises:
-            TrainingFailed: If the training failed or was interrupted.
-            optuna.TrialPruned: If it belongs to a search and fell behind.
-            Refused: If it did not log the metric, or a recipe was changed.
+        A received signal and an error that has ended the sweep raise ``TrainingFailed``, as a
+        training that fails does.
         """
         training = self._start(slot)
         try:
