@@ -138,12 +138,9 @@ class Check:
         self._stalls = 0
 
     def passes(self, residuals: Tensor, s: Tensor, spread: Tensor) -> bool:
-        """Return whether the goal is reached, or as much of it as rounding allows.
+        """Return whether the goal, or as much of it as rounding allows, is reached.
 
-        Args:
-            residuals: Relative residuals, (..., k).
-            s: Singular values, (..., k + 1).
-            spread: See ``direction_error``.
+        The arguments are those of ``direction_error``.
         """
         k = residuals.shape[-1]
         floor = ROUNDING * torch.finfo(residuals.dtype).eps * s[..., :1] / s[..., :k]

@@ -83,11 +83,7 @@ def svds(
 
 
 def _import_cupy() -> tuple[Any, Any]:
-    """Return CuPy and its module of sparse linear algebra.
-
-    Raises:
-        RuntimeError: Without CuPy, with how to install it.
-    """
+    """Return CuPy and its module of sparse linear algebra, or say how to install it."""
     try:
         import cupy
         from cupyx.scipy.sparse import linalg

@@ -131,10 +131,7 @@ AUTO = "polar_express"
 def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:
     """Return the (a, b, c) of each step of a Newton-Schulz preset; None: its own number of steps.
 
-    Past the end of its table a preset repeats the last row.
-
-    Raises:
-        ValueError: If the method is no preset, or cannot take that many steps.
+    Past the end of its table a preset repeats the last row; one that cannot is refused there.
     """
     check_polar(method, steps)
     preset = _PRESETS[AUTO if method == "auto" else method]

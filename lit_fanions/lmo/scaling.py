@@ -16,11 +16,7 @@ _TINY, _HUGE = 1e-12, 1e15
 
 
 def check_matrices(m: Tensor) -> None:
-    """Refuse what is no batch of matrices of floating-point numbers.
-
-    Raises:
-        ValueError: With the dtype and shape given.
-    """
+    """Refuse what is no batch of matrices of floating-point numbers."""
     if m.ndim < 2 or not m.is_floating_point() or 0 in m.shape[-2:]:
         raise ValueError(
             "expected floating-point matrices of shape (..., rows, cols) with at least one entry, "

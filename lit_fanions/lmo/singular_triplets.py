@@ -122,11 +122,7 @@ else:
 
 
 def check_solver(solver: str, steps: int | None = None, oversampling: int = OVERSAMPLING) -> None:
-    """Refuse a rank-k solver that does not exist, and steps or oversampling it cannot have.
-
-    Raises:
-        ValueError: With what is allowed.
-    """
+    """Refuse a rank-k solver that does not exist, and steps or oversampling it cannot have."""
     check_choice("solver", solver, SOLVER_NAMES)
     if steps is not None:
         stepping = [name for name, entry in SOLVERS.items() if entry.steps]

@@ -292,12 +292,7 @@ def _leading(s: Spectrum, k: int) -> Tensor:
 def quantiles(s: Spectrum, fractions: Sequence[float] = QUANTILES) -> Tensor:
     """Return quantiles of the singular values relative to the largest, linearly interpolated.
 
-    Args:
-        s: The spectrum.
-        fractions: Fractions of the quantiles, from 0 (the smallest value) to 1.
-
-    Returns:
-        Quantiles (..., number of fractions).
+    The fractions go from 0, the smallest value, to 1; the result is (..., number of fractions).
     """
     values = (s.values / s.values[..., :1]).flip(-1)
     weights = s.weights.flip(-1)

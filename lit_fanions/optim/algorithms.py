@@ -76,11 +76,7 @@ ANY_SHAPE = tuple(
 
 
 def find_algorithm(name: str) -> AlgorithmEntry:
-    """Return an algorithm by its name.
-
-    Raises:
-        ValueError: If the table has no such name.
-    """
+    """Return an algorithm by its name; refuse one that the table does not have."""
     check_choice("algorithm", name, ALGORITHMS)
     return ALGORITHMS[name]
 

@@ -26,10 +26,8 @@ def find_attention_heads(module: nn.Module) -> dict[tuple[nn.Module, str], Heads
 
     Found for nn.MultiheadAttention, and for modules that declare a number of heads (num_heads,
     num_attention_heads, num_key_value_heads, ..., of their own or of their ``config``) and have a
-    projection of queries, keys and values by name.
-
-    Returns:
-        (module, name of its parameter) -> {"count": heads, "dim": 0 for rows or 1 for columns}.
+    projection of queries, keys and values by name. The key is (module, name of its parameter), the
+    value {"count": heads, "dim": 0 for rows or 1 for columns}.
     """
     found: dict[tuple[nn.Module, str], Heads] = {}
     for parent in module.modules():

@@ -21,11 +21,7 @@ _CHANGING = ("lr", "momentum", "weight_decay")
 
 
 def check_capturable(group: Mapping[str, Any], where: str) -> None:
-    """Refuse options of a capturable group that wait for the device or draw on the host.
-
-    Raises:
-        ValueError: With the option.
-    """
+    """Refuse options of a capturable group that wait for the device or draw on the host."""
     waits = [name for name, value in (("nonfinite", "error"), ("polar", "exact"))
              if group.get(name) == value]  # fmt: skip
     solver = group.get("solver", "auto")
@@ -56,12 +52,7 @@ def is_capturing() -> bool:
 def check_capture(groups: Sequence[Mapping[str, Any]], stepped: Container[Tensor]) -> None:
     """Refuse the capture of a step that would wait for the device.
 
-    Args:
-        groups: All groups of the optimizer.
-        stepped: Parameters that have been stepped.
-
-    Raises:
-        RuntimeError: If a group is not capturable, or has never been stepped.
+    So would groups that are not capturable, and those whose first step allocates their state.
     """
     for group in groups:
         if not group["capturable"]:

@@ -22,12 +22,9 @@ _ALIGNMENT = 16  # bytes: the start of any tensor in a message
 
 @dataclass(frozen=True, eq=False)
 class Team:
-    """Ranks that share the matrices of some parameters.
+    """Ranks, by their global numbers, that share the matrices of some parameters.
 
-    Attributes:
-        group: Their process group.
-        ranks: Their global ranks, in the order of the group.
-        place: Where this rank is in that order.
+    ``place`` is where this rank is in the order of the process group.
     """
 
     group: dist.ProcessGroup

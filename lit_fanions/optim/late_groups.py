@@ -35,18 +35,14 @@ def split_bare_group(
 ) -> list[dict[str, Any]]:
     """Return the groups that a bare group is made into.
 
-    With a planner, the groups of the factory. Without one, vectors leave a group whose algorithm
-    steps matrices alone: they get the options of the optimizer's group of vectors, or AdamW.
+    It has ``params``, a list of parameters or of (name, parameter), and maybe ``lr``. With a
+    planner, which knows the parameters, it becomes the groups of the factory. Without one, vectors
+    leave a group whose algorithm steps matrices alone: they get the options of the optimizer's
+    group of vectors, or AdamW.
 
     The last one is of the kind of the optimizer's first group where there is such a part, and has
     the lr given. The others are as fast, compared with their own kind, as the first group is at
     this point of its schedule, and slowed down as much as the lr given is below that of the first.
-
-    Args:
-        group: ``params``, a list of parameters or of (name, parameter), and maybe ``lr``.
-        others: Groups of the optimizer so far.
-        defaults: Algorithm and lr of groups that name none.
-        planner: What knows the parameters; None outside the factory.
     """
     params = [p if isinstance(p, Tensor) else p[1] for p in group["params"]]
     parts = planner(params) if planner else []

@@ -93,17 +93,7 @@ def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> li
 def from_matrices(
     parts: Sequence[Tensor], shape: torch.Size, layout: str = "flatten", splits: Splits = None
 ) -> Tensor:
-    """Invert ``to_matrices``.
-
-    Args:
-        parts: The result of ``to_matrices``, or tensors of the same shapes.
-        shape: Shape of the parameter.
-        layout: The layout given there.
-        splits: The splits given there.
-
-    Returns:
-        A tensor of that shape.
-    """
+    """Invert ``to_matrices``: return a tensor of a shape from parts like those that it returns."""
     if isinstance(splits, dict):
         count = splits["count"]
         whole = [part.unflatten(0, (-1, count)).transpose(1, 2).flatten(2) for part in parts]
@@ -194,11 +184,7 @@ def _shape(x: Tensor) -> str:
 
 
 def matrix_shapes(shape: torch.Size, layout: str, splits: Splits) -> list[torch.Size]:
-    """Return the (count, rows, cols) of each batch of ``to_matrices`` for a parameter's shape.
-
-    Raises:
-        ValueError: If the splits do not fit.
-    """
+    """Return the (count, rows, cols) of each batch of ``to_matrices`` for a parameter's shape."""
     if isinstance(splits, dict):
         whole = _matrix_shapes(shape, layout, None)
         return [_cut_columns(_stand_in(batch), splits["count"]).shape for batch in whole]

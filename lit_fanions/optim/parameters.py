@@ -61,22 +61,12 @@ class Assignment:
 def assign(
     module: nn.Module, selectors: dict[str, tuple[list[str], list[str]]] | None = None
 ) -> list[Assignment]:
-    """Assign every trainable parameter of a module to a group.
+    """Assign every trainable parameter of a module to a group, in the module's order.
 
     A tag (``parameter.fanion_group = "name"``) decides first, then the selectors in their order,
-    then what the parameter is used as (``usage``). Frozen parameters are left out. One warning
-    names the decisions that are guesses, and how to make them.
-
-    Args:
-        module: The network.
-        selectors: Group name -> (patterns of parameter names as in fnmatch, names of module
-            classes).
-
-    Returns:
-        An assignment for each trainable parameter, in the order of ``named_parameters()``.
-
-    Raises:
-        ValueError: If a selector matches nothing, or a lazy parameter has no shape yet.
+    then what the parameter is used as (``usage``). Selectors are (patterns of parameter names as in
+    fnmatch, names of module classes) by group; one that matches nothing is refused. Frozen
+    parameters are left out. One warning names the decisions that are guesses, and how to make them.
     """
     selectors = selectors or {}
     used = places(module)

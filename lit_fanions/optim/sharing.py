@@ -50,11 +50,6 @@ def assign_owners(
     """Return the rank that each of some parameters is given to: the most expensive first.
 
     Those of one shape are given one after the other, so that all ranks have a part of a stack.
-
-    Args:
-        shapes: Shapes of the parameters.
-        costs: Their costs, in any unit.
-        ranks: Number of ranks.
     """
     loads = [(0.0, rank) for rank in range(ranks)]
     owners = [0] * len(costs)
@@ -76,12 +71,7 @@ def solve_flops(shape: torch.Size, group: Mapping[str, Any]) -> float:
 
 
 def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
-    """Return which of some ranks that replicate parameters solves which of them, a line each.
-
-    Args:
-        groups: Groups of an optimizer.
-        ranks: Number of ranks.
-    """
+    """Return which of some ranks that replicate parameters solves which of them, a line each."""
     shared = {
         name: (p.shape, solve_flops(p.shape, group))
         for group in groups

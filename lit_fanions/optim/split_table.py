@@ -35,9 +35,6 @@ def format_table(rows: list[Row]) -> str:
 
     Rows that differ in numbers within the name alone become one: ``blocks.0..23.norm.weight``. Its
     size is that of all of them. A name that is too long for its column has a line of its own.
-
-    Args:
-        rows: The rows, in the order of the table.
     """
     cells = [tuple(Row._fields), *map(_cells, _fold(rows))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]

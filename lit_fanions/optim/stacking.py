@@ -77,9 +77,8 @@ class Slice(NamedTuple):
 def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]:
     """Return slices of a parameter that has more matrices than may be solved together.
 
-    Returns:
-        An empty list where one slice would be all, or where matrices are no views of the tensors,
-        so that the parameter has to be stepped as a whole.
+    Empty where one slice would be all, or where matrices are no views of the tensors, so that the
+    parameter has to be stepped as a whole.
     """
     grad = p.grad
     assert grad is not None

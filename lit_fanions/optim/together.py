@@ -53,8 +53,7 @@ def stack_momenta(states: Sequence[State]) -> None:
 def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
     """Update the momenta of pieces of one shape and return the N of all their matrices.
 
-    Returns:
-        A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
+    That is a batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
     momentum = _stacked([piece.momentum for piece in pieces])
     gradients = torch.empty_like(momentum)
@@ -129,11 +128,9 @@ def _together(pieces: Sequence[Piece], weight: Tensor, gradient: Tensor, momentu
 
 
 def _stacked_matrices(x: Tensor, group: Group) -> list[Tensor]:
-    """Return the matrices of a stack of tensors, (count, *shape).
+    """Return a batch for each part of ``to_matrices`` of a stack of tensors, (count, *shape).
 
-    Returns:
-        A batch for each part of ``to_matrices``; a view of x if all matrices lie in it as in the
-        batch.
+    It is a view of x if all matrices lie in it as in the batch.
     """
     each = [to_matrices(own, group["layout"], group["splits"]) for own in x.unbind()]
     first = each[0]

@@ -78,13 +78,7 @@ def _old_parametrization(attribute: str, own: dict[str, nn.Parameter]) -> tuple[
 def classify(
     parameter: nn.Parameter, used: list[Place], heads: dict[nn.Module, tuple[str, str]]
 ) -> Rule:
-    """Return what a parameter is used as.
-
-    Args:
-        parameter: The parameter.
-        used: Its places.
-        heads: What ``find_heads`` returned.
-    """
+    """Return what a parameter is used as at its places, with the heads of ``find_heads``."""
     if parameter.numel() == 0:
         return Rule("other", f"{shape_text(parameter)} has no entries", {})
     for name, owner, *_ in used:  # all places, because their order must not matter
