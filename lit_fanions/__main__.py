@@ -22,27 +22,18 @@ def start(args: Sequence[str] | None = None) -> int:
         return 1
 
 
-# Commands that need no Lightning: the modules whose `main` takes their arguments.
-MODULES = {
-    "list": "lit_fanions.cli.catalogue",
-    "report": "lit_fanions.cli.report",
-    "compare": "lit_fanions.cli.compare",
-    "export": "lit_fanions.cli.export",
-    "sweep": "lit_fanions.sweep.__main__",
-}
-
-
 def _run(command: str, given: list[str]) -> int:
     from lit_fanions.checks import did_you_mean
     from lit_fanions.cli.errors import config_files
-    from lit_fanions.cli.messages import SUBCOMMANDS, format_help, format_versions
+    from lit_fanions.cli.messages import OTHER_COMMANDS, SUBCOMMANDS, format_help, format_versions
 
     if command in ("", "--version", "--help", "-h"):
         print(format_versions() if command == "--version" else format_help())
         return 0 if command else 2
-    if command in MODULES:
-        return importlib.import_module(MODULES[command]).main(given[1:])
-    commands = [*SUBCOMMANDS, *MODULES]
+    if command in OTHER_COMMANDS:
+        module, _ = OTHER_COMMANDS[command]
+        return importlib.import_module(f"lit_fanions.{module}").main(given[1:])
+    commands = [*SUBCOMMANDS, *OTHER_COMMANDS]
     if command and not command.startswith("-") and command not in commands:
         hint = did_you_mean(command, commands)
         print(f"error: {command!r} is none of {', '.join(commands)}{hint}", file=sys.stderr)

@@ -9,19 +9,16 @@ torch.optim.AdamW the rest.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import inspect
 import json
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_fanions import Fanion, GroupOptions, __version__
+from lit_fanions import Fanion, __version__
 from lit_fanions.checks import check_choice
 from lit_fanions.cli import export_parts
 from lit_fanions.cli.bundling import Bundle
@@ -29,6 +26,7 @@ from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.lmo import BALLS
 from lit_fanions.lmo.newton_schulz import METHODS, check_polar, polynomials
 from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry
+from lit_fanions.optim.options import argument_docs
 
 _PARTS = export_parts.__name__
 _BASIC = ("lr", "momentum", "nesterov", "weight_decay", "scale")
@@ -124,7 +122,7 @@ def _class_head(title: str, algorithm: str, defaults: dict[str, Any]) -> str:
 
     Args:
         params: Parameters or groups of them.
-        {_argument_docs(defaults)}
+{argument_docs(defaults)}
     """
 
     def __init__(
@@ -141,12 +139,6 @@ def _literal(value: Any) -> str:
     if isinstance(value, tuple):
         return "".join(["(\n", *(f"    {row!r},\n" for row in value), ")"])
     return json.dumps(value) if isinstance(value, str) else repr(value)
-
-
-def _argument_docs(options: dict[str, Any]) -> str:
-    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(GroupOptions)}
-    wrap = functools.partial(textwrap.fill, width=100, subsequent_indent=" " * 12)
-    return "\n".join(wrap(f"        {key}: {helps[key]}") for key in options).lstrip()
 
 
 def main(args: Sequence[str]) -> int:

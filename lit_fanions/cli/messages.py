@@ -24,12 +24,13 @@ SUBCOMMANDS = {
     "predict": "Save the predictions of a checkpoint.",
     "params": "Show which algorithm trains which parameter, and why.",
 }
-OTHER_COMMANDS = {  # with a command line of their own, which needs no Lightning
-    "list": "Print models, data, recipes, algorithms and callbacks.",
-    "report": "Write what TensorBoard would show as one HTML page.",
-    "compare": "Find the first step and tensor in which two trainings differ.",
-    "export": "Write an optimizer as one file that needs torch alone.",
-    "sweep": "Train a grid of settings, or search them.",
+# Commands that need no Lightning: the modules whose `main` takes their arguments, and what they do.
+OTHER_COMMANDS = {
+    "list": ("cli.catalogue", "Print models, data, recipes, algorithms and callbacks."),
+    "report": ("cli.report", "Write what TensorBoard would show as one HTML page."),
+    "compare": ("cli.compare", "Find the first step and tensor in which two trainings differ."),
+    "export": ("cli.export", "Write an optimizer as one file that needs torch alone."),
+    "sweep": ("sweep.__main__", "Train a grid of settings, or search them."),
 }
 DESCRIPTION = "Train networks in the norm of your choice."
 EXAMPLES = f"""\
@@ -54,7 +55,8 @@ Later files and options win over earlier ones. `fit --print_config` shows the re
 
 def format_help() -> str:
     """Return the help of the program; that of a subcommand is its parser's."""
-    commands = "\n".join(f"  {k:10}{v}" for k, v in {**SUBCOMMANDS, **OTHER_COMMANDS}.items())
+    others = {name: text for name, (_, text) in OTHER_COMMANDS.items()}
+    commands = "\n".join(f"  {k:10}{v}" for k, v in {**SUBCOMMANDS, **others}.items())
     usage = f"usage: {PROGRAM} COMMAND [--OPTION VALUE ...]\n       {PROGRAM} COMMAND --help"
     return f"{usage}\n\n{DESCRIPTION}\n\ncommands:\n{commands}\n\n{EXAMPLES}"
 

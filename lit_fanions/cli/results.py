@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_fanions.callbacks.figures import new_figure
 from lit_fanions.cli.console import Table, machine
 
 if TYPE_CHECKING:
@@ -62,12 +63,7 @@ class Outcome:
         text = json.dumps(contents, indent=1, allow_nan=False)
         (folder / f"{name}.json").write_text(f"{text}\n")
         if self.draw is not None:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-
-            # Not pyplot, which would look for a screen.
-            figure = Figure(figsize=self.size, layout="constrained")
-            FigureCanvasAgg(figure)
+            figure = new_figure(*self.size)
             self.draw(figure)
             figure.savefig(folder / f"{name}.png", dpi=150)
         endings = ".csv, .json" if self.draw is None else ".png, .csv, .json"

@@ -327,14 +327,12 @@ NAMES = tuple(f.name for f in FIELDS)
 CHECKS: dict[str, _Check] = {f.name: f.metadata["check"] for f in FIELDS}
 
 
-def argument_docs(indent: str = "    ") -> str:
-    """Return the options as entries of the Args section of a docstring."""
-    lines = []
-    for f in FIELDS:
-        text = f"{f.name}: {f.metadata['help']}"
-        wrapped = textwrap.wrap(text, 100 - len(indent) - 4)
-        lines += [f"{indent}    {wrapped[0]}", *(f"{indent}        {line}" for line in wrapped[1:])]
-    return "\n".join(lines)
+def argument_docs(names: Iterable[str] | None = None) -> str:
+    """Return options, by default all, as entries of the Args section of a class's docstring."""
+    helps = {f.name: f.metadata["help"] for f in FIELDS}
+    wrapper = textwrap.TextWrapper(100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    texts = (f"{name}: {helps[name]}" for name in (helps if names is None else names))
+    return "\n".join(wrapper.fill(text) for text in texts)
 
 
 GroupOptions.__doc__ = f"{GroupOptions.__doc__}\n\n    Args:\n{argument_docs()}\n    "
