@@ -2,7 +2,7 @@
 
 For a matrix x and balls A and B the blend's norm is the smallest t with x in t * A + t * B. Every
 search returns Z, the part of x in t * A, and a y that bounds t from below:
-<x, y> = t * max <y, d> over A + B.
+``<x, y> = t * max <y, d>`` over A + B.
 
 A room of its own because ``norms`` consists of formulas, and these are searches.
 """
@@ -88,8 +88,8 @@ def _split_largest(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor
 def _split_iteratively(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
     """Find Z and y by the alternating direction method of multipliers.
 
-    Maximises <x, y> over the y whose dual norms, weighted by the radii, sum to at most 1, with a
-    copy of y for each of the two terms; Z is the multiplier of their equality. Every round bounds
+    Maximises ``<x, y>`` over the y whose dual norms, weighted by the radii, sum to at most 1, with
+    a copy of y for each of the two terms; Z is the multiplier of their equality. Every round bounds
     the norm of x from below, by a copy, and from above, by Z; the best of each are returned.
     """
     scale = x.abs().amax((-2, -1), keepdim=True)

@@ -98,11 +98,11 @@ class Norm(ABC):
 
     @abstractmethod
     def dual(self, x: Tensor) -> Tensor:
-        """Return max <x, d> over the unit ball, the dual norm: (..., rows, cols) -> (...)."""
+        """Return max ``<x, d>`` over the unit ball, the dual norm: (..., rows, cols) -> (...)."""
 
     @abstractmethod
     def lmo(self, m: Tensor) -> Tensor:
-        """Return a maximiser of <m, d> in the unit ball: (..., rows, cols) -> the same, float64.
+        """Return a maximiser of ``<m, d>`` in the unit ball, of the shape of m, in float64.
 
         Zero for a zero matrix. Where there are several maximisers (equal singular values at the
         cut, equal largest entries) it is one of them.

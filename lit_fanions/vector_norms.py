@@ -32,7 +32,7 @@ class VectorNorm(ABC):
 
     @abstractmethod
     def vertex(self, s: Tensor) -> Tensor:
-        """Return a maximiser of <s, d> over the unit ball: (..., n) -> (..., n)."""
+        """Return a maximiser of ``<s, d>`` over the unit ball: (..., n) -> (..., n)."""
 
     @abstractmethod
     def project(self, s: Tensor, radius: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ def test_version(capfd):
     ids=" ".join,
 )
 def test_light_commands_do_not_load_lightning(args, project):
-    pytest.importorskip("matplotlib")
     with SummaryWriter("logs") as writer:
         writer.add_scalar("train/loss", 1.0, 0)
     code = (

@@ -1,11 +1,10 @@
 """Draw spectra and stable ranks, for TensorBoard and for the report.
 
-matplotlib is imported by the first drawing: without it everything but the drawings works.
+matplotlib is imported by the first drawing, because that takes a second.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,11 +25,6 @@ class Sample(NamedTuple):
     values: list[float]  # descending
     weights: list[float]  # number of singular values that each value stands for
     source: str  # "momentum" or "gradient"
-
-
-def has_matplotlib() -> bool:
-    """Return True if matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> Figure:

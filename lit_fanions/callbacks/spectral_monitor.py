@@ -30,8 +30,7 @@ class SpectralMonitor(Watcher):
     explained in docs/quantities.md. They go to every logger and to EarlyStopping and
     ModelCheckpoint, which may monitor them. TensorBoard also gets histograms of the momentum's
     singular values (in powers of ten of the largest), a page of custom scalars and, after each
-    validation, two figures if matplotlib is installed. Lightning may be ``lightning`` or
-    ``pytorch_lightning``.
+    validation, two figures. Lightning may be ``lightning`` or ``pytorch_lightning``.
 
     With Fanion the values come from inside its step. For other optimizers, and for Fanion's groups
     of adamw and sgd, gradients, weights and updates of those parameters are logged that
@@ -168,9 +167,6 @@ class SpectralMonitor(Watcher):
             return False
         writers = list(filter(None, map(tensorboard_writer, trainer.loggers)))
         if not writers:
-            return False
-        if not figures.has_matplotlib():
-            self._warn("SpectralMonitor draws no figures: pip install matplotlib")
             return False
         drawn = {}
         if self._history:

@@ -1,6 +1,7 @@
 """Callbacks of every run from the command line; private, so that no help lists them."""
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,13 @@ class WatchProgress(Callback):
     def __init__(self) -> None:
         self.has_begun = False
         self.checkpoint: str | None = None  # the one asked for
+        self.folders: list[Path] = []  # made for the logs of this run
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to start from scratch where `last` found no checkpoint."""
+        """Refuse to start from scratch where `last` found no checkpoint; leave no folder behind."""
         if self.checkpoint == "last" and trainer.ckpt_path is None:
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
             raise MisconfigurationException(
                 "--ckpt_path last looks in this run's own folder only, which has no checkpoint: "
                 "give the path of one, or leave --ckpt_path out to start from scratch"
@@ -204,10 +208,11 @@ def _skipped_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[s
     }
 
 
-def reserve_version(logger: Logger) -> None:
+def reserve_version(logger: Logger, folders: list[Path]) -> None:
     """Let a logger create the folder of its version, so that no other run takes the same number.
 
-    Lightning's own loggers choose the next number when it is first asked for.
+    Lightning's own loggers choose the next number when it is first asked for. The folder is then
+    added to ``folders``.
     """
     choose = getattr(logger, "_get_next_version", None)
     is_local = isinstance(getattr(logger, "_fs", None), LocalFileSystem)
@@ -217,8 +222,10 @@ def reserve_version(logger: Logger) -> None:
     def reserve() -> int:
         version: int = choose()
         while _is_first_rank():  # the other ranks get the folder from this one
+            folder = Path(str(logger.root_dir), f"version_{version}")
             try:
-                Path(str(logger.root_dir), f"version_{version}").mkdir(parents=True)
+                folder.mkdir(parents=True)
+                folders.append(folder)
                 break
             except FileExistsError:  # another run was faster
                 version += 1

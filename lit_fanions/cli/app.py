@@ -104,6 +104,10 @@ class Trainer(pl.Trainer):
         print(split)
         if devices > 1:
             print(format_owners(Fanion(parameter_groups(split)).param_groups, devices))
+        frozen = {n: p.numel() for n, p in model.named_parameters() if not p.requires_grad}
+        if frozen:
+            names = f"{next(iter(frozen))}, ..." if len(frozen) > 1 else next(iter(frozen))
+            print(f"Frozen, in no group: {sum(frozen.values()):,} ({names})")
         print(f"Total parameters: {sum(p.numel() for p in model.parameters()):,}")
 
 
@@ -238,7 +242,7 @@ class CLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
         for logger in trainer.loggers:
-            reserve_version(logger)
+            reserve_version(logger, self._progress.folders)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -7,13 +7,12 @@ of the package and those of the working directory (the checkout, or a project of
 import argparse
 import ast
 import re
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lit_fanions.checks import check_choice
 from lit_fanions.cli.errors import one_line
-from lit_fanions.lmo import PolarMethod
+from lit_fanions.lmo.newton_schulz import SUMMARIES
 from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
 
 Line = tuple[str, str]  # name, description
@@ -92,7 +91,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[], Iterator[Line]]]] = {
     "algorithms": ("--model.optimizer.matrix.algorithm NAME", _algorithms),
     "presets": (
         "--model.optimizer.matrix.polar NAME",
-        lambda: ((name, "") for name in typing.get_args(PolarMethod)),
+        lambda: iter(SUMMARIES.items()),
     ),
     "callbacks": ("--trainer.callbacks+ CLASS", lambda: _exported_classes(_CALLBACKS)),
 }

@@ -72,7 +72,6 @@ def main(args: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(args)
     try:
-        console.require("matplotlib", "compare")
         console.check_counts(options, "steps")
         folders = _folders(options, rest)
         a, b = map(curves.read_runs, folders)

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES
 from lit_fanions.cli import curves
 from lit_fanions.cli.console import Refused
@@ -172,8 +171,6 @@ def main(args: Sequence[str]) -> int:
     )
     options = parser.parse_args(args)
     try:
-        if not figures.has_matplotlib():
-            raise Refused("the report needs matplotlib: pip install matplotlib")
         runs = curves.read_runs(options.logdir)
         for path in write(runs, options.output or options.logdir / "report.html"):
             print(path)

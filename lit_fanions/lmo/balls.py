@@ -37,7 +37,7 @@ class Ball:
         oracle: Returns the direction of steepest descent. D(0) = 0; NaN for a matrix with a NaN or
             an infinity.
         norm: The exact counterpart in ``lit_fanions.norms``.
-        dual: Maps a spectrum, the matrices and a case to the dual norm, (...): what <m, D> can
+        dual: Maps a spectrum, the matrices and a case to the dual norm, (...): what ``<m, D>`` can
             reach in the unit ball.
         length: Frobenius norm of directions of matrices of full rank in the unit ball; None where
             it depends on the matrix.

@@ -127,7 +127,7 @@ class Oracle:
         return sum(ball.flops(self.case) for ball, _ in self.parts)
 
     def dual(self, spectrum: Spectrum, m: Tensor) -> Tensor:
-        """Return the dual norm, what <m, D> can reach: (...).
+        """Return the dual norm, what ``<m, D>`` can reach: (...).
 
         Args:
             spectrum: Spectrum of the matrices.
@@ -170,7 +170,7 @@ def direction(
     warm_start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return the direction of steepest descent D(m) = argmax {<m, d> : |d| <= 1}.
+    """Return the direction of steepest descent D(m) = ``argmax {<m, d> : |d| <= 1}``.
 
     ``rank=None`` is Muon, ``rank=1`` Neon, ``rank=k`` a k-Fanion; ``alpha < 1`` blends it with
     normalised SGD (F-), sign descent (S-) or another ball of the table; ``alpha=0`` leaves only

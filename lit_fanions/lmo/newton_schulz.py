@@ -22,6 +22,7 @@ _Row = tuple[float, float, float]
 
 
 class _Preset(NamedTuple):
+    summary: str
     rows: tuple[_Row, ...]
     steps: int
     repeats: bool  # whether its last row may be repeated past the end of the table
@@ -34,10 +35,15 @@ def _safe(rows: tuple[_Row, ...], margin: float) -> tuple[_Row, ...]:
 
 
 _PRESETS: dict[str, _Preset] = {
-    # K. Jordan et al., Muon (2024): fast at first, never settles at 1.
-    "jordan": _Preset(((3.4445, -4.7750, 2.0315),), 5, True),
-    # Five fitted steps; a sixth would start far from where the fifth row is good.
+    "jordan": _Preset(
+        "K. Jordan et al., Muon (2024): fast at first, never settles at 1",
+        ((3.4445, -4.7750, 2.0315),),
+        5,
+        True,
+    ),
+    # A sixth step would start far from where the fifth row is good.
     "quintic": _Preset(
+        "fitted for exactly five steps",
         (
             (4.0848, -6.8946, 2.9270),
             (3.9505, -6.3029, 2.6377),
@@ -48,9 +54,9 @@ _PRESETS: dict[str, _Preset] = {
         5,
         False,
     ),
-    # Polar Express, arXiv 2505.16932: minimax optimal for singular values from 1e-3 to 1; the
-    # published seventh row is that of the limit but for rounding.
+    # The published seventh row is that of the limit but for rounding.
     "polar_express": _Preset(
+        "arXiv 2505.16932: minimax optimal for singular values from 1e-3 to 1",
         (
             *_safe(
                 (
@@ -69,9 +75,9 @@ _PRESETS: dict[str, _Preset] = {
         True,
         1.01,
     ),
-    # CANS, arXiv 2506.10935: equioscillates up to the very ends of its intervals, where it is
-    # steep, so in bfloat16 it needs the safety margin even more.
+    # Steep at the ends of its intervals, so in bfloat16 it needs the safety margin even more.
     "cans": _Preset(
+        "arXiv 2506.10935: equioscillates up to the very ends of its intervals",
         (
             *_safe(
                 (
@@ -88,10 +94,19 @@ _PRESETS: dict[str, _Preset] = {
         True,
         1.02,
     ),
-    # Converges from everywhere in (0, 1], slowly.
-    "convergent": _Preset(((2.0, -1.5, 0.5),), 12, True),
+    "convergent": _Preset(
+        "converges from everywhere in (0, 1], slowly", ((2.0, -1.5, 0.5),), 12, True
+    ),
 }
-METHODS = (*_PRESETS, "exact", "auto")
+# The preset of "auto": the fewest products that keep <m, d> at .97 of the nuclear norm for
+# condition numbers up to 1e3.
+AUTO = "polar_express"
+SUMMARIES = {
+    **{name: f"{own.summary} ({own.steps} steps)" for name, own in _PRESETS.items()},
+    "exact": "the singular value decomposition",
+    "auto": f"the same as {AUTO}",
+}
+METHODS = tuple(SUMMARIES)
 if TYPE_CHECKING:
     PolarMethod = str
 else:
@@ -121,11 +136,6 @@ def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
         found.append((new_a, b * ratio**3 / unit, c * ratio**5 / unit))
         unit = ratio
     return tuple(reversed(found))
-
-
-# The preset of "auto": the fewest products that keep <m, d> at .97 of the nuclear norm for
-# condition numbers up to 1e3.
-AUTO = "polar_express"
 
 
 def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:

@@ -27,7 +27,7 @@ class Settings:
         oversampling: Columns beyond k of a block that starts cold.
         tol: Error of U_k V_k^T at which solvers with a tolerance stop; None: ``residual_tol`` alone
             decides.
-        residual_tol: Residual that is small enough for the optimizer, which needs <m, D>.
+        residual_tol: Residual that is small enough for the optimizer, which needs ``<m, D>``.
         sign_scale: Radius of the sign ball, the size of the entries of its direction.
         p: Exponent of the Schatten ball, from 1 to infinity.
     """

@@ -174,7 +174,7 @@ def top_singular(
             and cupy stop, at least 0. It is estimated (``Search.error``); see there for matrices
             with s_k = s_(k+1), where U_k V_k^T is not determined.
         residual_tol: Stop instead when every |m^T u - s v| <= residual_tol * s, as the optimizer
-            does: it needs <m, U_k V_k^T> alone, which is as accurate.
+            does: it needs ``<m, U_k V_k^T>`` alone, which is as accurate.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that
@@ -221,8 +221,8 @@ class Search(NamedTuple):
             the remaining singular values in place of the next one. It was .8 to 6 times the error.
         determined: Whether the error is within the tolerance, (...). Where it is not, s_k and
             s_(k+1) are copies of one singular value, or the search ended at its limits; then the
-            residuals alone bound <m, U_k V_k^T>, which is within max(residuals) of the Ky Fan norm
-            relative to it.
+            residuals alone bound ``<m, U_k V_k^T>``, which is within max(residuals) of the Ky Fan
+            norm relative to it.
         residuals: The larger of |m^T u - s v| and |m v - s u| over s, (..., k).
         products: Columns that m or m^T was multiplied by, summed over the batch.
     """

@@ -15,7 +15,7 @@ _COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _QUERY = re.compile(r"w?q|query|(to_)?q(_proj|_lin)?|query_proj")
 _KEY_VALUE = re.compile(r"w?[kv]|key|value|(to_)?[kv](_proj|_lin)?|(key|value)_proj")
-_FUSED = re.compile(r"w?qkv(_proj)?|to_qkv|c_attn|attn_qkv|query_key_value|in_proj")
+FUSED = re.compile(r"w?qkv(_proj)?|to_qkv|c_attn|attn_qkv|query_key_value|in_proj")
 _OUTPUT = re.compile(r"w?o|o_proj|out_proj|c_proj|proj|dense|out_lin|to_out|out|projection")
 
 Heads = dict[str, int]
@@ -39,7 +39,7 @@ def find_attention_heads(module: nn.Module) -> dict[tuple[nn.Module, str], Heads
             continue
         layers = {name.lower(): child for name, child in parent.named_children()}
         query = next((x for name, x in layers.items() if _QUERY.fullmatch(name)), None)
-        fused = any(_FUSED.fullmatch(name) for name in layers)
+        fused = any(FUSED.fullmatch(name) for name in layers)
         count = _declared(parent, _COUNTS)
         if count and (query is not None or fused):
             for name, layer in layers.items():
@@ -60,7 +60,7 @@ def _heads_of_layer(name: str, layer: nn.Module, count: int, key_values: int) ->
     for pattern, rows in (
         (_QUERY, count),
         (_KEY_VALUE, key_values),
-        (_FUSED, count + 2 * key_values),
+        (FUSED, count + 2 * key_values),
     ):
         if pattern.fullmatch(name) and outputs % rows == 0:
             return {"count": rows, "dim": 0}

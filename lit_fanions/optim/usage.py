@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lit_fanions.optim.attention import FUSED
 from lit_fanions.optim.heads import is_adapter, is_embedding
 from lit_fanions.optim.matrices import matrix_shapes
 
@@ -234,7 +235,7 @@ def _orientation(parameter: nn.Parameter, owner: nn.Module, name: str) -> str | 
 
 
 def _stack(parameter: nn.Parameter, owner: nn.Module, name: str) -> Rule:
-    """Return the use of a 3-D parameter: a stack of matrices, one for each expert."""
+    """Return the use of a 3-D parameter: a stack of matrices, for each expert or of q, k and v."""
     count, kind = parameter.shape[0], type(owner).__name__
     declared = [
         value for key, value in vars(owner).items() if "expert" in key and isinstance(value, int)
@@ -246,7 +247,8 @@ def _stack(parameter: nn.Parameter, owner: nn.Module, name: str) -> Rule:
     if min(parameter.shape) > 1 and parameter.shape[1] * parameter.shape[2] == count:
         reason = f"{DOUBTFUL}a {count}x{count} matrix of {kind}, by heads?"
         return Rule("matrix", reason, {"layout": "flatten"})
-    sure = count in declared or bool(biases) or "expert" in f"{kind}.{name}".lower()
+    is_fused = count == 3 and FUSED.fullmatch(name.lower()) is not None
+    sure = is_fused or count in declared or bool(biases) or "expert" in f"{kind}.{name}".lower()
     orientation = _orientation(parameter, owner, name) or _orientation_by_pair(parameter, owner)
     layout = "batch"
     if orientation == "in x out":

@@ -102,8 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options, recipe = parser.parse_known_args(args)
     try:
         refuse_mistyped(recipe, parser)
-        for package in ("optuna", "matplotlib"):
-            console.require(package, "a sweep")
+        console.require("optuna", "a sweep")
         return run(options, recipe)
     except Refused as error:
         parser.error(str(error))

@@ -42,7 +42,6 @@ def test_every_quantity_has_a_title_and_a_meaning():
 
 
 def test_a_legend_names_at_most_thirty_matrices():
-    pytest.importorskip("matplotlib")
     for count, shown in ((3, 3), (100, 25)):
         samples = {f"layer{i}${i}_{{": SAMPLE for i in range(count)}
         figure = figures.spectra(samples)
@@ -53,7 +52,6 @@ def test_a_legend_names_at_most_thirty_matrices():
 
 
 def test_long_names_leave_space_for_the_plot():
-    pytest.importorskip("matplotlib")
     figure = figures.stable_ranks({0: {LONG: 1.0, "b": 2.0}, 5: {LONG: 1.5, "b": 2.5}})
     pixels = figures.pixels(figure)
     assert pixels.shape[1] == 900

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_fanions.callbacks import NormAdvisor, SpectralMonitor, figures, spectral_monitor
+from lit_fanions.callbacks import NormAdvisor, SpectralMonitor, spectral_monitor
 from tests.callbacks.nets import BATCHES, MATRICES, Net, assert_bit_equal, everything, fit
 from tests.callbacks.recording import BreakOneGradient, LoggedValues, config, scalars
 
@@ -117,9 +117,7 @@ def test_zero_and_nan_weights_are_drawn(tmp_path, value):
     assert "spectral/weight_stable_rank/down.weight" not in run.callback_metrics
     assert run.global_step == BATCHES
     images = events.Tags()["images"]
-    assert images == (
-        ["spectral/singular_values"] if value == 0 and figures.has_matplotlib() else []
-    )
+    assert images == (["spectral/singular_values"] if value == 0 else [])
 
 
 def test_long_runs_drop_every_other_step_of_the_history(tmp_path, monkeypatch):
@@ -166,9 +164,7 @@ def test_scalars_go_to_every_logger_and_the_rest_to_tensorboard(tmp_path):
     layout = events.Tensors("custom_scalars__config__")
     assert len(layout) == 1
     assert b"momentum_nuclear/group/matrix" in layout[0].tensor_proto.string_val[0]
-    images = (
-        ["spectral/singular_values", "spectral/stable_rank"] if figures.has_matplotlib() else []
-    )
+    images = ["spectral/singular_values", "spectral/stable_rank"]
     assert sorted(events.Tags()["images"]) == images
 
 
@@ -192,16 +188,6 @@ def test_fast_dev_run_and_barebones_log_nothing(tmp_path, how, recwarn):
         run = fit(tmp_path, Net(config()), SpectralMonitor(1), **{**settings, **how})
     assert run.optimizers[0].observers == ()
     assert not list(tmp_path.rglob("events*"))
-
-
-def test_only_figures_need_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "has_matplotlib", lambda: False)
-    board = TensorBoardLogger(tmp_path, name="", version="")
-    with pytest.warns(UserWarning, match="pip install matplotlib") as caught:
-        fit(tmp_path, Net(config()), SpectralMonitor(1), logger=board, validate=True,
-            val_check_interval=2)  # fmt: skip
-    assert sum("matplotlib" in str(w.message) for w in caught) == 1
-    assert scalars(tmp_path, "spectral/momentum_nuclear/down.weight")
 
 
 # Resuming, stopping, the best checkpoint.

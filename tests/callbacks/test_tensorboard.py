@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_fanions.callbacks import SpectralMonitor
 from tests.callbacks.nets import Net, fit
 
-pytest.importorskip("matplotlib")
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

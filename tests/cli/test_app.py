@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 
 from lit_fanions.cli.app import main
 from tests.cli.recipes import FIT, edit_recipe
@@ -106,6 +107,15 @@ def test_params_shows_the_split_and_the_total(project, capfd):
         assert any(name in line for line in lines)
     assert lines[-1] == "Total parameters: 58"
     assert not (project / "lightning_logs").exists()
+
+
+def test_params_names_frozen_parameters(project, capfd, monkeypatch):
+    freeze = lambda self: self.net[0].requires_grad_(False)  # noqa: E731
+    monkeypatch.setattr(LightningModule, "configure_model", freeze)
+    assert main(["params", "--config", "recipe.yaml"]) == 0
+    *_, frozen, total = capfd.readouterr().out.splitlines()
+    assert frozen == "Frozen, in no group: 40 (net.0.weight, ...)"
+    assert total == "Total parameters: 58"
 
 
 def test_params_shows_what_each_device_solves(project, capfd):

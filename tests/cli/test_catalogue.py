@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_fanions.__main__ import start as main
+from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
 from tests.conftest import TESTS
 
@@ -57,6 +58,12 @@ def test_algorithms_are_listed_with_ball_and_direction(project, capfd):
             assert all(text in lines[name] for text in describe_step(given))
     assert lines["neon"] == "nuclear: u₁ v₁ᵀ, rank 1"
     assert lines["s_muon"] == "spectral + largest entry: 0.5 (U Vᵀ) + 0.5 (sign(M))"
+
+
+def test_polar_methods_are_listed_with_what_they_are(project, capfd):
+    lines = listed(["presets"], capfd)
+    assert tuple(lines) == tuple(sorted(METHODS))
+    assert all(lines.values())
 
 
 def test_empty_folder_lists_no_models(project, capfd):

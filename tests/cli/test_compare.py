@@ -17,8 +17,6 @@ from lit_fanions.cli.digests import RecordDigests
 from tests.callbacks.nets import Net, fit
 from tests.conftest import TESTS
 
-pytest.importorskip("matplotlib")
-
 
 def log(folder, losses, seconds=1.0):
     with SummaryWriter(str(folder)) as writer:

@@ -49,6 +49,7 @@ def test_last_without_a_checkpoint_is_refused(project, capfd):
         main([*FIT, "--ckpt_path", "last"])
     assert stop.value.code == 2
     assert "--ckpt_path last looks in this run" in capfd.readouterr().err.splitlines()[-1]
+    assert not list(Path("lightning_logs").glob("version_*"))
 
 
 def test_last_resumes_where_checkpoints_have_a_folder_of_their_own(project, caplog):
@@ -179,7 +180,7 @@ def test_runs_that_start_at_one_moment_get_a_folder_each(logger, project):
 
     def choose() -> None:
         own = getattr(loggers, logger)(save_dir="logs", name="run")
-        reserve_version(own)
+        reserve_version(own, [])
         barrier.wait()
         chosen.append(own.version)
 
@@ -194,7 +195,7 @@ def test_runs_that_start_at_one_moment_get_a_folder_each(logger, project):
 def test_chosen_version_is_reserved_before_anything_is_logged(project):
     assert main([*FIT, "--trainer.max_epochs", "1"]) == 0
     other = loggers.TensorBoardLogger(save_dir=".", name="lightning_logs")
-    reserve_version(other)
+    reserve_version(other, [])
     assert other.version == 1
     assert Path("lightning_logs/version_1").is_dir()
 
@@ -203,5 +204,5 @@ def test_file_with_the_name_of_a_version_is_passed_over(project):
     Path("logs").mkdir()
     Path("logs/version_0").touch()
     own = loggers.TensorBoardLogger(save_dir=".", name="logs")
-    reserve_version(own)
+    reserve_version(own, [])
     assert own.version == 1

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fanions.__main__ import start as main
-from lit_fanions.callbacks import SpectralMonitor, figures
+from lit_fanions.callbacks import SpectralMonitor
 from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import report
 from lit_fanions.cli.curves import Run, differing_settings, is_metric, read_runs
@@ -50,7 +50,6 @@ def test_scalars_and_spectra_are_read(logs):
 
 
 def test_a_page_has_losses_first_a_summary_and_what_quantities_mean(logs, capsys):
-    pytest.importorskip("matplotlib")
     assert main(["report", str(logs)]) == 0
     printed = capsys.readouterr()
     assert printed.out.strip() == str(logs / "report.html")
@@ -66,7 +65,6 @@ def test_a_page_has_losses_first_a_summary_and_what_quantities_mean(logs, capsys
 
 
 def test_runs_share_figures_in_a_folder_of_pngs(logs, tmp_path):
-    pytest.importorskip("matplotlib")
     (run,) = read_runs(logs)
     few = {t: c for t, c in run.curves.items() if "oracle" in t or "stable_rank" in t}
     runs = [Run(name, few) for name in ("a/b", "a_b", "c d")]
@@ -79,7 +77,6 @@ def test_runs_share_figures_in_a_folder_of_pngs(logs, tmp_path):
 
 
 def test_figures_name_matrices_or_runs(logs):
-    pytest.importorskip("matplotlib")
     (run,) = read_runs(logs)
     other = Run("other", run.curves)
     for runs, names in (([run], MATRICES), ([run, other], ["one run", "other"])):
@@ -135,7 +132,6 @@ def test_metrics_are_told_from_other_scalars(tag, expected):
 
 
 def test_names_that_are_no_mathtext_are_drawn(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     bad = "a$_{b$"
     for run in ("x$^$", "y_$\\frac$"):
         with SummaryWriter(str(tmp_path / run)) as writer:
@@ -154,7 +150,6 @@ def test_names_that_are_no_mathtext_are_drawn(tmp_path, capsys):
 
 
 def test_scale_of_a_quantity_is_the_same_in_all_reports(tmp_path):
-    pytest.importorskip("matplotlib")
     scales = {}
     for values in ((1.0, 2.0), (1e-5, 1e5)):
         names = "momentum_nuclear", "momentum_nuclear_rank", "update_rms", "update_lr"
@@ -171,7 +166,6 @@ def test_scale_of_a_quantity_is_the_same_in_all_reports(tmp_path):
 
 
 def test_runs_and_groups_differ_in_colour_or_line(tmp_path):
-    pytest.importorskip("matplotlib")
     curves = {f"spectral/update_rms/group/{name}": [(0, 1.0), (1, 2.0)] for name in "ab"}
     (drawing,) = draw([Run(str(i), curves) for i in range(3)])
     lines = drawing.figure.axes[0].get_lines()
@@ -183,7 +177,6 @@ def test_runs_and_groups_differ_in_colour_or_line(tmp_path):
 
 
 def test_test_metrics_and_counts_are_no_training_curves():
-    pytest.importorskip("matplotlib")
     tags = "val/loss", "test/loss", "lr/matrix", "train/samples"
     figures = {
         drawing.title: [axes.get_title() for axes in drawing.figure.axes]
@@ -197,7 +190,6 @@ def test_test_metrics_and_counts_are_no_training_curves():
 
 
 def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     assert main(["report", str(logs), "--output", str(tmp_path / "x.png")]) == 2
     assert "give a .html file, or a folder for PNGs" in capsys.readouterr().err
     assert main(["report", str(logs), "--output", str(tmp_path / "x.HTML")]) == 0
@@ -205,8 +197,7 @@ def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("case", ["no folder", "no events", "no argument", "unknown option"])
-def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(figures, "has_matplotlib", lambda: True)
+def test_mistakes_are_one_line(tmp_path, capsys, case):
     args = {
         "no folder": [str(tmp_path / "nothing")],
         "no events": [str(tmp_path)],
@@ -221,9 +212,3 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, case):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert captured.out == ""
-
-
-def test_a_missing_matplotlib_is_named(logs, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "has_matplotlib", lambda: False)
-    assert main(["report", str(logs)]) == 2
-    assert "pip install matplotlib" in capsys.readouterr().err

@@ -337,6 +337,11 @@ def test_experts_are_stacks_whose_orientation_is_known(stored, bias):
         assert reasons["down_proj_b"] == ("other", "biases of Experts")
 
 
+def test_stack_of_queries_keys_and_values_is_known_by_its_name():
+    (qkv, *_) = split_parameters(before_a_head(part=Raw("qkv", 3, 6, 6)))
+    assert (qkv.reason, qkv.options) == ("stack of 3 matrices of Raw", {"layout": "batch"})
+
+
 def test_stack_of_unknown_orientation_is_a_guess():
     with pytest.warns(UserWarning, match="part.kernels.*overrides"):
         split = split_parameters(before_a_head(part=Raw("kernels", 3, 4, 6)))

@@ -11,8 +11,6 @@ from experiments.paper import airbench, execution, nanogpt_alpha
 from experiments.paper.__main__ import CHECKOUT, main
 from experiments.paper.statements import STATEMENTS
 
-pytest.importorskip("matplotlib")
-
 STUDIES = {"airbench": airbench.STUDY, "nanogpt_alpha": nanogpt_alpha.STUDY}
 
 

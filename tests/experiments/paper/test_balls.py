@@ -11,8 +11,6 @@ from experiments.paper.balls import claims, geometry
 from experiments.paper.statements import STATEMENTS
 from lit_fanions import norms
 
-pytest.importorskip("matplotlib")
-
 POINTS = torch.randn(300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 KY_FAN = geometry.polyhedron(norms.KyFan(2), norms.KyFanDual(2), POINTS)
 DUAL = geometry.polyhedron(norms.KyFanDual(2), norms.KyFan(2), POINTS)

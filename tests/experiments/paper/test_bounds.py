@@ -13,8 +13,6 @@ from experiments.paper.bounds.article import ALGORITHMS, PRINTED, Printed
 from experiments.paper.bounds.smoothness import EXACT, FITTED, FORMULA, GAMMA
 from experiments.paper.statements import STATEMENTS
 
-pytest.importorskip("matplotlib")
-
 
 def values(size=50, problems=4, seed=0):
     generator = torch.Generator().manual_seed(seed)

@@ -26,8 +26,6 @@ from experiments.paper.statements import STATEMENTS
 from lit_fanions import bounds
 from tests.conftest import TESTS
 
-pytest.importorskip("matplotlib")
-
 STEPS = [0, 1, 10, 100, 1000, 5000]
 L = 2.0
 

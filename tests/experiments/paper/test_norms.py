@@ -11,8 +11,6 @@ from experiments.paper.norms import claims, methods, steps
 from experiments.paper.statements import STATEMENTS
 from lit_fanions import norms as library
 
-pytest.importorskip("matplotlib")
-
 METHODS = {method.name: method for method in methods.METHODS}
 
 

@@ -12,7 +12,6 @@ from experiments.paper.__main__ import main
 from experiments.paper.statements import STATEMENTS
 from experiments.paper.topk import claims, measure
 
-pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
 

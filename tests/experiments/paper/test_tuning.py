@@ -18,8 +18,6 @@ from experiments.paper.tuning import figure
 from lit_fanions.cli import runner
 from tests.conftest import TESTS, toy_recipe
 
-pytest.importorskip("matplotlib")
-
 INF = math.inf
 SEED = "--seed_everything="
 LR = "--model.init_args.optimizer.matrix.lr="
