@@ -6,6 +6,8 @@ largest entry first costs one pass and removes both, so no oracle needs an absol
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -77,6 +79,14 @@ def _divided(
     given = m if overwrite else None
     overwrite = overwrite or m.dtype not in _EXACT
     m = m if m.dtype in _EXACT else m.float()
+    if m.device.type == "cuda" and m.dtype == torch.float32:
+        # In float64 squares of float32 neither under- nor overflow, which saves two passes. Other
+        # accelerators may have no float64. The remainder of infinity by infinity is NaN.
+        norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+        norm.clamp_(min=torch.finfo(torch.float64).tiny).fmod_(math.inf)
+        kept = given if given is not None and given.dtype == (dtype or m.dtype) else None
+        result = torch.empty_like(m, dtype=dtype) if kept is None else kept
+        return torch.div(m, norm, out=result), norm.to(m.dtype), None
     on_cpu, peak = m.device.type == "cpu", None
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) if on_cpu else None
     if norm is None or not _are_plain(norm):

@@ -231,9 +231,10 @@ def renormalise(matrices: Sequence[Tensor], finite: Tensor, group: Group) -> Non
     lr, blocks = group["lr"], column_blocks(group)
     stepped = finite & (lr != 0) if isinstance(lr, Tensor) else finite
     for m in matrices:
-        norm = frobenius_norm(m)
-        # In float32: bfloat16 would round the factor to 1.
-        m.mul_(torch.where((norm > 0) & stepped, math.sqrt(m.shape[-2] / blocks) / norm, 1.0))
+        # In float32: bfloat16 would round the factor to 1. A norm of 0 says to leave the matrix.
+        norm = frobenius_norm(m) * stepped
+        factor = (math.sqrt(m.shape[-2] / blocks) / norm).nan_to_num_(nan=1.0, posinf=1.0)
+        m.mul_(factor)
 
 
 def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:
