@@ -166,6 +166,7 @@ def test_vectors_are_refused(tmp_path):
     [
         (["--algorithm", "f_moun"], "did you mean 'f_muon'?"),
         (["--algorithm", "adamw"], "algorithm 'adamw' is none of muon, "),
+        (["--algorithm", "cosmos"], "algorithm 'cosmos' is none of muon, "),
         (["--algorithm", "muon", "--polar", "exact"], "polar method 'exact' is none of jordan, "),
         (["--algorithm", "muon", "--polar", "quintic", "--polar-steps", "3"], "exactly 5 steps"),
     ],
