@@ -26,6 +26,10 @@ from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 from lit_fanions.lmo.singular_triplets import basis_columns, leading_triplets
 from lit_fanions.lmo.spectrum import Spectrum
 
+# Options of the solvers for full rank and for rank k.
+POLAR_OPTIONS = ("polar", "polar_steps")
+SOLVER_OPTIONS = ("solver", "solver_steps", "oversampling")
+
 
 @dataclass(frozen=True)
 class Ball:
@@ -51,6 +55,8 @@ class Ball:
         oversamples: Whether its basis has more columns than the rank.
         any_shape: Whether it takes tensors that are no matrices.
         feedback: Whether a step of low rank leaves something behind for error feedback to keep.
+        reads: Options of a group that may change its direction (rank, p, ...). Groups where no ball
+            reads an option refuse it.
         flops: Operations of the matrix products that an oracle call takes for one matrix.
     """
 
@@ -68,6 +74,7 @@ class Ball:
     oversamples: bool = True
     any_shape: bool = False
     feedback: bool = False
+    reads: tuple[str, ...] = ()
     flops: Callable[[Case], float] = lambda case: 0.0
 
     def basis_columns(self, case: Case) -> int | None:
@@ -76,6 +83,15 @@ class Ball:
         if rank is None or not self.oversamples:
             return rank
         return basis_columns(rank, case.limit, case.settings)
+
+    def options_read(self, case: Case) -> set[str]:
+        """Return the options that change its direction in a case."""
+        read = set(self.reads)
+        if self.is_polar(case):
+            read.update(POLAR_OPTIONS)
+        if self.solved_rank(case) is None:
+            read.difference_update(SOLVER_OPTIONS)
+        return read
 
     def has_feedback(self, full: bool) -> bool:
         """Return whether a step of low or of full rank leaves something for error feedback."""
@@ -276,6 +292,7 @@ BALLS: dict[str, Ball] = {
         length=lambda case: math.sqrt(case.limit),
         is_polar=lambda case: True,
         flops=polar_flops,
+        reads=POLAR_OPTIONS,
     ),
     "nuclear": Ball(
         "nuclear", "u₁ v₁ᵀ",
@@ -287,6 +304,7 @@ BALLS: dict[str, Ball] = {
         is_polar=lambda case: case.limit == 1,
         feedback=True,
         flops=lambda case: _fanion_flops(1, case),
+        reads=SOLVER_OPTIONS,
     ),
     "fanion": Ball(
         "dual of Ky Fan k", "U_k V_kᵀ",
@@ -298,6 +316,7 @@ BALLS: dict[str, Ball] = {
         is_polar=lambda case: case.k >= case.limit,
         feedback=True,
         flops=lambda case: _fanion_flops(case.k, case),
+        reads=("rank", *SOLVER_OPTIONS),
     ),
     "kyfan": Ball(
         "Ky Fan k", "u₁ v₁ᵀ if σ₁ ≥ ‖M‖_* / k, else U Vᵀ / k",
@@ -307,6 +326,7 @@ BALLS: dict[str, Ball] = {
         length=lambda case: None,
         solved_rank=lambda case: 1,
         flops=lambda case: triplets_flops(1, case) + polar_flops(case),
+        reads=("rank", *POLAR_OPTIONS, *SOLVER_OPTIONS),
     ),
     "schatten": Ball(
         "Schatten p", "U (Σ / ‖Σ‖_q)^(q−1) Vᵀ, 1/p + 1/q = 1",
@@ -316,6 +336,7 @@ BALLS: dict[str, Ball] = {
         length=lambda case: _SCHATTEN_LENGTHS.get(case.settings.p, lambda n: None)(case.limit),
         solved_rank=lambda case: 1 if case.settings.p == 1 and case.limit > 1 else None,
         is_polar=lambda case: case.settings.p == math.inf,
+        reads=("p", "polar", *SOLVER_OPTIONS),
     ),
     "spectral_unit": Ball(
         "spectral, along M alone", "M / σ₁",
@@ -324,6 +345,7 @@ BALLS: dict[str, Ball] = {
         dual=lambda s, x, case: s.frobenius**2 / spectra.spectral(s),
         length=lambda case: None,
         solved_rank=lambda case: 1,
+        reads=SOLVER_OPTIONS,
     ),
     "sign": Ball(
         "largest entry", "sign(M)",
@@ -334,6 +356,7 @@ BALLS: dict[str, Ball] = {
         in_place=sign_in_place,
         radius=lambda settings: settings.sign_scale,
         any_shape=True,
+        reads=("sign_scale",),
     ),
     "coordinate": Ball(
         "sum of entries", "sign of the largest entry, 0 elsewhere",
@@ -368,5 +391,6 @@ BALLS: dict[str, Ball] = {
         oversamples=False,
         feedback=True,
         flops=lambda case: 3 * product_flops(case.k, case),
+        reads=("rank",),
     ),
 }  # fmt: skip

@@ -105,6 +105,17 @@ def describe_step(options: Mapping[str, Any]) -> tuple[str, str]:
     return summary, direction
 
 
+def algorithm_docs() -> str:
+    """Return the algorithms with their balls and directions as rows of a docstring."""
+    rows = [
+        (name, *describe_step({"algorithm": name, **entry.options}))
+        for name, entry in ALGORITHMS.items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    lines = (f"{n:{widths[0]}}  {s:{widths[1]}}  {d}".rstrip() for n, s, d in rows)
+    return "\n".join(f"        {line}" for line in lines)
+
+
 def is_foreign(source: str, target: str) -> bool:
     """Return whether two algorithms step by different rules and so need lr of their own.
 

@@ -24,7 +24,7 @@ from lit_fanions.optim.options import (
 )
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
-from lit_fanions.optim.schedules import GroupSchedule, steps_left
+from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, changed_options, steps_left
 
 # Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
 _ALGORITHMS = {"matrix": DEFAULT_ALGORITHM, "other": "adamw"}
@@ -116,6 +116,7 @@ def configure_optimizers(
     groups = parameter_groups(split)
     exceptions = [config.overrides.get(group["config_group"]) for group in groups]
     schedules = [(own and own.schedule) or config.schedule for own in exceptions]
+    _state_scheduled_options(groups, schedules)
     optimizer = Fanion(groups, process_group=_replicating_ranks(module), seed=_common_seed(module))
     _load_states_by_names(module)
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
@@ -136,6 +137,19 @@ def configure_optimizers(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name},
     }
+
+
+def _state_scheduled_options(
+    groups: Sequence[dict[str, Any]], schedules: Sequence[ScheduleConfig]
+) -> None:
+    """Give groups the alpha and the rank that a schedule changes, even if they are defaults.
+
+    ``Fanion`` refuses a blend at an alpha of 1 that nobody gave: the schedule will make use of it.
+    """
+    for group, schedule in zip(groups, schedules, strict=True):
+        options = default_options(group["algorithm"])
+        for name in changed_options(schedule, {**options, **group}):
+            group.setdefault(name, options[name])
 
 
 def parameter_groups(split: Split) -> list[dict[str, Any]]:

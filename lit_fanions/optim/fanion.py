@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.optim.algorithms import (
-    ALGORITHMS,
     DEFAULT_ALGORITHM,
-    describe_step,
+    algorithm_docs,
     is_entrywise,
     is_foreign,
 )
@@ -23,6 +22,7 @@ from lit_fanions.optim.bases import warm_up
 from lit_fanions.optim.buckets import Partition, current_partition, with_buckets
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
+from lit_fanions.optim.effects import check_effects, given_options
 from lit_fanions.optim.entrywise import step_entrywise
 from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.groups import (
@@ -52,17 +52,6 @@ from lit_fanions.optim.options import (
 from lit_fanions.optim.shared_step import step_shared
 from lit_fanions.optim.sharing import Share, check_agreement, plan_shares, team_of_group
 from lit_fanions.optim.together import own_state
-
-
-def _table() -> str:
-    """Return the algorithms with their balls and directions as rows of a docstring."""
-    rows = [
-        (name, *describe_step({"algorithm": name, **entry.options}))
-        for name, entry in ALGORITHMS.items()
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    lines = (f"{n:{widths[0]}}  {s:{widths[1]}}  {d}".rstrip() for n, s, d in rows)
-    return "\n".join(f"        {line}" for line in lines)
 
 
 class Fanion(torch.optim.Optimizer):
@@ -107,6 +96,8 @@ class Fanion(torch.optim.Optimizer):
     planner: Planner | None = None  # set by the factory; no part of copies, pickles and checkpoints
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
     _is_built = False  # whether groups that are added come after the constructor's
+    # The constructor's groups so far, with the options given for them.
+    _unchecked: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ()
 
     @takes_options
     def __init__(
@@ -135,6 +126,8 @@ class Fanion(torch.optim.Optimizer):
         super().__init__(
             params, {**{name: defaults[name] for name in shared}, "algorithm": algorithm}
         )
+        check_effects(self._unchecked, self.param_groups)
+        del self._unchecked
         self._is_built = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,18 +178,23 @@ class Fanion(torch.optim.Optimizer):
             if are_parameters(given["params"]):
                 others, defaults = self.param_groups, self.defaults
                 parts = split_bare_group(given, others, defaults, self.planner)
-        before = len(self.param_groups)
+        before, added = len(self.param_groups), []
         try:
             for part in parts:
                 if part is not given and "name" in part:
                     taken = [group["name"] for group in self.param_groups]
                     part["name"] = _free_name(part["name"], taken)
-                self._add_group(part)
+                added.append(self._add_group(part))
+            if self._is_built:
+                check_effects(added, self.param_groups)
+            else:  # later groups may have use for options of the constructor
+                self._unchecked = (*self._unchecked, *added)
         except (TypeError, ValueError):
             del self.param_groups[before:]
             raise
 
-    def _add_group(self, given: dict[str, Any]) -> None:
+    def _add_group(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Add a group and return it, with those of its options that were given."""
         taken = [group["name"] for group in self.param_groups]
         algorithm = given.setdefault("algorithm", self.defaults["algorithm"])
         own = default_options(algorithm)
@@ -207,7 +205,8 @@ class Fanion(torch.optim.Optimizer):
         check_torch_options(given, where)
         check_names(given, algorithm, where, keys_of_others(given))
         default = self.defaults["algorithm"]
-        group = {**own, **carry_over(self._given, default, algorithm), **given}
+        carried = carry_over(self._given, default, algorithm)
+        group = {**own, **carried, **given}
         if group["lr"] is None or ("lr" not in given and is_foreign(default, algorithm)):
             raise ValueError(
                 f"{where}: set lr; "
@@ -217,14 +216,17 @@ class Fanion(torch.optim.Optimizer):
                     else f"the default {self.defaults['lr']} is meant for {default}"
                 )
             )
+        group = check_group(group, where)
+        named = given_options(group, carried, given)
         if group.get("error_feedback"):
             group["nesterov"] = False
         if "seed" in own and group["seed"] is None:
             group["seed"] = default_seed()
-        group = resolve_heads(check_group(group, where), where)
+        group = resolve_heads(group, where)
         check_combination(group, where)
         super().add_param_group(self._with_names(group))
         check_parameters(self.param_groups[-1])
+        return self.param_groups[-1], named
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Name the parameters of a later group where all others have names, as torch asks for.
@@ -367,8 +369,8 @@ class Fanion(torch.optim.Optimizer):
         return self.__dict__.setdefault("_stepped_parameters", set())
 
 
-_DOC = Fanion.__doc__ or ""
-Fanion.__doc__ = _DOC.replace("    {table}", _table()).replace("    {arguments}", argument_docs())
+_DOC = (Fanion.__doc__ or "").replace("    {table}", algorithm_docs())
+Fanion.__doc__ = _DOC.replace("    {arguments}", argument_docs())
 
 
 def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:

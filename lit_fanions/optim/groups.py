@@ -167,19 +167,7 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         check_solver(group["solver"], group["solver_steps"], group["oversampling"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    defaults = default_options(group["algorithm"])
-    balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
-    if group["p"] != defaults["p"] and "schatten" not in balls:
-        raise ValueError(f"{where}: p belongs to the Schatten ball: set algorithm or blend to it")
-    if group["adapt"] == "none":
-        for name in ("beta2", "eps"):
-            if group[name] != defaults[name]:
-                raise ValueError(f"{where}: {name} belongs to adamw and to adapt: set adapt too")
-    if not splits_momentum(group):
-        for name in ("adapt_rank", "rest_weight"):
-            if group[name] != defaults[name]:
-                raise ValueError(f"{where}: {name} belongs to adapt: set it to leading")
-    elif group["error_feedback"]:
+    if group["error_feedback"] and splits_momentum(group):
         raise ValueError(
             f"{where}: adapt leading takes a part of the momentum, which error feedback would keep "
             "for ever: choose one of them"

@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_fanions.checks import check_choice, real_number
 from lit_fanions.optim.algorithms import Rank
+from lit_fanions.optim.effects import has_effect
 from lit_fanions.optim.groups import check_combination
 from lit_fanions.optim.options import CHECKS
+from lit_fanions.optim.reporting import warn
 
 Span = int | float
 _SPANS = (
@@ -226,12 +228,38 @@ _SCHEDULED: dict[str, Callable[..., Any]] = {
 
 def changed_options(schedule: ScheduleConfig, group: Mapping[str, Any]) -> list[str]:
     """Return the options of a group, beside lr, that its schedule changes."""
-    changes = {
-        "momentum": bool(schedule.momentum_warmup) and group.get("algorithm") != "adamw",
-        "alpha": schedule.alpha_end is not None,
-        "rank": schedule.rank_end is not None,
+    return [
+        name
+        for name in _scheduled(schedule)
+        if name in group and (name, group.get("algorithm")) != ("momentum", "adamw")
+        and (name != "rank" or has_effect(group, name))
+    ]  # fmt: skip
+
+
+def _scheduled(schedule: ScheduleConfig) -> list[str]:
+    """Return the options, beside lr, that a schedule changes in groups that use them."""
+    ends = {
+        "momentum": schedule.momentum_warmup or None,
+        "alpha": schedule.alpha_end,
+        "rank": schedule.rank_end,
     }
-    return [name for name, changed in changes.items() if changed and name in group]
+    return [name for name, end in ends.items() if end is not None]
+
+
+def _warn_of_unused(schedules: Sequence[ScheduleConfig], groups: Sequence[Any]) -> None:
+    """Warn of what a schedule changes in none of the groups that have it."""
+    pairs = list(zip(schedules, groups, strict=True))
+    unused = {
+        name
+        for schedule in schedules
+        for name in _scheduled(schedule)
+        if not any(name in changed_options(own, g) for own, g in pairs if own == schedule)
+    }
+    for name in sorted(unused):
+        warn(
+            f"the schedule of {name} has no effect: no group that has it uses {name}"
+            + (" (beta1 of adamw is not warmed up)" if name == "momentum" else "")
+        )
 
 
 def _keep_initial(group: dict[str, Any], schedule: ScheduleConfig) -> None:
@@ -301,6 +329,7 @@ class GroupSchedule(LRScheduler):
         self.total_steps = None if callable(total_steps) else total_steps
         for group, schedule in zip(optimizer.param_groups, schedules, strict=True):
             _keep_initial(group, schedule)
+        _warn_of_unused(schedules, optimizer.param_groups)
         self._first_groups = len(schedules)
         self._multipliers: list[float] = []
         super().__init__(optimizer, last_epoch)

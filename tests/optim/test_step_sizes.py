@@ -15,7 +15,7 @@ from tests.optim.steps import MATRIX, first_update, take_steps
 
 # With alpha 0 only the partner counts, with alpha 1 only the algorithm's own ball.
 BLENDED = [
-    *((name, alpha, "sign") for name in MATRIX for alpha in (None, 0.3)),
+    *((name, *blended) for name in MATRIX for blended in ((None, None), (0.3, "sign"))),
     *((name, 0.3, "frobenius") for name in ("muon", "neon", "kyfan", "dion")),
     *((name, 0.0, blend) for name in ("muon", "neon") for blend in ("frobenius", "sign")),
     *((name, 1.0, "sign") for name in ("f_muon", "s_neon")),

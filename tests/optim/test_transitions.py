@@ -89,5 +89,6 @@ def test_impossible_transitions_are_refused(ends):
 
 def test_a_transition_leaves_groups_of_adamw_alone():
     optimizer = Fanion([parameter(6, 4)], algorithm="adamw", lr=1e-3)
-    GroupSchedule(optimizer, [ScheduleConfig(alpha_end=0.5, rank_end=0.5)], 8)
+    with pytest.warns(UserWarning, match="the schedule of (alpha|rank) has no effect"):
+        GroupSchedule(optimizer, [ScheduleConfig(alpha_end=0.5, rank_end=0.5)], 8)
     assert {"alpha", "initial_alpha", "rank", "initial_rank"}.isdisjoint(optimizer.param_groups[0])

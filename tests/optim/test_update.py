@@ -53,6 +53,8 @@ def test_every_algorithm_equals_the_reference(algorithm, scale, nesterov):
     shape=st.sampled_from(SHAPES),
 )
 def test_every_mixture_of_options_equals_the_reference(case, shape):
+    if case.alpha is None:  # a blend alone may have no effect, which is refused
+        case = case._replace(blend=None)
     assert_follows_reference(case, shape)
 
 

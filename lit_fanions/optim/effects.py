@@ -1,0 +1,162 @@
+"""Options that are given to a group and change nothing: refused, or warned of.
+
+A rank for signum would make people believe that they compare what they do not. Settings that a
+recipe may keep while other algorithms are tried, as those of solvers, are only warned of.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_fanions.lmo import BALLS
+from lit_fanions.lmo.balls import POLAR_OPTIONS, SOLVER_OPTIONS
+from lit_fanions.optim.adapting import splits_momentum
+from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise, oracle
+from lit_fanions.optim.groups import named_parameters
+from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim.options import NAMES, default_options
+from lit_fanions.optim.reporting import caller_level
+
+_Group = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """When an option changes the steps of a group.
+
+    Attributes:
+        holds: Returns whether it does in a group with all its options.
+        hint: Why not, or what to do.
+        needs: Option whose value may switch it off; given too, it was meant so. Empty: none.
+    """
+
+    holds: Callable[[_Group], bool]
+    hint: str
+    needs: str = ""
+
+
+def _of_balls(name: str) -> Callable[[_Group], bool]:
+    def holds(group: _Group) -> bool:
+        return any(name in BALLS[ball].reads for ball in _balls(group))
+
+    return holds
+
+
+def _balls(group: _Group) -> tuple[str, str]:
+    return ALGORITHMS[group["algorithm"]].ball, group["blend"]
+
+
+def _of_solvers(name: str) -> Callable[[_Group], bool]:
+    def holds(group: _Group) -> bool:
+        shapes = [
+            shape
+            for _, p in named_parameters(group)
+            for shape in matrix_shapes(p.shape, group["layout"], group["splits"])
+            if shape.numel()
+        ]
+        oracles = {oracle(group, *shape[-2:]) for shape in shapes}
+        read = [ball.options_read(o.case) for o in oracles for ball, _ in o.parts]
+        return not oracles or any(name in names for names in read)
+
+    return holds
+
+
+_REFUSED = {
+    "rank": _Effect(_of_balls("rank"), "leave rank out, or choose another algorithm or blend"),
+    "p": _Effect(_of_balls("p"), "p belongs to the Schatten ball: set algorithm or blend to it"),
+    "blend": _Effect(
+        lambda group: group["alpha"] != 1, "alpha 1 leaves nothing to it: set alpha too", "alpha"
+    ),
+    "cautious_decay": _Effect(
+        lambda group: group["weight_decay"] != 0, "set weight_decay too", "weight_decay"
+    ),
+    **{
+        name: _Effect(
+            lambda group: group["adapt"] != "none",
+            f"{name} belongs to adamw and to adapt: set adapt too",
+            "adapt",
+        )
+        for name in ("beta2", "eps")
+    },
+    **{
+        name: _Effect(splits_momentum, f"{name} belongs to adapt: set it to leading")
+        for name in ("adapt_rank", "rest_weight")
+    },
+}
+_WARNED_OF = {
+    "sign_scale": _Effect(_of_balls("sign_scale"), "neither its ball nor its blend is sign"),
+    "nesterov": _Effect(
+        lambda group: not group["error_feedback"], "error feedback has a momentum of its own"
+    ),
+    **{
+        name: _Effect(_of_solvers(name), "the group has no directions U V^T of full rank", "rank")
+        for name in POLAR_OPTIONS
+    },
+    **{
+        name: _Effect(
+            _of_solvers(name), "the group has no directions of rank k from a solver", "rank"
+        )
+        for name in SOLVER_OPTIONS
+    },
+}
+_EFFECTS = {**_REFUSED, **_WARNED_OF}
+
+
+def has_effect(group: _Group, name: str) -> bool:
+    """Return whether an option changes the steps of a group."""
+    return name in group and (name not in _EFFECTS or _EFFECTS[name].holds(group))
+
+
+def check_effects(
+    added: Sequence[tuple[_Group, Mapping[str, Any]]], groups: Sequence[_Group]
+) -> None:
+    """Refuse options that change nothing, and warn of those that a recipe may keep.
+
+    A value that changes the steps of another group was meant for that one: groups of a recipe and
+    of a constructor share their options.
+
+    Args:
+        added: Groups with the options that were given for them, those of the constructor included.
+        groups: All groups of the optimizer.
+
+    Raises:
+        ValueError: With the option and what to do.
+    """
+    others = [group for group in groups if not is_entrywise(group["algorithm"])]
+    for group, given in added:
+        if is_entrywise(group["algorithm"]):
+            continue
+        where = f"group {group['name']!r} ({group['algorithm']})"
+        for name, effect in _without_effect(_REFUSED, group, given, others):
+            raise ValueError(f"{where}: {name} {given[name]!r} has no effect: {effect.hint}")
+        idle = _without_effect(_WARNED_OF, group, given, others)
+        for hint in dict.fromkeys(effect.hint for _, effect in idle):
+            names = ", ".join(f"{name} {given[name]!r}" for name, x in idle if x.hint == hint)
+            warnings.warn(f"{where}: no effect of {names}: {hint}", stacklevel=caller_level())
+
+
+def _without_effect(
+    effects: Mapping[str, _Effect],
+    group: _Group,
+    given: Mapping[str, Any],
+    others: Sequence[_Group],
+) -> list[tuple[str, _Effect]]:
+    """Return the given options of a group that are no defaults and change no group's steps."""
+    # Nesterov is off by default where it has no effect.
+    defaults = {**default_options(group["algorithm"]), "nesterov": False}
+    return [
+        (name, effect)
+        for name, effect in effects.items()
+        if given.get(name) not in (None, defaults[name])
+        and effect.needs not in given
+        and not effect.holds(group)
+        and not any(other[name] == given[name] and effect.holds(other) for other in others)
+    ]
+
+
+def given_options(group: _Group, *sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a checked group that some source gives, as they are stored."""
+    return {n: group[n] for n in NAMES if any(s.get(n) is not None for s in sources)}
