@@ -112,7 +112,8 @@ def with_buckets(group: Group, states: Mapping[Tensor, State], partition: Partit
     Not of shards, whose states cannot be views.
     """
     buckets, others = partition
-    if group["nonfinite"] != "skip" or all(d.type == "cpu" for d in {p.device for p in others}):
+    off_cpu = any(device.type != "cpu" for device in {p.device for p in others})
+    if group["nonfinite"] != "skip" or not off_cpu:
         return partition
     new = []
     for small in small_parameters([p for p in others if not is_distributed(p)]):
