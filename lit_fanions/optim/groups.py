@@ -35,8 +35,9 @@ KEPT = (
 # Keys that schedulers and wrappers keep in groups and that look like misspelt options.
 _KEYS_OF_OTHERS = re.compile(
     r"(max|min|base|initial|start|end|final|peak|swa)_(lr|momentum|weight_decay)"
-    r"|lr_(scale|mult|multiplier|factor|ratio|decay)"
 )
+# Factors that some training scripts and schedulers apply; Fanion would ignore them.
+_FACTORS = re.compile(r"(lr|weight_decay|wd)_(scale|mult|multiplier|factor|ratio|decay)")
 
 # Options of torch's optimizers that change a step and that Fanion does not have, with what to do.
 TORCH_OPTIONS = {
@@ -84,6 +85,8 @@ def check_names(given: Iterable[str], algorithm: str, where: str, others: Iterab
     known = {*options, *others}
     for key in (key for key in given if key not in known):
         hint = did_you_mean(key, options)
+        if factor := _FACTORS.fullmatch(key):
+            hint = f": multiply {_OTHER_NAMES.get(factor[1], factor[1])} yourself"
         if key in _OTHER_NAMES:
             hint = f"; did you mean {_OTHER_NAMES[key]}?"
         if hint or key in NAMES:

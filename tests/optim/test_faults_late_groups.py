@@ -182,9 +182,22 @@ OTHERS = {
 def test_groups_are_taken_over_with_the_keys_of_schedulers(algorithm, scheduler):
     optimizer = Fanion([matrix()], algorithm=algorithm, lr=0.1)
     OTHERS[scheduler](optimizer)
-    groups = [{**group, "lr_scale": 0.5, "rho": 0.05} for group in optimizer.param_groups]
+    groups = [{**group, "rho": 0.05} for group in optimizer.param_groups]
     taken = Fanion(groups, algorithm=algorithm, lr=0.1)
     assert taken.param_groups == groups
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [("lr_mult", "lr"), ("lr_scale", "lr"), ("lr_factor", "lr"), ("wd_mult", "weight_decay")],
+)
+def test_factors_that_would_be_ignored_are_refused(key, option):
+    message = f"has no option '{key}': multiply {option} yourself"
+    with pytest.raises(ValueError, match=message):
+        Fanion([{"params": [matrix()], key: 0.1}])
+    optimizer = Fanion([matrix()])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [matrix()], "algorithm": "sgd", "lr": 1.0, key: 0.1})
 
 
 @pytest.mark.parametrize("key", ["momentums", "max_momentm", "lr_", "momentum_dtyp", "polar_step"])
