@@ -30,6 +30,11 @@ from lit_fanions.lmo import newton_schulz
 from lit_fanions.lmo.costs import polar_flops
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.options import default_options
+from lit_fanions.optim.sharded_products import (
+    gains_by_products,
+    received_by_products,
+    repeated_flops,
+)
 from lit_fanions.optim.sharing import assign_owners, is_worth_sending, solve_flops
 
 GPUS = (8, 64, 512, 4096)
@@ -156,11 +161,15 @@ def step_cost(shapes: Sequence[Shape], algorithm: str, sharers: int, shards: int
     group = group_options(algorithm)
     flops = {shape: solve_flops(torch.Size(shape), group) for shape in set(shapes)}
     sent = {shape: sent_bytes(shape, group) for shape in flops}
+    by_products = (
+        [] if sharers == 1 else [s for s in shapes if is_multiplied(s, group, sharers, shards)]
+    )
+    left = [shape for shape in shapes if shape not in set(by_products)]
     everywhere = [
-        shape for shape in shapes
+        shape for shape in left
         if sharers == 1 or (shards == 1 and not is_worth_sending(torch.Size(shape), group))
     ]  # fmt: skip
-    shared = [shape for shape in shapes if shape not in set(everywhere)]
+    shared = [shape for shape in left if shape not in set(everywhere)]
     costs = tuple(max(flops[shape], float(math.prod(shape))) for shape in shared)
     loads, entries = [0.0] * sharers, [0.0] * sharers
     for shape, owner in zip(shared, assign_owners(tuple(shared), costs, sharers), strict=True):
@@ -172,11 +181,32 @@ def step_cost(shapes: Sequence[Shape], algorithm: str, sharers: int, shards: int
     for shape in shared:
         direction, basis = sent[shape]
         received += (1 - 1 / sharers) * (direction / shards + basis)
+    for shape in by_products:
+        received += (1 - 1 / shards) * received_by_products(torch.Size(shape), group, 0)
     return Cost(
-        flops=max(loads) + sum(flops[shape] for shape in everywhere),
+        flops=max(loads)
+        + sum(flops[shape] for shape in everywhere)
+        + sum(strip_flops(shape, group, shards) for shape in by_products),
         received=received,
         traffic=traffic_per_entry(algorithm) * sum(map(math.prod, shapes)) / shards,
     )
+
+
+def is_multiplied(shape: Shape, group: dict[str, Any], sharers: int, shards: int) -> bool:
+    """Return whether a float32 matrix in strips of rows on GPUs is solved by products with them."""
+    if shards == 1 or oracle(group, *shape).products_solver(torch.device("cuda")) is None:
+        return False
+    return gains_by_products(torch.Size(shape), group, 0, shards, sharers)
+
+
+def strip_flops(shape: Shape, group: dict[str, Any], shards: int) -> float:
+    """Return the operations of a rank that multiplies its rows of a matrix."""
+    solver, size = oracle(group, *shape), torch.Size(shape)
+    every, own = repeated_flops(size, group, 0), solve_flops(size, group)
+    if solver.warms_up:
+        return every + (own - every) / shards
+    # Of Dion they count no Gram matrices, because whole matrices take none where they are counted.
+    return every + (own + 4.0 * shape[0] * (solver.basis_columns or 0) ** 2) / shards
 
 
 @functools.cache

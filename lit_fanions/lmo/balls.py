@@ -16,9 +16,15 @@ from torch import Tensor
 
 from lit_fanions import norms
 from lit_fanions.lmo import spectrum as spectra
-from lit_fanions.lmo.block_power import dion
 from lit_fanions.lmo.costs import polar_flops, product_flops, triplets_flops
-from lit_fanions.lmo.factorisations import noise, wide
+from lit_fanions.lmo.factorisations import wide
+from lit_fanions.lmo.low_rank import (
+    ProductsSolver,
+    dion_step,
+    dion_step_by_products,
+    rank_k,
+    rank_k_by_products,
+)
 from lit_fanions.lmo.newton_schulz import polar_dtype, unit_polar
 from lit_fanions.lmo.powers import schatten_direction
 from lit_fanions.lmo.problems import Answer, Case, Problem, Settings, Triplets
@@ -58,6 +64,8 @@ class Ball:
         reads: Options of a group that may change its direction (rank, p, ...). Groups where no ball
             reads an option refuse it.
         flops: Operations of the matrix products that an oracle call takes for one matrix.
+        products_solver: Solver of the direction U_k V_k^T from a warm basis and products with the
+            matrices on a device; None where the direction needs the matrices.
     """
 
     summary: str
@@ -76,6 +84,7 @@ class Ball:
     feedback: bool = False
     reads: tuple[str, ...] = ()
     flops: Callable[[Case], float] = lambda case: 0.0
+    products_solver: Callable[[Case, torch.device], ProductsSolver | None] = lambda case, on: None
 
     def basis_columns(self, case: Case) -> int | None:
         """Return the columns of the basis that its solver starts from; None without a basis."""
@@ -119,22 +128,12 @@ def polar_input(problem: Problem) -> tuple[Tensor, bool]:
 def fanion(problem: Problem) -> Answer:
     """Return U_k V_k^T."""
     k, limit = problem.case.k, problem.case.limit
-    return spectral(problem) if k >= limit else _low_rank(problem, k)
+    return spectral(problem) if k >= limit else rank_k(problem, k)
 
 
 def nuclear(problem: Problem) -> Answer:
     """Return u_1 v_1^T."""
-    return spectral(problem) if problem.case.limit == 1 else _low_rank(problem, 1)
-
-
-def _low_rank(problem: Problem, k: int) -> Answer:
-    triplets = leading_triplets(
-        problem.m, k, problem.case.settings, problem.warm_start, problem.generator
-    )
-    s = triplets.S[..., :k]
-    # The vectors of a zero singular value are arbitrary: D(0) = 0.
-    u = triplets.U[..., :k] * ((s > noise(s, s.dtype)) | s.isnan()).unsqueeze(-2)
-    return Answer(u @ triplets.Vh[..., :k, :], triplets)
+    return spectral(problem) if problem.case.limit == 1 else rank_k(problem, 1)
 
 
 def kyfan(problem: Problem) -> Answer:
@@ -157,19 +156,6 @@ def kyfan(problem: Problem) -> Answer:
     full.div_(problem.case.k).mul_((~concentrated).to(full))
     left = triplets.U[..., :1] * concentrated
     return Answer(full.addcmul_(left.to(full), triplets.Vh[..., :1, :].to(full)), triplets)
-
-
-def dion_step(problem: Problem) -> Answer:
-    """Return P Q^T of one power iteration (Dion, arXiv 2504.05295, algorithm 1).
-
-    The triplets are P, the lengths of the columns of R = m^T P, and Q, R with unit columns; Q is
-    not orthonormal.
-    """
-    assert problem.warm_start is not None
-    x, norm = unit_frobenius(problem.m)
-    p, r, q = dion(x, problem.warm_start[..., : problem.case.k].to(x.dtype))
-    lengths = torch.linalg.vector_norm(r, dim=-2) * norm[..., 0]
-    return Answer(p @ q.mT, Triplets(p, lengths, q.mT))
 
 
 def schatten(problem: Problem) -> Answer:
@@ -305,6 +291,7 @@ BALLS: dict[str, Ball] = {
         feedback=True,
         flops=lambda case: _fanion_flops(1, case),
         reads=SOLVER_OPTIONS,
+        products_solver=lambda case, device: rank_k_by_products(1, case, device),
     ),
     "fanion": Ball(
         "dual of Ky Fan k", "U_k V_kᵀ",
@@ -317,6 +304,7 @@ BALLS: dict[str, Ball] = {
         feedback=True,
         flops=lambda case: _fanion_flops(case.k, case),
         reads=("rank", *SOLVER_OPTIONS),
+        products_solver=lambda case, device: rank_k_by_products(case.k, case, device),
     ),
     "kyfan": Ball(
         "Ky Fan k", "u₁ v₁ᵀ if σ₁ ≥ ‖M‖_* / k, else U Vᵀ / k",
@@ -392,5 +380,6 @@ BALLS: dict[str, Ball] = {
         feedback=True,
         flops=lambda case: 3 * product_flops(case.k, case),
         reads=("rank",),
+        products_solver=lambda case, device: dion_step_by_products,
     ),
 }  # fmt: skip

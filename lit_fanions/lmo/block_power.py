@@ -45,19 +45,54 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
     """
     single = len(m) == 1  # on a CPU two-dimensional products are faster
     m, v = (m[0], basis[0].mT) if single else (m, basis.mT)
-    tiny = torch.finfo(m.dtype).tiny
-    for _ in range(iterations):
-        v = v / largest_entry(v).clamp(min=tiny)  # products of small or large ones leave the range
-        w = v @ m.mT
-        broken = largest_entry(w) * 0  # 0, or NaN for a matrix with a NaN or an infinity
-        nothing = broken.isnan()
-        u = orthonormal_rows(w.masked_fill_(nothing, 0))
-        v = (u @ m).masked_fill_(nothing, 0)
-    s, p = principal_rows(v)
-    rotation = p.to(m).mT
-    u, v = rotation @ u + broken, completed(rotation @ v, s.to(m)) + broken
-    s = s.to(m) + broken[..., 0]
+    u, s, v = block_iteration(Products(m), v, iterations)
     return (u.mT[None], s[None], v[None]) if single else (u.mT, s, v)
+
+
+class Products:
+    """Matrices as a block power iteration uses them: by products with blocks of rows.
+
+    A subclass may have shards of the matrices. Rows with an entry for each column of the matrices
+    are whole nevertheless; those with an entry for each row may be shards.
+    """
+
+    def __init__(self, m: Tensor) -> None:
+        self.m = m
+
+    def left(self, v: Tensor) -> Tensor:
+        """Return v m^T, (..., width, rows), of v (..., width, cols)."""
+        return v @ self.m.mT
+
+    def right(self, u: Tensor) -> Tensor:
+        """Return u m, (..., width, cols), of u (..., width, rows)."""
+        return u @ self.m
+
+    def orthonormal(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return orthonormal rows with the span of w, and 0, or NaN where w is not finite.
+
+        The memory of w may be used.
+        """
+        broken = largest_entry(w) * 0
+        return orthonormal_rows(w.masked_fill_(broken.isnan(), 0)), broken
+
+
+def block_iteration(products: Products, v: Tensor, iterations: int) -> tuple[Tensor, ...]:
+    """Return ``subspace`` with all vectors as rows: U^T (..., width, rows), S and Vh.
+
+    Args:
+        products: The matrices.
+        v: Start block, (..., width, cols).
+        iterations: Products with the matrices and with their transposes, at least 1.
+    """
+    for _ in range(iterations):
+        # Products of small or large ones leave the range.
+        v = v / largest_entry(v).clamp(min=torch.finfo(v.dtype).tiny)
+        u, broken = products.orthonormal(products.left(v))
+        v = products.right(u).masked_fill_(broken.isnan(), 0)
+    s, p = principal_rows(v)
+    rotation = p.to(v).mT
+    u, v = rotation @ u + broken, completed(rotation @ v, s.to(v)) + broken
+    return u, s.to(v) + broken[..., 0], v
 
 
 def polar_block(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,6 +145,22 @@ def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     length = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
     if y.device.type == "cpu" and _is_well_conditioned(y, p):
         return p, r, r / length
+    return _without_noise(p, r, length, basis)
+
+
+def dion_by_products(products: Products, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``dion`` of matrices that are known by products; P as ``Products`` has rows."""
+    p, broken = products.orthonormal(products.left(basis.mT))
+    p, r = p.mT, products.right(p).mT
+    length = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
+    p, r, q = _without_noise(p, r.masked_fill(broken.isnan(), 0), length, basis)
+    return p + broken, r + broken, q + broken
+
+
+def _without_noise(
+    p: Tensor, r: Tensor, length: Tensor, basis: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return P, R and Q of ``dion``, with zeros and old columns in place of rounding errors."""
     lost = _depend_on_columns_before(r, length)
     return p.masked_fill_(lost, 0), r.masked_fill_(lost, 0), torch.where(lost, basis, r / length)
 
@@ -169,10 +220,20 @@ def warmed(m: Tensor, block: Tensor) -> Tensor:
         The same shape as block; where m is zero or not finite, the block as it is.
     """
     x, norm = unit_frobenius(m)
-    usable = (norm > 0) & norm.isfinite()
+    usable = _is_usable(norm)
     x = torch.where(usable, x, 0.0)
     _, _, vh = subspace(x, block.to(x.dtype), iterations=_WARMING)
     return torch.where(usable, vh.mT, block)
+
+
+def warmed_by_products(products: Products, norm: Tensor, block: Tensor) -> Tensor:
+    """Return ``warmed`` of matrices over their Frobenius norms, (..., 1, 1), known by products."""
+    _, _, vh = block_iteration(products, block.mT, _WARMING)
+    return torch.where(_is_usable(norm), vh.mT, block)
+
+
+def _is_usable(norm: Tensor) -> Tensor:
+    return (norm > 0) & norm.isfinite()
 
 
 def widened(m: Tensor, basis: Tensor, columns: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_fanions import norms
 from lit_fanions.checks import check_choice, exponent, real_number, whole_number
 from lit_fanions.lmo.balls import BALLS, Ball, polar_input
+from lit_fanions.lmo.low_rank import ProductsSolver
 from lit_fanions.lmo.newton_schulz import check_polar, unit_polar
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import check_matrices
@@ -95,6 +96,16 @@ class Oracle:
         if self.partner.in_place is None:
             return self.partner.oracle(problem)
         return Answer(self.partner.in_place(problem.normalised()[0], self.case.settings))
+
+    def products_solver(self, device: torch.device) -> ProductsSolver | None:
+        """Return the solver of matrices whose shards lie on several ranks.
+
+        None where the direction is not U_k V_k^T from products with the matrices, blended at most
+        with an entrywise direction of the normalised matrices.
+        """
+        if not self.alpha or (self.alpha != 1 and self.partner.in_place is None):
+            return None
+        return self.ball.products_solver(self.case, device)
 
     @property
     def takes_unit(self) -> bool:

@@ -9,8 +9,12 @@ are single calls for a whole batch and need no decision by the host.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from lit_fanions.lmo.scaling import largest_entry
 
 # Sweeps of orthogonal iteration that replace an eigendecomposition on a GPU.
 _SWEEPS = 4
@@ -102,6 +106,54 @@ def orthonormal_rows(x: Tensor) -> Tensor:
         if not failed.any() and bool((factor.diagonal(dim1=-2, dim2=-1) > _PIVOT).all()):
             return (torch.linalg.inv_ex(factor).inverse @ unit).to(x.dtype)
     return gram_schmidt(x)
+
+
+def orthonormal_shards(
+    x: Tensor, own: slice, total: int, add: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return this rank's entries of orthonormal rows with the span of rows that lie on several.
+
+    Each first few of them span the same first few rows. By two Cholesky factorisations of Gram
+    matrices, as ``cholesky_rows``; fixed vectors replace dependent rows.
+
+    Args:
+        x: This rank's entries of float32 rows, (..., count, entries).
+        own: Their places in the rows.
+        total: Number of entries of a row.
+        add: Sums a tensor over the ranks.
+
+    Returns:
+        The same shape and dtype as x, and 0, or NaN where the rows are not finite, (..., 1, 1).
+    """
+    y, count = x.double(), x.shape[-2]
+    gram = add(y @ y.mT)
+    broken = largest_entry(gram) * 0
+    nothing = broken.isnan()
+    factor, length = _scaled_factor(gram.masked_fill_(nothing, 0), _SHIFT * count)
+    pivot = factor.diagonal(dim1=-2, dim2=-1)
+    lost = (pivot <= 4 * (_SHIFT * count) ** 0.5).unsqueeze(-1)
+    # Later rows keep what the shift has made of dependent ones, which are replaced.
+    factor = factor.tril(-1).masked_fill_(lost.mT, 0) + pivot.diag_embed()
+    y = torch.linalg.solve_triangular(factor, y.masked_fill_(nothing, 0) / length, upper=False)
+    fixed = scattered_rows(count, total, x.new_empty(0, dtype=torch.float64))[..., own]
+    y = torch.where(lost, fixed, y)
+    factor, length = _scaled_factor(add(y @ y.mT), 0.0)
+    y = torch.linalg.solve_triangular(factor, y / length, upper=False)
+    return y.to(x.dtype), broken.to(x.dtype)
+
+
+def _scaled_factor(gram: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Return the Cholesky factor of the Gram matrix of rows over their lengths, and the lengths.
+
+    Args:
+        gram: Gram matrix of the rows, (..., count, count).
+        shift: Added to the diagonal of that of the rows over their lengths.
+    """
+    length = gram.diagonal(dim1=-2, dim2=-1).sqrt().clamp_(min=torch.finfo(gram.dtype).tiny)
+    length = length.unsqueeze(-1)
+    scaled = gram / length / length.mT
+    scaled.diagonal(dim1=-2, dim2=-1).add_(shift)
+    return torch.linalg.cholesky_ex(scaled).L, length
 
 
 def rows_outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ class SolverEntry:
         unit: Whether it takes finite matrices of Frobenius norm 1 alone.
         triplets: Whether U and Vh are singular vectors. Otherwise only U Vh is what it says, and a
             block must not be wider than k.
+        by_products: Whether a warm start takes nothing but ``block_iteration``.
     """
 
     solve: Callable[[Tensor, _Task], tuple[Tensor, Tensor, Tensor] | Lanczos]
@@ -61,6 +62,7 @@ class SolverEntry:
     warm: bool = False
     unit: bool = False
     triplets: bool = True
+    by_products: bool = False
 
 
 def _solve_exactly(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +107,7 @@ SOLVERS: dict[str, SolverEntry] = {
         lambda k, limit, oversampling: block_width(k, limit),
         warm=True,
     ),
-    "subspace": SolverEntry(_solve_by_power, (8, 1), _oversampled, warm=True),
+    "subspace": SolverEntry(_solve_by_power, (8, 1), _oversampled, warm=True, by_products=True),
     "randomized": SolverEntry(_solve_by_power, (8, 8), _oversampled),
     "power": SolverEntry(_solve_by_power, (64, 64), lambda k, limit, oversampling: k),
     "polar": SolverEntry(
@@ -282,7 +284,7 @@ def leading_triplets(
     """
     name = settings.solver
     if name == "auto":
-        name = _choose_solver(m, k, warm=warm_start is not None)
+        name = choose_solver(min(m.shape[-2:]), k, m.device, warm=warm_start is not None)
     entry = SOLVERS[name]
     x, task = _task(m, k, name, settings, warm_start, generator)
     x, norm = unit_frobenius(x) if _is_scaled(x, entry, task) else (x, None)
@@ -351,10 +353,10 @@ def _checked_start(warm_start: Tensor, k: int, rows: int, cols: int) -> Tensor:
     return warm_start.reshape(-1, cols, width)
 
 
-def _choose_solver(m: Tensor, k: int, *, warm: bool) -> str:
-    limit = min(m.shape[-2:])
+def choose_solver(limit: int, k: int, device: torch.device, *, warm: bool) -> str:
+    """Return what "auto" chooses for rank k of matrices whose smaller side is ``limit``."""
     large_part = not warm and k * _EXACT_PART > limit
-    if m.device.type == "cpu" and (limit <= _EXACT_SIZE[warm] or large_part):
+    if device.type == "cpu" and (limit <= _EXACT_SIZE[warm] or large_part):
         return "exact"
     return "subspace" if warm else "lanczos"
 

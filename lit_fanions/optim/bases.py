@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo import Oracle, Triplets, start_block, warmed, widened
+from lit_fanions.lmo.block_power import warmed_by_products
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.matrices import (
     gather,
@@ -23,6 +24,7 @@ from lit_fanions.optim.matrices import (
     matrix_shapes,
     to_matrices,
 )
+from lit_fanions.optim.sharded_products import Strips, products_with, strips_to_multiply
 
 State = dict[str, Tensor]
 WARM = "warm"
@@ -58,6 +60,9 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     """Return the bases of a parameter turned towards its gradient, if there is one."""
     if p.grad is None or not bases:
         return bases
+    strips = strips_to_multiply(p, group)
+    if strips is not None:
+        return _warm_by_products(p, bases, group, strips)
     gradients = to_matrices(gather(local_grad(p), p), group["layout"], group["splits"])
     keyed = {basis_key(part): m for part, m in enumerate(gradients)}
     for key, basis in bases.items():
@@ -66,6 +71,14 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
         if m is not None and _fits(basis, m) and oracle(group, *m.shape[-2:]).warms_up:
             bases[key] = warmed(m, basis)
     return bases
+
+
+def _warm_by_products(p: Tensor, bases: State, group: Mapping[str, Any], strips: Strips) -> State:
+    basis = bases[basis_key(0)]
+    if not oracle(group, *p.shape).warms_up or basis.shape[:-1] != (1, p.shape[-1]):
+        return bases
+    products = products_with(local_grad(p).float().unsqueeze(0).clone(), strips)
+    return {basis_key(0): warmed_by_products(products, products.length, basis)}
 
 
 def is_basis(key: str) -> bool:

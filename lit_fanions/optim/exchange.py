@@ -79,6 +79,12 @@ def _messages(buffer: Tensor, sizes: list[int], messages: Sequence[Message]) -> 
     return [_tensors(part, message) for part, message in zip(parts, messages, strict=True)]
 
 
+def sum_over(team: Team, x: Tensor) -> Tensor:
+    """Return the sum of the contiguous tensors of all ranks, in the memory of each."""
+    dist.all_reduce(x, group=team.group)
+    return x
+
+
 class AllToAll:
     """Sends another message to each rank: fill ``outgoing``, post, wait, read ``incoming``.
 

@@ -233,6 +233,12 @@ def local_grad(p: Tensor) -> Tensor:
     return local(grad)
 
 
+def chunk_bounds(total: int, parts: int, place: int) -> tuple[int, int]:
+    """Return the start and end of one of the parts that torch.chunk makes of ``total`` indices."""
+    size = math.ceil(total / parts)
+    return min(place * size, total), min((place + 1) * size, total)
+
+
 def gather(shard: Tensor, like: Tensor) -> Tensor:
     """Return the whole tensor from every rank's shard of a tensor placed as ``like``."""
     if not is_distributed(like):

@@ -208,12 +208,14 @@ def solve_part(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -
     basis = gather_bases(states, batch.m, part, batch.oracle, group["seed"])
     moment = gather_moments(states, batch.m.shape, part, group, batch.gradient)
     answer = solve(batch, basis, moment, group)
-    _store(pieces, basis_key(part), basis, answer.basis)
-    _store(pieces, moment_key(part), moment, answer.moment)
+    store_stepped(pieces, basis_key(part), basis, answer.basis)
+    store_stepped(pieces, moment_key(part), moment, answer.moment)
     return answer
 
 
-def _store(pieces: Sequence[Piece], key: str, before: Tensor | None, after: Tensor | None) -> None:
+def store_stepped(
+    pieces: Sequence[Piece], key: str, before: Tensor | None, after: Tensor | None
+) -> None:
     """Store a batch of bases or moments in the states; a skipped step leaves no trace."""
     if before is None or after is None:
         return

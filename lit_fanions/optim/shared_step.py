@@ -35,6 +35,7 @@ from lit_fanions.optim.matrix_step import (
     stack_matrices,
 )
 from lit_fanions.optim.observing import Observer, observe_step
+from lit_fanions.optim.products_step import has_products_state, step_by_products
 from lit_fanions.optim.sharing import Region, Share
 from lit_fanions.optim.stacking import stack_entries, stacks, takes_unit
 from lit_fanions.optim.step_sizes import step_size_factor
@@ -62,6 +63,13 @@ def step_shared(
         shares: Who solves the parameters of all groups that are shared.
     """
     shared = {p: shares[p] for p in group["params"] if p in shares}
+    strips = {
+        p: share.strips
+        for p, share in shared.items()
+        if share.strips and has_products_state(p, states[p], group)
+    }
+    step_by_products(group, states, finite, strips)
+    shared = {p: share for p, share in shared.items() if p not in strips}
     jobs = []
     for stack in _stacks(shared, states, group):
         pieces = [
@@ -80,7 +88,7 @@ def _stacks(
 ) -> list[list[Tensor]]:
     """Return parameters of one shape, dtypes, device and placement, a few for each rank."""
     alike: dict[object, list[list[Tensor]]] = {}
-    for p, (team, _, shards) in shares.items():
+    for p, (team, _, shards, _) in shares.items():
         like = (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, team, id(shards))
         batches = alike.setdefault(like, [[]])
         # Of replicated parameters a rank gets all directions. Of shards it has its part, but twice:
@@ -103,7 +111,7 @@ class _Job:
         observers: Sequence[Observer],
     ) -> None:
         self.pieces, self.group, self.observers = pieces, group, observers
-        self.team, _, self.shards = shares[0]
+        self.team, self.shards = shares[0].team, shares[0].shards
         self.fields = [_answer_fields(piece, group) for piece in pieces]
         # Places of the pieces that each rank owns.
         self.owned: list[list[int]] = [[] for _ in self.team.ranks]

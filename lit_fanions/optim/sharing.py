@@ -7,6 +7,7 @@ every rank computes the same owners. ``shared_step`` has the step.
 Ranks that replicate a parameter (DDP) each know its momentum: the owner's direction goes to all of
 them, by one all-gather for a stack of parameters. Shards of a DTensor go to the owner and come back
 as shards of the direction, by one all-to-all each; no rank has more whole matrices than it solves.
+Strips of matrices that are solved by products have no owner (``sharded_products``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +29,8 @@ from lit_fanions.optim.algorithms import is_entrywise, oracle
 from lit_fanions.optim.bases import keeps_bases
 from lit_fanions.optim.exchange import Team, team_of_group
 from lit_fanions.optim.groups import named_parameters
-from lit_fanions.optim.matrices import is_distributed, matrix_shapes
+from lit_fanions.optim.matrices import chunk_bounds, is_distributed, matrix_shapes
+from lit_fanions.optim.sharded_products import Strips, strips_to_multiply
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -234,15 +235,10 @@ def _chunk(runs: _Runs, parts: int, place: int, factor: int) -> _Runs:
     total = sum(stop - start for start, stop in runs)
     found = []
     for piece in range(factor):
-        first, last = _bounds(total, factor, piece)
-        start, stop = _bounds(last - first, parts, place)
+        first, last = chunk_bounds(total, factor, piece)
+        start, stop = chunk_bounds(last - first, parts, place)
         found += _take(runs, first + start, first + stop)
     return found
-
-
-def _bounds(total: int, parts: int, place: int) -> tuple[int, int]:
-    size = math.ceil(total / parts)
-    return min(place * size, total), min((place + 1) * size, total)
 
 
 def _take(runs: _Runs, first: int, last: int) -> _Runs:
@@ -276,11 +272,14 @@ class Share(NamedTuple):
         team: The ranks that hold it.
         owner: Place in the team of the rank that solves it.
         shards: How a DTensor lies on the ranks; None for a parameter that all of them have whole.
+        strips: The same of a matrix that is solved by products with its strips, unless its state
+            needs an owner; None where an owner solves it.
     """
 
     team: Team
     owner: int
     shards: ShardMap | None
+    strips: Strips | None = None
 
 
 def plan_shares(
@@ -297,7 +296,7 @@ def plan_shares(
         replicas: Ranks that replicate its parameters; None: only DTensors are shared.
         observed: Whether the step has observers.
     """
-    found: dict[Team, list[tuple[Tensor, float, ShardMap | None]]] = {}
+    found: dict[tuple[Team, bool], list[tuple[Tensor, float, ShardMap | None, Strips | None]]] = {}
     for group in groups:
         if not _is_shared(group):
             continue
@@ -312,13 +311,16 @@ def plan_shares(
             if p.shape not in work:
                 work[p.shape] = max(solve_flops(p.shape, group), float(p.numel()))
             if shards is not None or work[p.shape] >= _WORTH_SENDING * p.numel():
-                found.setdefault(team, []).append((p, work[p.shape], shards))
+                strips = None if shards is None else strips_to_multiply(p, group)
+                # Apart, so that those with an owner are shared out evenly.
+                alike = found.setdefault((team, strips is None), [])
+                alike.append((p, work[p.shape], shards, strips))
     shares = {}
-    for team, members in found.items():
-        parameters, costs, _ = zip(*members, strict=True)
+    for (team, _), members in found.items():
+        parameters, costs, *_ = zip(*members, strict=True)
         owners = assign_owners(tuple(p.shape for p in parameters), costs, team.size)
-        for (p, _, shards), owner in zip(members, owners, strict=True):
-            shares[p] = Share(team, owner, shards)
+        for (p, _, shards, strips), owner in zip(members, owners, strict=True):
+            shares[p] = Share(team, owner, shards, strips)
     return shares
 
 

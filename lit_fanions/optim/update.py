@@ -13,7 +13,7 @@ Which matrices are stepped together, and with which state, is in ``matrix_step``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -203,17 +203,28 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if len(known) > 1 else known[0] if known else None
 
 
-def size_factor(d: Tensor, oracle: Oracle, group: Group) -> Tensor | float:
+def size_factor(
+    d: Tensor,
+    oracle: Oracle,
+    group: Group,
+    norm_of: Callable[[Tensor], Tensor] = frobenius_norm,
+) -> Tensor | float:
     """Return the step-size factor of directions (matrices, rows, cols).
+
+    Args:
+        d: The directions, or strips of them.
+        oracle: Their oracle.
+        group: Options of their group.
+        norm_of: Returns the Frobenius norms of d, (matrices, 1, 1).
 
     Returns:
         A number, or (matrices, 1, 1) where it depends on the directions.
     """
-    rows, cols = d.shape[-2:]
+    rows, cols = oracle.case.rows, oracle.case.cols
     factor = step_size_factor(group["scale"], rows, cols, oracle.length, column_blocks(group))
     if factor is not None:
         return factor
-    norm = frobenius_norm(d)
+    norm = norm_of(d)
     root_mean_square = torch.where(norm == 0, 1.0, norm) / math.sqrt(rows * cols)
     return MATCHED_RMS / root_mean_square
 

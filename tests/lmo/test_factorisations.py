@@ -11,6 +11,7 @@ from lit_fanions.lmo.factorisations import (
     gram_schmidt,
     noise,
     orthonormal_rows,
+    orthonormal_shards,
     principal,
     principal_rows,
     rows_outside,
@@ -73,6 +74,21 @@ def test_rows_of_any_length_become_orthonormal(scale, which, method):
     assert_orthonormal(q)
     # Numbers as small as 1e-42 have two digits left.
     torch.testing.assert_close(x @ q.mT @ q, x, rtol=0, atol=0.02 if scale == 1e-42 else 1e-5)
+
+
+def test_rows_of_several_ranks_become_orthonormal_as_whole_ones():
+    x = gaussian(6, 20, 60)
+    x[1, 3] = x[1, 0]
+    x[2, 4:15] = x[2, :4].sum(0)
+    x[3] = 0
+    x[4] *= 1e30
+    x[5, 2, 3] = torch.inf
+    q, broken = orthonormal_shards(x, slice(None), 60, lambda gram: gram)
+    assert broken.isnan().flatten().tolist() == [False] * 5 + [True]
+    assert_orthonormal(q)
+    torch.testing.assert_close((x @ q.mT @ q)[:4], x[:4], rtol=0, atol=1e-5)
+    wanted = gram_schmidt(x[0])
+    torch.testing.assert_close((q[0] * wanted).sum(-1).abs(), torch.ones(20), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -48,7 +48,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"algorithm": "f_muon", "scale": "match_rms_adamw", "renormalize": True},
     {"algorithm": "fanion", "rank": 7, "adapt": "rows"},
     {"algorithm": "kyfan", "adapt": "entries"},
-    {"algorithm": "dion"},
+    {"algorithm": "dion", "momentum_dtype": "float64"},  # others are solved by products
     {"algorithm": "s_fanion", "error_feedback": True, "momentum_dtype": "float64"},
 ]
 
@@ -189,11 +189,11 @@ def transformer_optimizer(place: Any = lambda x: x, **options: Any) -> Fanion:
     return Fanion(groups, **options)
 
 
-def counted_step(optimizer: Fanion) -> tuple[float, int]:
+def counted_step(optimizer: Fanion) -> tuple[float, float]:
     """Return the operations of this rank's second step and the bytes that others send it."""
     optimizer.step()
-    received = []
-    gather, to_all = exchange._all_gather, dist.all_to_all_single
+    received: list[float] = []
+    gather, to_all, add = exchange._all_gather, dist.all_to_all_single, dist.all_reduce
 
     def all_gather(everything: Tensor, own: Tensor, *args: Any, **kwargs: Any) -> Any:
         received.append(everything.nbytes - own.nbytes)
@@ -203,12 +203,19 @@ def counted_step(optimizer: Fanion) -> tuple[float, int]:
         received.append(into.nbytes - sizes[dist.get_rank()])
         return to_all(into, out, sizes, *args, **kwargs)
 
+    def all_reduce(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.is_floating_point():  # no flags
+            ranks = dist.get_world_size()
+            received.append(2 * (ranks - 1) / ranks * x.nbytes)  # by a ring
+        return add(x, *args, **kwargs)
+
     exchange._all_gather, dist.all_to_all_single = all_gather, all_to_all
+    dist.all_reduce = all_reduce
     try:
         with FlopCounterMode(display=False) as counter:
             optimizer.step()
     finally:
-        exchange._all_gather, dist.all_to_all_single = gather, to_all
+        exchange._all_gather, dist.all_to_all_single, dist.all_reduce = gather, to_all, add
     return counter.get_total_flops(), sum(received)
 
 

@@ -1,0 +1,106 @@
+"""The step of matrices in strips whose directions are found by products with the strips.
+
+The formula is that of ``update``. Each rank forms its strip of the direction U_k V_k^T, so that no
+rank ever has a whole matrix. Bases are whole and equal on all ranks, as with any other placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_fanions.lmo import Oracle, Triplets
+from lit_fanions.optim.adapting import moment_key
+from lit_fanions.optim.algorithms import oracle
+from lit_fanions.optim.bases import State, basis_key, next_basis
+from lit_fanions.optim.matrices import local, local_grad
+from lit_fanions.optim.matrix_step import store_stepped
+from lit_fanions.optim.sharded_products import StripProducts, Strips, products_with
+from lit_fanions.optim.stacking import stack_entries
+from lit_fanions.optim.update import Group, Piece, apply, size_factor, update_momentum
+
+_BASIS = basis_key(0)
+
+
+def has_products_state(p: Tensor, state: State, group: Group) -> bool:
+    """Return whether a state is one to go on from by products.
+
+    Its basis may be missing or narrow after options have changed: an owner then makes a new one.
+    """
+    basis, columns = state.get(_BASIS), oracle(group, *p.shape).basis_columns
+    if basis is None or columns is None or state["momentum"].dtype == torch.float64:
+        return False
+    return basis.shape[:-1] == (1, p.shape[-1]) and basis.shape[-1] >= columns
+
+
+def step_by_products(
+    group: Group,
+    states: Mapping[Tensor, State],
+    finite: Mapping[Tensor, Tensor],
+    strips: Mapping[Tensor, Strips],
+) -> None:
+    """Step parameters of a group that lie on the ranks in strips.
+
+    Args:
+        group: The group.
+        states: State of each of its parameters.
+        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
+        strips: The parameters, and how they lie on the ranks.
+    """
+    for stack in _stacks(strips, states, group):
+        pieces = [
+            Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
+            for p in stack
+        ]
+        _step_stack(pieces, strips[stack[0]], group)
+
+
+def _stacks(
+    strips: Mapping[Tensor, Strips], states: Mapping[Tensor, State], group: Group
+) -> list[list[Tensor]]:
+    """Return parameters of one shape, dtype, device and placement, which share collectives."""
+    alike: dict[object, list[list[Tensor]]] = {}
+    for p, own in strips.items():
+        like = (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, own)
+        batches = alike.setdefault(like, [[]])
+        limit = stack_entries(group, p.device) * own.team.size
+        if batches[-1] and (len(batches[-1]) + 1) * p.numel() > limit:
+            batches.append([])
+        batches[-1].append(p)
+    return [batch for batches in alike.values() for batch in batches]
+
+
+def _step_stack(pieces: Sequence[Piece], strips: Strips, group: Group) -> None:
+    solver = oracle(group, *pieces[0].parameter.shape)
+    m = pieces[0].weight.new_empty(len(pieces), *pieces[0].weight.shape, dtype=torch.float32)
+    for own, piece in zip(m, pieces, strict=True):
+        own.copy_(update_momentum(piece, group))
+        piece.state.pop(moment_key(0), None)  # would be stale where options have changed
+    products = products_with(m, strips)
+    basis = torch.cat([piece.state[_BASIS][..., : solver.basis_columns] for piece in pieces])
+    triplets = _solved(products, basis.float(), solver)
+    k = solver.ball.solved_rank(solver.case)
+    u, vh = triplets.U[..., :k], triplets.Vh[..., :k, :]
+    d = products.strip(u, vh)
+    if len(solver.parts) > 1:
+        assert solver.partner.in_place is not None
+        d = solver.partner.in_place(products.m, solver.case.settings).lerp_(d, solver.alpha)
+    factor = size_factor(d, solver, group, products.norm)
+    d = d if isinstance(factor, float) and factor == 1 else d.mul_(factor)
+    captured: Sequence[Tensor | None] = [None] * len(pieces)
+    if group["error_feedback"]:
+        captured = products.strip(u * triplets.S[..., None, :k], vh).unbind()
+    store_stepped(pieces, _BASIS, basis, next_basis(triplets, basis))
+    for piece, step, own_part in zip(pieces, d.unbind(), captured, strict=True):
+        apply(piece, step, own_part, group)
+
+
+def _solved(products: StripProducts, basis: Tensor, solver: Oracle) -> Triplets:
+    """Return the triplets of matrices, not of those over their norms that the products are of."""
+    solve = solver.products_solver(basis.device)
+    assert solve is not None
+    u, s, vh = solve(products, basis)
+    scaled = (s * products.length[..., 0]).clamp_(max=torch.finfo(s.dtype).max)
+    return Triplets(u, scaled.to(s.dtype), vh)
