@@ -4,13 +4,13 @@ Nothing is imported to find models, data and callbacks: modules and recipes are 
 of the package and those of the working directory (the checkout, or a project of the same form).
 """
 
-import argparse
 import ast
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lit_fanions.checks import check_choice
+from lit_fanions.cli.console import CommandParser
 from lit_fanions.cli.errors import one_line
 from lit_fanions.lmo.newton_schulz import SUMMARIES
 from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
@@ -23,9 +23,7 @@ _CALLBACKS = Path(__file__).parents[1] / "callbacks"
 
 def main(args: Sequence[str]) -> int:
     """Print the catalogue, or the kinds named in ``args``; return the exit status."""
-    command = argparse.ArgumentParser(
-        prog="python -m lit_fanions list", description="Print what there is to choose from."
-    )
+    command = CommandParser("list", "Print what there is to choose from.")
     command.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(_SECTIONS))
     for kind in command.parse_args(list(args)).kinds or _SECTIONS:
         try:

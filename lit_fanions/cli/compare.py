@@ -29,7 +29,6 @@ from lit_fanions.cli import console, curves, runner, tensors
 from lit_fanions.cli.console import Refused, Table
 from lit_fanions.cli.curves import Curves, Run, spread
 from lit_fanions.cli.errors import one_line
-from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.cli.report_figures import label_panel, plot_curve, run_color
 from lit_fanions.cli.results import Outcome, drawable, plural
 
@@ -56,12 +55,7 @@ def main(args: Sequence[str]) -> int:
 
     A mistake of the user exits with status 2.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = console.CommandParser("compare", __doc__)
     parser.add_argument("a", type=Path, metavar="A", help="folder of logs, or a recipe")
     parser.add_argument("b", type=Path, metavar="B", help="what it is compared with")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Parts that commands share: refusals, tables, progress, the machine, reports of timings."""
+"""Parts that commands share: their parser, refusals, tables, progress, the machine."""
 
 import argparse
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import torch
 from rich.cells import cell_len
@@ -20,12 +21,30 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from lit_fanions.checks import did_you_mean, whole_number
+from lit_fanions.cli.messages import PROGRAM
 
 # Options of fit without a dot: they are never taken for mistyped options of another command.
 FIT_OPTIONS = {
     *("--config", "--print_config", "--seed_everything", "--trainer", "--model", "--data"),
     *("--test_after_fit", "--nonfinite_patience", "--ckpt_path", "--weights_only"),
 }
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command beside those of Lightning: no abbreviations, mistakes in a line."""
+
+    def __init__(self, command: str, description: str | None, usage: str | None = None) -> None:
+        super().__init__(
+            prog=f"{PROGRAM} {command}",
+            usage=usage,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and exit with status 2."""
+        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
 
 
 class Refused(Exception):

@@ -8,7 +8,6 @@ torch.optim.AdamW the rest.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import sys
@@ -22,6 +21,7 @@ from lit_fanions import Fanion, __version__
 from lit_fanions.checks import check_choice
 from lit_fanions.cli import export_parts
 from lit_fanions.cli.bundling import Bundle
+from lit_fanions.cli.console import CommandParser
 from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.lmo import BALLS
 from lit_fanions.lmo.newton_schulz import METHODS, check_polar, polynomials
@@ -143,12 +143,7 @@ def _literal(value: Any) -> str:
 
 def main(args: Sequence[str]) -> int:
     """Write the file, and return the exit status 0; wrong arguments exit with status 2."""
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("export", __doc__)
     parser.add_argument("--algorithm", required=True, metavar="NAME", help=", ".join(exportable()))
     parser.add_argument("--output", type=Path, metavar="FILE", help="(default: standard output)")
     parser.add_argument("--polar", default="auto", metavar="METHOD", help=", ".join(_METHODS))

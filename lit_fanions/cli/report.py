@@ -8,25 +8,20 @@ hparams.yaml beside them.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import math
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lit_fanions.callbacks.quantities import QUANTITIES
 from lit_fanions.cli import curves
-from lit_fanions.cli.console import Refused
+from lit_fanions.cli.console import CommandParser, Refused
 from lit_fanions.cli.curves import Curve, Run
-from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.cli.report_figures import Drawing, draw, png
 from lit_fanions.cli.results import plural
 
-USAGE_ERROR = 2
 _OTHER_FILES = (".png", ".htm", ".pdf", ".svg")
 _HEAD = """<!doctype html>
 <html lang='en'><head><meta charset='utf-8'><title>lit_fanions report</title><style>
@@ -153,18 +148,9 @@ def write(runs: Sequence[Run], output: Path) -> list[Path]:
     return written
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, and accepts no abbreviations."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the mistake and exit with status 2."""
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(USAGE_ERROR)
-
-
 def main(args: Sequence[str]) -> int:
-    """Write a report, and return the exit status: 0, or 2 for a mistake of the user."""
-    parser = Parser(prog=f"{PROGRAM} report", description=__doc__, allow_abbrev=False)
+    """Write a report, and return the exit status 0; a mistake of the user exits with status 2."""
+    parser = CommandParser("report", __doc__)
     parser.add_argument("logdir", type=Path, metavar="LOGDIR", help="folder of one or more runs")
     parser.add_argument(
         "--output", type=Path, help="a .html file, or a folder for PNGs (LOGDIR/report.html)"
@@ -175,6 +161,5 @@ def main(args: Sequence[str]) -> int:
         for path in write(runs, options.output or options.logdir / "report.html"):
             print(path)
     except (Refused, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        parser.error(str(error))
     return 0

@@ -157,13 +157,8 @@ def _summary(plan: Plan, seeds: int, trials: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lit_fanions.sweep",
-        usage="%(prog)s --config FILE [--set ... | --tune ...] [--OPTION VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s --config FILE [--set ... | --tune ...] [--OPTION VALUE ...]"
+    parser = console.CommandParser("sweep", __doc__, usage)
     for name, options in _OPTIONS.items():
         parser.add_argument(name, **options)
     return parser

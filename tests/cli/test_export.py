@@ -180,8 +180,10 @@ def test_mistakes_are_named(args, message, capfd):
 
 def test_what_cannot_be_copied_is_refused():
     bundle = Bundle("", {}, {})
-    bundle.add("lit_fanions.cli.report", "USAGE_ERROR")
-    with pytest.raises(ValueError, match=r"USAGE_ERROR is defined in lit_fanions\.cli\.parser and"):
-        bundle.add("lit_fanions.cli.parser", "USAGE_ERROR")
+    bundle.add("lit_fanions.cli.catalogue", "_WIDTH")
+    with pytest.raises(
+        ValueError, match=r"_WIDTH is defined in lit_fanions\.optim\.split_table and"
+    ):
+        bundle.add("lit_fanions.optim.split_table", "_WIDTH")
     with pytest.raises(ValueError, match=r"lit_fanions\.norms is a module"):
         bundle.add("lit_fanions.lmo.newton_schulz", "_exact")

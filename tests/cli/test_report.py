@@ -190,7 +190,8 @@ def test_test_metrics_and_counts_are_no_training_curves():
 
 
 def test_output_of_another_kind_is_refused(logs, tmp_path, capsys):
-    assert main(["report", str(logs), "--output", str(tmp_path / "x.png")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(logs), "--output", str(tmp_path / "x.png")])
     assert "give a .html file, or a folder for PNGs" in capsys.readouterr().err
     assert main(["report", str(logs), "--output", str(tmp_path / "x.HTML")]) == 0
     assert (tmp_path / "x.HTML").is_file()
@@ -204,11 +205,8 @@ def test_mistakes_are_one_line(tmp_path, capsys, case):
         "no argument": [],
         "unknown option": [str(tmp_path), "--nothing"],
     }[case]
-    try:
-        status = main(["report", *args])
-    except SystemExit as stop:
-        status = stop.code
-    assert status == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", *args])
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert captured.out == ""

@@ -62,7 +62,8 @@ def error(capfd, *args):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_are_named_in_one_line(args, message, project, capfd):
-    assert error(capfd, *args).splitlines()[-1] == f"python -m lit_fanions.sweep: error: {message}"
+    line = f"error: {message} (all options: python -m lit_fanions sweep --help)"
+    assert error(capfd, *args).splitlines()[-1] == line
     assert not Path("sweeps").exists()
 
 
