@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
+# Read when Triton is imported, as Lightning does: without a GPU an interpreter runs its kernels.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 from lightning.pytorch import seed_everything
 
 # Tiny tensors gain nothing from threads, and tests of several processes share two cores.

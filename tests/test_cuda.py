@@ -132,6 +132,31 @@ def test_step_does_not_wait_for_the_device(algorithm):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("algorithm", ["muon", "f_muon", "fanion", "dion", "nsgd"])
+def test_steps_by_triton_agree_with_plain_ones(algorithm, dtype, record_property):
+    pytest.importorskip("triton")
+    results = []
+    for kernels in ("plain", "triton"):
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        draw = {"generator": generator, "device": DEVICE}
+        params = [nn.Parameter(torch.randn(130, 301, **draw).to(dtype)) for _ in range(3)]
+        optimizer = Fanion(
+            params, algorithm=algorithm, kernels=kernels, lr=0.1, weight_decay=0.1, seed=0
+        )
+        for step in range(3):
+            for p in params:
+                p.grad = torch.randn(130, 301, **draw).to(dtype)
+            if step == 1:
+                params[1].grad[0, 0] = torch.nan
+            optimizer.step()
+        results.append(torch.stack([p.detach().float() for p in params]))
+    plain, triton = results
+    apart = float((plain - triton).norm() / plain.norm())
+    record_property("measured", f"weights {apart:.2g} apart")
+    assert apart < 0.01
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("algorithm", ["f_muon", "f_fanion"])
 def test_autocast(algorithm, dtype, record_property):

@@ -58,7 +58,7 @@ def run(code: str) -> str:
 
 HEAVY = (
     "lightning", "pytorch_lightning", "torchvision", "torchmetrics", "matplotlib", "tensorboard",
-    "jsonargparse", "rich", "optuna", "scipy",
+    "jsonargparse", "rich", "optuna", "scipy", "triton",
 )  # fmt: skip
 
 

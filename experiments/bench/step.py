@@ -42,6 +42,11 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "nsgd": {"algorithm": "nsgd"},
     "signum": {"algorithm": "signum"},
 }
+# Where kernels are plain, they would be raced against themselves.
+BY_TRITON: dict[str, dict[str, Any]] = {
+    "muon, triton": {"algorithm": "muon", "kernels": "triton"},
+    "fanion, rank 32, triton": {"algorithm": "fanion", "rank": 32, "kernels": "triton"},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,8 +118,9 @@ def optimizers(parameters: list[torch.nn.Parameter]) -> dict[str, torch.optim.Op
         Refused: If this torch has no Muon.
     """
     theirs = {TORCH: polar.torch_muon().Muon(parameters, **COMMON)}
+    ours = {**ALGORITHMS, **(BY_TRITON if parameters[0].device.type == "cuda" else {})}
     return theirs | {
-        name: Fanion(parameters, **COMMON, **options) for name, options in ALGORITHMS.items()
+        name: Fanion(parameters, **COMMON, **options) for name, options in ours.items()
     }
 
 

@@ -134,11 +134,14 @@ def _checks(found: Mapping[str, str]) -> str:
 
 def _step(found: Mapping[str, Any]) -> str:
     shown = ("torch.optim.Muon", "muon", "fanion, rank 8", "fanion, rank 32")
-    return "; ".join(
-        f"{each['optimizer']} {1e3 * each['median_seconds']:.3g} ms"
-        for each in found["results"]
-        if each["optimizer"] in shown
-    )
+    seconds = {each["optimizer"]: each["median_seconds"] for each in found["results"]}
+    times = [f"{name} {1e3 * seconds[name]:.3g} ms" for name in shown if name in seconds]
+    triton = [
+        f"{name} x{seconds[name] / seconds[name.removesuffix(', triton')]:.3g} plain"
+        for name in seconds
+        if name.endswith(", triton")
+    ]
+    return "; ".join([*times, *triton])
 
 
 def _polar(found: Mapping[str, Any]) -> str:

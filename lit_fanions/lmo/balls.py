@@ -113,8 +113,9 @@ class Ball:
 def spectral(problem: Problem) -> Answer:
     """Return U V^T, by Newton-Schulz or SVD."""
     x, overwrite = polar_input(problem)
-    settings = problem.case.settings
-    return Answer(unit_polar(x, settings.polar, settings.polar_steps, overwrite=overwrite))
+    s = problem.case.settings
+    d = unit_polar(x, s.polar, s.polar_steps, overwrite=overwrite, kernels=s.kernels)
+    return Answer(d)
 
 
 def polar_input(problem: Problem) -> tuple[Tensor, bool]:
@@ -144,7 +145,9 @@ def kyfan(problem: Problem) -> Answer:
     # The matrices are needed again after the products, as exactly as they came.
     x, norm = problem.normalised(torch.promote_types(problem.m.dtype, dtype))
     y = x.to(dtype)
-    full = unit_polar(y, settings.polar, settings.polar_steps, overwrite=y is not x)
+    full = unit_polar(
+        y, settings.polar, settings.polar_steps, overwrite=y is not x, kernels=settings.kernels
+    )
     del y
     product = full.to(x, copy=True).mul_(x)
     sums = product.sum((-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))

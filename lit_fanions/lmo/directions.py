@@ -88,7 +88,14 @@ class Oracle:
 
         x, _ = polar_input(problem)
         settings = self.case.settings
-        d = unit_polar(x, settings.polar, settings.polar_steps, alpha=self.alpha, partner=rest)
+        d = unit_polar(
+            x,
+            settings.polar,
+            settings.polar_steps,
+            alpha=self.alpha,
+            partner=rest,
+            kernels=settings.kernels,
+        )
         return Answer(d, found[0])
 
     def _partner_answer(self, problem: Problem) -> Answer:

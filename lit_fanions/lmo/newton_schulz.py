@@ -215,6 +215,7 @@ def unit_polar(
     alpha: float = 1.0,
     partner: Callable[[Tensor], Tensor] | None = None,
     overwrite: bool = False,
+    kernels: str = "plain",
 ) -> Tensor:
     """Return ``polar`` of matrices of Frobenius norm 1, or its blend with another direction.
 
@@ -227,13 +228,19 @@ def unit_polar(
         alpha: Weight of the polar factor; the partner has 1 - alpha.
         partner: Maps x to the direction to blend with; it may overwrite x. None: no blend.
         overwrite: Whether the memory of x may be used without a partner too.
+        kernels: plain, or triton for the symmetric products on a GPU.
 
     Returns:
         The same shape and dtype.
     """
     if method != "exact":
         return iterate(
-            x, polynomials(method, steps), alpha=alpha, partner=partner, overwrite=overwrite
+            x,
+            polynomials(method, steps),
+            alpha=alpha,
+            partner=partner,
+            overwrite=overwrite,
+            kernels=kernels,
         )
     d = _exact(x)
     return d if partner is None else partner(x).lerp_(d, alpha)
@@ -246,6 +253,7 @@ def iterate(
     alpha: float = 1.0,
     partner: Callable[[Tensor], Tensor] | None = None,
     overwrite: bool = False,
+    kernels: str = "plain",
 ) -> Tensor:
     """Return the polar factor of matrices of Frobenius norm 1, or a blend, see ``unit_polar``.
 
@@ -261,7 +269,9 @@ def iterate(
         d, factor = _gram_newton_schulz(x, rows)
         spare = x if overwrite and partner is None and d is not x else None
     else:
-        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None)
+        by_triton = kernels == "triton" and x.device.type == "cuda" and x.dtype.itemsize == 2
+        products = _triton_products() if by_triton else (_gram, _polynomial)
+        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None, *products)
     product = (factor, d) if shape[-2] <= shape[-1] else (d, factor)
     if partner is None:
         return torch.matmul(*product, out=spare).reshape(shape)
@@ -273,23 +283,49 @@ def iterate(
 
 
 def _newton_schulz(
-    x: Tensor, rows: tuple[_Row, ...], overwrite: bool
+    x: Tensor,
+    rows: tuple[_Row, ...],
+    overwrite: bool,
+    gram_of: Callable[[Tensor, Tensor], object],
+    polynomial: Callable[[Tensor, _Row, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the iterate before the last product, its factor on the short side, and free memory."""
     # Products go into memory that is allocated once: for large matrices an allocation costs as much
     # as a product. The Gram matrix uses the memory of the next iterate, which is not needed yet.
     wide, small = x.shape[-2] <= x.shape[-1], (*x.shape[:-2], *[min(x.shape[-2:])] * 2)
     factor, spare = x.new_empty(small), x.new_empty(x.shape)
-    for i, (a, b, c) in enumerate(rows):
+    for i, row in enumerate(rows):
         if i:
             used = x if i > 1 or (overwrite and x.is_contiguous()) else torch.empty_like(spare)
             x = torch.matmul(*((factor, x) if wide else (x, factor)), out=spare)
             spare = used
         gram = spare.view(-1)[: factor.numel()].view(small)
-        torch.matmul(*((x, x.mT) if wide else (x.mT, x)), out=gram)
-        _multiply_add(b, gram, gram, gram, c, out=factor)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        gram_of(x if wide else x.mT, gram)
+        polynomial(gram, row, factor)
     return x, factor, spare
+
+
+def _gram(x: Tensor, out: Tensor) -> None:
+    torch.matmul(x, x.mT, out=out)
+
+
+def _polynomial(gram: Tensor, row: _Row, out: Tensor) -> None:
+    """Write a I + b gram + c gram^2."""
+    a, b, c = row
+    _multiply_add(b, gram, gram, gram, c, out=out)
+    out.diagonal(dim1=-2, dim2=-1).add_(a)
+
+
+def _triton_products() -> tuple[
+    Callable[[Tensor, Tensor], object], Callable[[Tensor, _Row, Tensor], object]
+]:
+    """Return ``_gram`` and ``_polynomial`` by kernels that compute one triangle."""
+    from lit_fanions.lmo.triton_products import symmetric_product
+
+    return (
+        lambda x, out: symmetric_product(out, x, None, 0.0, 0.0, 1.0),
+        lambda gram, row, out: symmetric_product(out, gram, gram, *row),
+    )
 
 
 def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
@@ -307,7 +343,7 @@ def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tens
             if product is not None:
                 x = product @ x if wide else x @ product
             product = None
-            torch.matmul(*((x, x.mT) if wide else (x.mT, x)), out=gram)
+            _gram(x if wide else x.mT, gram)
         factor = _multiply_add(b, gram, gram, gram, c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product

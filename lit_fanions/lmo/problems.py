@@ -30,6 +30,7 @@ class Settings:
         residual_tol: Residual that is small enough for the optimizer, which needs ``<m, D>``.
         sign_scale: Radius of the sign ball, the size of the entries of its direction.
         p: Exponent of the Schatten ball, from 1 to infinity.
+        kernels: plain, or triton for the symmetric products of ``polar`` on a GPU.
     """
 
     polar: str = "auto"
@@ -41,6 +42,7 @@ class Settings:
     residual_tol: float = 1e-2
     sign_scale: float = 1.0
     p: float = 3.0
+    kernels: str = "plain"
 
 
 class Triplets(NamedTuple):

@@ -43,8 +43,10 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
             _check_same_shape(name, p, state)
             _check_complete(name, group["algorithm"], state)
     # torch keeps names where the optimizer has some; those of the dict belong to another model.
+    # Another machine may have no Triton.
+    own_keys = "param_names", "kernels"
     completed = [
-        {**group, **{key: value for key, value in saved_group.items() if key != "param_names"}}
+        {**group, **{key: value for key, value in saved_group.items() if key not in own_keys}}
         for group, saved_group in zip(own, saved, strict=True)
     ]
     for group, mine in zip(completed, own, strict=True):

@@ -6,14 +6,16 @@ run the same formula on different tensors.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_fanions.optim.adapting import gather_moments, moment_key, splits_momentum
 from lit_fanions.optim.bases import State, basis_key, gather_bases
+from lit_fanions.optim.fused import apply_by_kernels, takes_kernels, update_by_kernels
 from lit_fanions.optim.matrices import (
     column_blocks,
     from_matrices,
@@ -80,7 +82,7 @@ def step_matrices(
         if cut:
             _step_slices(pieces[0], cut, group, observers)
         else:
-            _step_stack(pieces, group, observers, together)
+            _step_stack(pieces, group, observers, together=together)
 
 
 def _step_slices(
@@ -109,7 +111,7 @@ def _step_slices(
                 observe(observation._replace(group=group, first=first))
 
         own = Piece(piece.parameter, weight, gradient, momentum, piece.finite, state)
-        _step_stack([own], batches, (show,) if observers else (), together=False)
+        _step_stack([own], batches, (show,) if observers else ())
     _store_slices(piece.state, cut, states)
 
 
@@ -129,31 +131,56 @@ def _store_slices(whole: State, cut: Sequence[Slice], states: Sequence[State]) -
                 whole[key(part)] = torch.cat(found)
 
 
+class _Passes(NamedTuple):
+    """How the tensors of pieces of one shape are read and written around the solver.
+
+    Attributes:
+        update: Updates the momenta and returns the N of all matrices, a batch for each part.
+        apply: Applies the directions of each batch.
+    """
+
+    update: Callable[[Sequence[Piece], Group], list[Batch]]
+    apply: Callable[[Sequence[Piece], Sequence[Solved], Group], None]
+
+
 def _step_stack(
-    pieces: list[Piece], group: Group, observers: Sequence[Observer], together: bool
+    pieces: list[Piece], group: Group, observers: Sequence[Observer], together: bool = False
 ) -> None:
     """Step pieces of one shape; ``together``: move them as one tensor, too, not only solve them."""
-    batches = (
-        [
-            _batch(m, group, overwrite=not share_memory(m, pieces[0].momentum))
-            for m in update_together(pieces, group)
-        ]
+    by_kernels = takes_kernels(pieces, group)
+    passes = (
+        _Passes(update_by_kernels, apply_by_kernels)
+        if by_kernels
+        else _Passes(_update_stack, apply_together)
         if together
-        else _update_each(pieces, group)
+        else _Passes(_update_each, _apply_each)
     )
-    solved = []
+    batches = passes.update(pieces, group)
+    solved, scaled = [], bool(observers) or not by_kernels
     for part in range(len(batches)):
-        solved.append(solve_part(pieces, part, batches.pop(0), group))  # pop frees its memory
-    if together and not observers:
-        apply_together(pieces, solved, group)
+        batch = batches.pop(0)  # which frees its memory
+        solved.append(solve_part(pieces, part, batch, group, scaled))
+        del batch
+    if not observers:
+        passes.apply(pieces, solved, group)
         return
     for i, piece in enumerate(pieces):
         own = [share_of_stack(answer, i, len(pieces)) for answer in solved]
-        step = partial(apply_each, piece, own, group)
-        if observers:
-            observe_step(piece, own, group, step, observers)
-        else:
-            step()
+        observe_step(piece, own, group, partial(apply_each, piece, own, group), observers)
+
+
+def _apply_each(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
+    for i, piece in enumerate(pieces):
+        own = [share_of_stack(answer, i, len(pieces)) for answer in solved]
+        apply_each(piece, own, group)
+
+
+def _update_stack(pieces: Sequence[Piece], group: Group) -> list[Batch]:
+    """Update the momenta as one tensor and return the N of all their matrices."""
+    return [
+        _batch(m, group, overwrite=not share_memory(m, pieces[0].momentum))
+        for m in update_together(pieces, group)
+    ]
 
 
 def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
@@ -202,12 +229,14 @@ def _batch(m: Tensor, group: Group, overwrite: bool) -> Batch:
     return Batch(normalised(m, group) if unit else m, oracle, unit, unit or overwrite)
 
 
-def solve_part(pieces: Sequence[Piece], part: int, batch: Batch, group: Group) -> Solved:
+def solve_part(
+    pieces: Sequence[Piece], part: int, batch: Batch, group: Group, scaled: bool = True
+) -> Solved:
     """Return the directions of a batch and store what its solver and its transform leave."""
     states = [piece.state for piece in pieces]
     basis = gather_bases(states, batch.m, part, batch.oracle, group["seed"])
     moment = gather_moments(states, batch.m.shape, part, group, batch.gradient)
-    answer = solve(batch, basis, moment, group)
+    answer = solve(batch, basis, moment, group, scaled)
     store_stepped(pieces, basis_key(part), basis, answer.basis)
     store_stepped(pieces, moment_key(part), moment, answer.moment)
     return answer

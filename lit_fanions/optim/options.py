@@ -26,6 +26,7 @@ from lit_fanions.lmo.newton_schulz import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
 from lit_fanions.optim.algorithms import ALGORITHMS, find_algorithm
+from lit_fanions.optim.fused import KERNELS, check_kernels
 from lit_fanions.optim.matrices import LAYOUTS, check_heads, check_splits
 from lit_fanions.optim.step_sizes import SCALES
 
@@ -139,20 +140,15 @@ class GroupOptions:
     nesterov: bool | None = _option(
         "Nesterov momentum. Error feedback has its own momentum and turns it off. Default: on, "
         "off for cosmos and sgd.",
-        check_flag,
-        matrix=True,
-        sgd=False,
-    )
+        check_flag, matrix=True, sgd=False,
+    )  # fmt: skip
     weight_decay: float | None = _option(
         "Decoupled weight decay, W <- (1 - lr * weight_decay) W; coupled for sgd, as in torch. "
         "Decay and step of float16 and bfloat16 weights are rounded together: entries stay where "
         "their sum is below half the spacing of the weight's numbers. That of the constructor is "
         "for groups of any algorithm. Default: 0.",
-        _number(least=0.0),
-        matrix=0.0,
-        adamw=0.0,
-        sgd=0.0,
-    )
+        _number(least=0.0), matrix=0.0, adamw=0.0, sgd=0.0,
+    )  # fmt: skip
     cautious_decay: bool | None = _option(
         "Decay only entries that the step moves towards 0 or not at all (cautious weight decay, "
         "arXiv 2510.12402). Default: off.",
@@ -283,17 +279,20 @@ class GroupOptions:
         "What a NaN or an infinity in a gradient does: skip that parameter's step on the device "
         "and count it in its state; error, FloatingPointError before anything has changed (waits "
         "for the device); or propagate. Default: skip.",
-        choices=("skip", "error", "propagate"),
-        matrix="skip",
-        adamw="skip",
-        sgd="skip",
-    )
+        choices=("skip", "error", "propagate"), matrix="skip", adamw="skip", sgd="skip",
+    )  # fmt: skip
     momentum_dtype: str | None = _option(
         "Dtype of the momentum. Default: the parameter's, float32 for float16.",
         _dtype,
         _DTYPES,
         matrix=None,
     )
+    kernels: str | None = _option(
+        "plain (PyTorch's), or triton: fewer launches and bytes for contiguous, unsharded "
+        "parameters on a GPU, never measured there; all others take plain ones (docs/gpu). "
+        "Default: plain.",
+        check_kernels, KERNELS, matrix="plain",
+    )  # fmt: skip
     capturable: bool | None = _option(
         "Let a CUDA graph capture the step: lr, momentum and weight decay (of adamw and sgd lr "
         "alone) become tensors on the device. ``copy_options_to_device`` before a replay brings "

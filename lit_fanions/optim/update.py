@@ -144,7 +144,9 @@ def normalised(m: Tensor, group: Group) -> Tensor:
     return scaling.normalised(m, dtype=dtype, overwrite=group["nesterov"])
 
 
-def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Group) -> Solved:
+def solve(
+    batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Group, scaled: bool = True
+) -> Solved:
     """Return the scaled directions of a batch, in slices that the memory limit allows.
 
     Args:
@@ -152,6 +154,7 @@ def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Grou
         basis: Start of the solver, (matrices, cols, columns); None without one.
         moment: Second moments of the directions; None without ``adapt``.
         group: Options of their group.
+        scaled: Whether directions are multiplied by a factor that is a number, too.
     """
     leading = None
     if batch.gradient is not None:
@@ -169,7 +172,8 @@ def solve(batch: Batch, basis: Tensor | None, moment: Tensor | None, group: Grou
     elif moment is not None:
         d, moment = adapt(d, moment, group)
     factor = size_factor(d, batch.oracle, group)
-    d = d if isinstance(factor, float) and factor == 1 else scaling.multiplied(d, factor)
+    if isinstance(factor, Tensor) or (scaled and factor != 1):
+        d = scaling.multiplied(d, factor)
     return Solved(d, factor, captured, after, moment)
 
 
@@ -231,7 +235,7 @@ def size_factor(
 
 def renormalises(group: Group) -> bool:
     """Return whether the step may renormalise weights: not where lr is the number 0."""
-    return bool(group["renormalize"]) and not _is_zero(group["lr"])
+    return bool(group["renormalize"]) and not is_zero(group["lr"])
 
 
 def renormalise(matrices: Sequence[Tensor], finite: Tensor, group: Group) -> None:
@@ -263,9 +267,9 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
     weight, momentum, lr = piece.weight, piece.momentum, group["lr"]
     if captured is not None:
         _add(momentum, captured, piece.finite, group["momentum"] - 1)
-    if _is_zero(lr):
+    if is_zero(lr):
         return
-    if _is_zero(group["weight_decay"]):
+    if is_zero(group["weight_decay"]):
         _add(weight, step, piece.finite, -lr)
         return
     decay = lr * group["weight_decay"]
@@ -298,7 +302,7 @@ def _agreeing(weight: Tensor, step: Tensor) -> Tensor:
     return torch.where(weight.sign() * step.sign() >= 0, weight, 0.0)
 
 
-def _is_zero(number: float | Tensor) -> bool:
+def is_zero(number: float | Tensor) -> bool:
     """Return whether a number of the host is 0; one of the device is not looked at."""
     return not isinstance(number, Tensor) and number == 0
 

@@ -58,7 +58,7 @@ VECTORS = [*[(768,)] * 86, *[(3072,)] * 12, (50304,)]
 AIRBENCH = [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), *[(256, 256, 3, 3)] * 3]
 
 
-PRODUCTS = {"addmm", "addmm_", "baddbmm", "baddbmm_", "bmm", "mm"}
+PRODUCTS = {"addmm", "addmm_", "baddbmm", "baddbmm_", "bmm", "mm", "symmetric_product"}
 
 
 class CountOperations(TorchDispatchMode):
@@ -77,8 +77,11 @@ class CountOperations(TorchDispatchMode):
         # The one operation without an implementation for fake tensors; it returns nothing.
         out = None if name == "_fused_sgd_" else func(*args, **kwargs)
         kwargs.pop("out", None)
-        read = _tensors((args[1:] if "copy_" in name else args, kwargs))
+        overwrites = "copy_" in name or name == "symmetric_product"
+        read = _tensors((args[1:] if overwrites else args, kwargs))
         written = _tensors(args[0] if out is None else out)
+        if name == "momentum_pass":  # it returns N and writes the momenta too
+            written += args[0]
         if name not in FREE and any(x.device.type == "cuda" for x in [*read, *written]):
             assert name not in FACTORISATIONS, f"{name} waits for the device"
             self.counts[name] += _loops(args) if name.startswith("_foreach_") else 1
@@ -194,14 +197,17 @@ def test_a_step_of_a_whole_gpt2_makes_few_launches():
 
 
 def test_a_step_of_airbench_makes_few_launches():
+    assert count_operations(airbench_groups()) <= 140
+
+
+def airbench_groups(**options) -> Groups:
     muon = {"algorithm": "muon", "polar": "jordan", "polar_steps": 3, "renormalize": True}
-    groups = [
-        (AIRBENCH, muon),
+    return [
+        (AIRBENCH, {**muon, **options}),
         ([(64,)] * 2 + [(256,)] * 4, {"algorithm": "sgd"}),
         ([(24,)], {"algorithm": "sgd", "name": "whitening_bias"}),
         ([(10, 256)], {"algorithm": "sgd", "name": "head"}),
     ]
-    assert count_operations(groups) <= 140
 
 
 @pytest.mark.parametrize(
@@ -217,11 +223,40 @@ def test_a_step_of_airbench_makes_few_launches():
     ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else str(x),
 )
 def test_passes_over_the_matrices_of_gpt2_move_few_bytes(options, most):
-    """Without the products, which full rank is bound by the arithmetic of."""
+    assert bytes_of_passes(options) <= most
+
+
+def bytes_of_passes(options: dict) -> float:
+    """Return the bytes an entry, without the products: full rank is bound by their arithmetic."""
     matrices = GPT2_LAYER * 2
     moved = second_step([(matrices, options)]).bytes
     passes = sum(count for name, count in moved.items() if name not in PRODUCTS)
-    assert passes / sum(map(math.prod, matrices)) <= most
+    return passes / sum(map(math.prod, matrices))
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"algorithm": "muon"}, 33),
+        ({"algorithm": "muon", "weight_decay": 0.1}, 33),
+        ({"algorithm": "f_muon"}, 33),
+        ({"algorithm": "fanion", "rank": 32}, 50),
+        ({"algorithm": "fanion", "rank": 32, "solver": "polar"}, 43),
+        ({"algorithm": "neon"}, 37),
+        ({"algorithm": "nsgd"}, 45),
+    ],
+    ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else str(x),
+)
+def test_passes_by_triton_move_fewer_bytes(options, most):
+    pytest.importorskip("triton")
+    assert bytes_of_passes({**options, "kernels": "triton"}) <= most
+
+
+def test_steps_by_triton_make_fewer_launches():
+    pytest.importorskip("triton")
+    muon = {"algorithm": "muon", "kernels": "triton"}
+    assert count_operations([(GPT2_LAYER * 12, {**muon, "weight_decay": 0.05})]) <= 82
+    assert count_operations(airbench_groups(kernels="triton")) <= 98
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, 17.0, math.inf])

@@ -99,6 +99,15 @@ def test_summary_of_the_checks(tmp_path):
     assert items.summary("step", tmp_path) == ""
 
 
+def test_summary_of_steps_compares_triton_with_plain(tmp_path):
+    times = {"torch.optim.Muon": 0.004, "muon": 0.002, "signum": 0.001, "muon, triton": 0.0015}
+    results = [{"optimizer": name, "median_seconds": each} for name, each in times.items()]
+    (tmp_path / "step.json").write_text(json.dumps({"results": results}))
+    assert items.summary("step", tmp_path) == (
+        "torch.optim.Muon 4 ms; muon 2 ms; muon, triton x0.75 plain"
+    )
+
+
 def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
     for args, message in (

@@ -1,0 +1,142 @@
+"""The passes of a step around its solver by kernels of Triton, for the option ``kernels``.
+
+The formula is that of ``update``, which stays the reference. Kernels take contiguous tensors of a
+GPU whose matrices lie one behind the other; other parameters are stepped without them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_fanions.checks import check_choice
+from lit_fanions.lmo import polar_dtype
+from lit_fanions.optim.adapting import splits_momentum
+from lit_fanions.optim.matrices import column_blocks, is_distributed, to_matrices
+from lit_fanions.optim.stacking import share_memory
+from lit_fanions.optim.update import (
+    Batch,
+    Group,
+    Piece,
+    Solved,
+    find_oracle,
+    is_zero,
+    renormalises,
+)
+
+KERNELS = ("plain", "triton")
+
+
+def check_kernels(name: str, value: Any) -> str:
+    """Return the kernels of an option ``name``, or raise ValueError."""
+    check_choice(name, value, KERNELS)
+    if value == "triton" and importlib.util.find_spec("triton") is None:
+        raise ValueError(f"{name}='triton' needs Triton: pip install triton, or choose plain")
+    return str(value)
+
+
+def takes_kernels(pieces: Sequence[Piece], group: Group) -> bool:
+    """Return whether kernels of Triton step pieces of one shape."""
+    first = pieces[0]
+    if group["kernels"] != "triton" or first.weight.device.type != "cuda" or splits_momentum(group):
+        return False
+    from lit_fanions.optim.triton_passes import DTYPES
+
+    parts = _matrices(first.weight, group)
+    lies_as_matrices = (
+        len(parts) == 1 and parts[0].is_contiguous() and share_memory(parts[0], first.weight)
+    )
+    tensors = zip(*((p.weight, p.gradient, p.momentum) for p in pieces), strict=True)
+    return (
+        lies_as_matrices
+        and not is_distributed(first.parameter)
+        and all(
+            same[0].dtype in DTYPES
+            and all(x.dtype == same[0].dtype and x.is_contiguous() for x in same)
+            for same in tensors
+        )
+    )
+
+
+def update_by_kernels(pieces: Sequence[Piece], group: Group) -> list[Batch]:
+    """Update the momenta of pieces of one shape and return the N of all their matrices."""
+    from lit_fanions.optim.triton_passes import divide_by_norms, momentum_pass
+
+    (like,) = _matrices(pieces[0].momentum, group)
+    oracle, unit = find_oracle(like, group)
+    rest = 1 - group["momentum"]
+    n, partials = momentum_pass(
+        [piece.momentum for piece in pieces],
+        [piece.gradient for piece in pieces],
+        _flags(pieces),
+        *((0.0, rest) if isinstance(rest, Tensor) else (rest, None)),
+        skip=group["nonfinite"] == "skip",
+        feedback=group["error_feedback"],
+        nesterov=group["nesterov"] and not group["error_feedback"],
+        matrices=len(like),
+        dtype=polar_dtype(like, group["polar"]) if unit else like.dtype,
+    )
+    if unit:
+        divide_by_norms(n, partials)
+    return [Batch(n.view(-1, *like.shape[-2:]), oracle, unit, overwrite=True)]
+
+
+def apply_by_kernels(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
+    """Apply the directions of a batch of ``update_by_kernels``, not scaled by a number yet."""
+    from lit_fanions.optim.triton_passes import weight_pass
+
+    (answer,) = solved
+    if is_zero(group["lr"]) and answer.captured is None:
+        return
+    feedback = answer.captured is not None
+    numbers, device_numbers = _numbers(group, answer.factor)
+    norms, radius = _renormalisation(pieces, group)
+    weight_pass(
+        [piece.weight for piece in pieces],
+        [piece.momentum for piece in pieces] if feedback else [],
+        answer.direction.contiguous(),
+        None if answer.captured is None else answer.captured.contiguous(),
+        _flags(pieces),
+        norms,
+        radius,
+        numbers,
+        device_numbers,
+        decays=not is_zero(group["weight_decay"]),
+        cautious=group["cautious_decay"],
+    )
+
+
+def _matrices(x: Tensor, group: Group) -> list[Tensor]:
+    return to_matrices(x, group["layout"], group["splits"])
+
+
+def _flags(pieces: Sequence[Piece]) -> Tensor:
+    return torch.stack([piece.finite for piece in pieces])
+
+
+def _renormalisation(pieces: Sequence[Piece], group: Group) -> tuple[Tensor | None, float]:
+    """Return the norms of all matrices and what they shall be; None without renormalisation."""
+    if not renormalises(group):
+        return None, 0.0
+    matrices = [m for piece in pieces for m in _matrices(piece.weight, group)[0].unbind()]
+    norms = torch.stack(list(torch._foreach_norm(matrices, 2, dtype=torch.float32)))
+    return norms, math.sqrt(matrices[0].shape[-2] / column_blocks(group))
+
+
+def _numbers(group: Group, factor: Tensor | float) -> tuple[list[float], Tensor | None]:
+    """Return lr * factor, lr * weight decay and 1 - momentum, on the device if lr is there.
+
+    Directions have been multiplied by a factor that is a tensor.
+    """
+    lr, factor = group["lr"], 1.0 if isinstance(factor, Tensor) else factor
+    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+        lr = float(lr)
+    numbers = [lr * factor, lr * group["weight_decay"], 1 - group["momentum"]]
+    if not isinstance(lr, Tensor):
+        return numbers, None
+    return [0.0] * len(numbers), torch.stack([torch.as_tensor(x).to(lr) for x in numbers])
