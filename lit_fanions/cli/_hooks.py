@@ -221,7 +221,8 @@ def reserve_version(logger: Logger, folders: list[Path]) -> None:
 
     def reserve() -> int:
         version: int = choose()
-        while _is_first_rank():  # the other ranks get the folder from this one
+        # The other ranks get the folder from the first one.
+        while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             folder = Path(str(logger.root_dir), f"version_{version}")
             try:
                 folder.mkdir(parents=True)
@@ -232,11 +233,6 @@ def reserve_version(logger: Logger, folders: list[Path]) -> None:
         return version
 
     logger._get_next_version = reserve  # type: ignore[attr-defined]
-
-
-def _is_first_rank() -> bool:
-    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
-    return rank == 0
 
 
 class SaveRecipe(SaveConfigCallback):

@@ -139,5 +139,4 @@ def _raising_package(error: BaseException) -> str:
 
 
 def _is_below(file: str, *folders: Path) -> bool:
-    """Return True if a file lies in one of the folders."""
     return any(Path(file).is_relative_to(folder) for folder in folders)

@@ -69,7 +69,6 @@ def start(run: Run, folder: Path, environment: Mapping[str, str]) -> Training:
 
 
 def _command(run: Run, folder: Path) -> list[str]:
-    """Return the command that trains a run."""
     return [
         *(sys.executable, "-m", "lit_fanions.cli.child", "fit", *run.args),
         # Replaces the logger of the recipe.

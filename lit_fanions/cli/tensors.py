@@ -77,5 +77,4 @@ def _largest_difference(old: Tensor, new: Tensor) -> float:
 
 
 def _describe(tensor: Tensor) -> str:
-    """Return a tensor's dtype and shape in words."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
