@@ -84,6 +84,8 @@ def single_file(algorithm: str, polar: str = "auto", polar_steps: int | None = N
         command += f" --polar {polar}" + (f" --polar-steps {polar_steps}" if polar_steps else "")
     text = _header(title, algorithm, entry, command) + bundle.text()
     defaults = {key: 0 if key == "seed" else values[key] for key in options}
+    if entry.ball == partner == "sign":
+        defaults["sign_scale"] = 1.0
     old = inspect.getsource(export_parts.Exported).partition("\n\n")[0]
     assert old in text
     return text.replace(old, _class_head(title, algorithm, defaults))
@@ -112,8 +114,9 @@ SPDX-License-Identifier: Apache-2.0
 
 def _class_head(title: str, algorithm: str, defaults: dict[str, Any]) -> str:
     """Return the first lines of the class, with a constructor of its options."""
+    types = {"rank": "Rank", "sign_scale": "float | None"}
     arguments = "".join(
-        f"        {key}: {'Rank' if key == 'rank' else type(value).__name__} = {_literal(value)},\n"
+        f"        {key}: {types.get(key, type(value).__name__)} = {_literal(value)},\n"
         for key, value in defaults.items()
     )
     chosen = "".join(f'            "{key}": {key},\n' for key in defaults)

@@ -47,7 +47,8 @@ def frobenius_partner(x: Tensor, group: Group) -> Tensor:
 
 def sign_partner(x: Tensor, group: Group) -> Tensor:
     """Return the signs of the entries times sign_scale, in the memory of x."""
-    return x.sign_().mul_(group["sign_scale"])
+    scale = group["sign_scale"]
+    return x.sign_().mul_((x.shape[-2] * x.shape[-1]) ** -0.5 if scale is None else scale)
 
 
 partner: Callable[[Tensor, Group], Tensor] = frobenius_partner

@@ -163,5 +163,7 @@ def _oracle(
     name: str, k: int, rows: int, cols: int, alpha: float, blend: str, settings: tuple[Any, ...]
 ) -> Oracle:
     ball = BALLS[ALGORITHMS[name].ball]
-    options = Settings(**dict(zip(_SETTINGS, settings, strict=True)))
-    return Oracle(ball, Case(k, rows, cols, options), alpha, BALLS[blend])
+    options = dict(zip(_SETTINGS, settings, strict=True))
+    if options["sign_scale"] is None:
+        options["sign_scale"] = 1.0 if "sign_scale" in ball.reads else (rows * cols) ** -0.5
+    return Oracle(ball, Case(k, rows, cols, Settings(**options)), alpha, BALLS[blend])

@@ -187,8 +187,9 @@ class GroupOptions:
         matrix="frobenius",
     )
     sign_scale: float | None = _option(
-        "Size of the entries of the sign direction. Default: 1.", _number(above=0.0), matrix=1.0
-    )
+        "Size of the entries of the sign direction. Default: 1 for signum, 1 / sqrt(rows * cols) "
+        "for a partner, which is then as long as that of nsgd.", _number(above=0.0), matrix=None,
+    )  # fmt: skip
     p: float | None = _option(
         "Exponent of the Schatten ball: 1 neon, 2 nsgd, .inf muon. Default 3.", exponent, matrix=3.0
     )

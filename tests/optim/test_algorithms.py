@@ -28,7 +28,7 @@ SAME = [
     ({"algorithm": "f_muon", "alpha": 0.0}, {"algorithm": "nsgd"}),
     ({"algorithm": "f_neon", "alpha": 0.0}, {"algorithm": "nsgd"}),
     ({"algorithm": "f_fanion", "alpha": 0.0}, {"algorithm": "nsgd"}),
-    ({"algorithm": "s_muon", "alpha": 0.0}, {"algorithm": "signum"}),
+    ({"algorithm": "s_muon", "alpha": 0.0}, {"algorithm": "signum", "sign_scale": 60**-0.5}),
     ({"algorithm": "s_neon", "alpha": 0.0, "sign_scale": 1.0}, {"algorithm": "signum"}),
     ({"algorithm": "f_neon", "alpha": 1.0}, {"algorithm": "neon"}),
     ({"algorithm": "s_neon", "alpha": 1.0}, {"algorithm": "neon"}),
@@ -160,7 +160,8 @@ def test_the_length_of_a_direction_is_known_where_it_does_not_depend_on_the_mome
     assert length("fanion", rank=3) == pytest.approx(math.sqrt(3))
     assert length("fanion", alpha=0.0) == length("nsgd") == 1
     assert length("signum", sign_scale=0.5) == pytest.approx(0.5 * math.sqrt(48))
-    assert length("fanion", alpha=0.0, blend="sign") == pytest.approx(math.sqrt(48))
+    assert length("fanion", alpha=0.0, blend="sign") == pytest.approx(length("nsgd"))
+    assert length("signum") == pytest.approx(math.sqrt(48))
     assert length("coordinate") == 1
     assert length("row") == pytest.approx(math.sqrt(8))
     assert length("column") == pytest.approx(math.sqrt(6))
