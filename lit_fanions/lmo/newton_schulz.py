@@ -19,6 +19,8 @@ from lit_fanions.checks import check_choice, whole_number
 from lit_fanions.lmo.scaling import check_matrices, unit_frobenius
 
 _Row = tuple[float, float, float]
+# Write x x^T, and a polynomial of a Gram matrix.
+_Products = tuple[Callable[[Tensor, Tensor], object], Callable[[Tensor, _Row, Tensor], object]]
 
 
 class _Preset(NamedTuple):
@@ -234,13 +236,14 @@ def unit_polar(
         The same shape and dtype.
     """
     if method != "exact":
+        by_triton = kernels == "triton" and x.device.type == "cuda" and x.dtype.itemsize == 2
         return iterate(
             x,
             polynomials(method, steps),
             alpha=alpha,
             partner=partner,
             overwrite=overwrite,
-            kernels=kernels,
+            products=_triton_products() if by_triton else None,
         )
     d = _exact(x)
     return d if partner is None else partner(x).lerp_(d, alpha)
@@ -253,11 +256,12 @@ def iterate(
     alpha: float = 1.0,
     partner: Callable[[Tensor], Tensor] | None = None,
     overwrite: bool = False,
-    kernels: str = "plain",
+    products: _Products | None = None,
 ) -> Tensor:
     """Return the polar factor of matrices of Frobenius norm 1, or a blend, see ``unit_polar``.
 
-    ``rows`` are the (a, b, c) of the Newton-Schulz steps.
+    ``rows`` are the (a, b, c) of the Newton-Schulz steps, ``products`` functions in place of
+    ``_gram`` and ``_polynomial``.
     """
     shape = x.shape
     x = x.reshape(-1, *shape[-2:])
@@ -269,9 +273,8 @@ def iterate(
         d, factor = _gram_newton_schulz(x, rows)
         spare = x if overwrite and partner is None and d is not x else None
     else:
-        by_triton = kernels == "triton" and x.device.type == "cuda" and x.dtype.itemsize == 2
-        products = _triton_products() if by_triton else (_gram, _polynomial)
-        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None, *products)
+        used = products or (_gram, _polynomial)
+        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None, used)
     product = (factor, d) if shape[-2] <= shape[-1] else (d, factor)
     if partner is None:
         return torch.matmul(*product, out=spare).reshape(shape)
@@ -286,10 +289,10 @@ def _newton_schulz(
     x: Tensor,
     rows: tuple[_Row, ...],
     overwrite: bool,
-    gram_of: Callable[[Tensor, Tensor], object],
-    polynomial: Callable[[Tensor, _Row, Tensor], object],
+    products: _Products,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the iterate before the last product, its factor on the short side, and free memory."""
+    write_gram, write_polynomial = products
     # Products go into memory that is allocated once: for large matrices an allocation costs as much
     # as a product. The Gram matrix uses the memory of the next iterate, which is not needed yet.
     wide, small = x.shape[-2] <= x.shape[-1], (*x.shape[:-2], *[min(x.shape[-2:])] * 2)
@@ -300,8 +303,8 @@ def _newton_schulz(
             x = torch.matmul(*((factor, x) if wide else (x, factor)), out=spare)
             spare = used
         gram = spare.view(-1)[: factor.numel()].view(small)
-        gram_of(x if wide else x.mT, gram)
-        polynomial(gram, row, factor)
+        write_gram(x if wide else x.mT, gram)
+        write_polynomial(gram, row, factor)
     return x, factor, spare
 
 
@@ -316,9 +319,7 @@ def _polynomial(gram: Tensor, row: _Row, out: Tensor) -> None:
     out.diagonal(dim1=-2, dim2=-1).add_(a)
 
 
-def _triton_products() -> tuple[
-    Callable[[Tensor, Tensor], object], Callable[[Tensor, _Row, Tensor], object]
-]:
+def _triton_products() -> _Products:
     """Return ``_gram`` and ``_polynomial`` by kernels that compute one triangle."""
     from lit_fanions.lmo.triton_products import symmetric_product
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_fanions.lmo.newton_schulz import iterate, polynomials
+from lit_fanions.lmo.newton_schulz import unit_polar
 from tests.lmo.conftest import DeviceBranches
 from tests.triton_interpreter import rounding_bfloat16  # isort: split
 
@@ -43,7 +43,7 @@ def test_polar_factors_are_as_accurate_with_triton(shape, dtype):
     qualities = []
     for kernels in ("plain", "triton"):
         with DeviceBranches():
-            d = iterate(m.to(dtype), polynomials("polar_express"), kernels=kernels)
+            d = unit_polar(m.to(dtype), "polar_express", kernels=kernels)
         qualities.append((m * d.double()).sum((-2, -1)) / nuclear)
     plain, triton = qualities
     assert (triton > plain - 0.005).all()
@@ -54,7 +54,5 @@ def test_products_of_float32_stay_plain(monkeypatch):
     monkeypatch.delattr("lit_fanions.lmo.triton_products.symmetric_product")
     x = torch.randn(70, 101) / 84
     with DeviceBranches():
-        found, wanted = (
-            iterate(x, polynomials("cans"), kernels=kernels) for kernels in ("triton", "plain")
-        )
+        found, wanted = (unit_polar(x, "cans", kernels=kernels) for kernels in ("triton", "plain"))
     assert torch.equal(found, wanted)
