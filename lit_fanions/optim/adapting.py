@@ -37,8 +37,9 @@ class Transform:
 
 def row_squares(d: Tensor) -> Tensor:
     """Return the mean square of each row in float32 (NorMuon, arXiv 2510.05491)."""
-    length = torch.linalg.vector_norm(d, dim=-1, keepdim=True, dtype=torch.float32)
-    return length.square_().div_(d.shape[-1])
+    dtype = torch.promote_types(d.dtype, torch.float32)
+    length = torch.linalg.vector_norm(d, dim=-1, keepdim=True, dtype=dtype)
+    return length.square_().div_(d.shape[-1]).float()
 
 
 def entry_squares(d: Tensor) -> Tensor:

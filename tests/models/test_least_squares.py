@@ -37,7 +37,9 @@ BALLS = {
 
 
 def model(algorithm: str = "muon", **options) -> LeastSquares:
-    return LeastSquares({"matrix": {**PLAIN, "algorithm": algorithm}}, **{**SIZE, **options})
+    size = {"sign_scale": 1.0} if algorithm.startswith("s_") else {}
+    matrix = {**PLAIN, **size, "algorithm": algorithm}
+    return LeastSquares({"matrix": matrix}, **{**SIZE, **options})
 
 
 def trainer(steps: int, folder: Path | None = None, **options) -> Trainer:

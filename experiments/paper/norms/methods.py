@@ -14,7 +14,10 @@ from lit_fanions.cli.console import Table
 K = 3  # rank of the k-Fanions
 ALPHA = 0.5
 MOMENTUM = 0.9
-BLENDS: dict[str, str] = {"F": "frobenius", "S": "sign"}
+BLENDS: dict[str, dict[str, Any]] = {
+    "F": {"blend": "frobenius"},
+    "S": {"blend": "sign", "sign_scale": 1.0},
+}
 SPECTRAL, NUCLEAR, FANION = norms.Spectral(), norms.Nuclear(), norms.KyFanDual(K)
 
 
@@ -56,9 +59,9 @@ BEYOND = (
         Method(
             f"{prefix}-{name}",
             f"dual of blend, alpha = {ALPHA}",
-            norms.Blend(norm, ALPHA, blend),
+            norms.Blend(norm, ALPHA, blend["blend"]),
             f"{prefix}_{name}".lower(),
-            {**options, "alpha": ALPHA},
+            {**options, "alpha": ALPHA, **blend},
             lemma if prefix == "F" else "–",
         )
         for prefix, blend in BLENDS.items()
