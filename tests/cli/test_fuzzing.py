@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -175,7 +176,9 @@ def fuzz(count: int) -> None:
     assert set(os.listdir()) == before
 
 
-def test_random_command_lines_and_recipes_are_read_or_refused(project, monkeypatch):
-    """More of them: LIT_FANIONS_FUZZ=2000 python -m pytest tests/cli/test_fuzzing.py --timeout 0"""
+@pytest.mark.parametrize(
+    "count", [100, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+def test_random_command_lines_and_recipes_are_read_or_refused(project, monkeypatch, count):
     monkeypatch.setattr(sys, "stdin", sys.stdin)  # restored afterwards
-    fuzz(int(os.environ.get("LIT_FANIONS_FUZZ", "100")))
+    fuzz(count)
