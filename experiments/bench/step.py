@@ -28,7 +28,7 @@ from lit_fanions.cli import console
 from lit_fanions.optim.stacking import stack_entries
 
 WIDTH, QUICK_WIDTH = 768, 64
-COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True}
+COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95}  # both with Nesterov
 TORCH, OURS, FEWER = "torch.optim.Muon", "muon", "muon, 4 steps"
 ALGORITHMS: dict[str, dict[str, Any]] = {
     OURS: {"algorithm": "muon"},
