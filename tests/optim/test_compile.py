@@ -39,6 +39,9 @@ def move(piece: Piece, step: Tensor, group: Group) -> None:
     apply(piece, step, None, group)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.11."), reason="torch 2.11 does not trace the table of balls"
+)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("tensors", [False, True], ids=["numbers", "tensors"])
 def test_functions_of_a_stack_compile_as_one_graph(options, tensors):
