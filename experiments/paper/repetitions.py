@@ -95,9 +95,16 @@ def check(args: Sequence[str]) -> None:
     Reader(["fit", *args])
 
 
-def has_claims(options: argparse.Namespace) -> bool:
-    """Return True if the numbers can test the paper: default recipes that were not shortened."""
-    return options.config is None and not options.quick
+def has_claims(options: argparse.Namespace, some: bool = False) -> bool:
+    """Return True if the numbers can test the paper: default recipes that were not shortened.
+
+    Args:
+        options: Options of the command.
+        some: Whether some of these recipes test some of the claims.
+    """
+    known = [path for each in options.recipes[0] for path in Path().glob(each)] if some else []
+    whole = options.config is None or (some and set(options.config) <= set(known))
+    return whole and not options.quick
 
 
 def describe_data(data: str, *extra: Sequence[str]) -> str:

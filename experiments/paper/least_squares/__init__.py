@@ -106,7 +106,7 @@ def _outcome(
             replace(claim, data=repetitions.describe_data(claim.data, recipe))
             for claim in claims.judge_all(compared, ranked, leads, promises)
         ]
-        if repetitions.has_claims(options)
+        if repetitions.has_claims(options, some=True)
         else [],
         notes=NOTES,
         arguments=options.arguments,
