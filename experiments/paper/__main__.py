@@ -12,6 +12,7 @@ from experiments.paper import (
     balls,
     bounds,
     claims,
+    family,
     least_squares,
     logistic_regression,
     nanogpt,
@@ -34,6 +35,7 @@ COMMANDS = {
     "nanogpt": nanogpt,
     "nanogpt_alpha": nanogpt_alpha,
     "ranks": ranks,
+    "family": family,
 }
 # Commands that train recipes; arguments that they do not know are passed to fit.
 TRAINING = (
@@ -43,6 +45,7 @@ TRAINING = (
     "nanogpt",
     "nanogpt_alpha",
     "ranks",
+    "family",
 )
 TIME = "about five hours; quick: three minutes"  # as all times, on 2 cores with --jobs 2
 RESULTS = Path("results")

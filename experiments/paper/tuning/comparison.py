@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ class Comparison:
         judge: Returns verdicts on the paper's claims, given last values and the data in words. It
             gets only those variants whose best lr is certain, not those with a best at the edge.
         draw: Draws the last values; by default curves and learning rates are drawn.
+        beside: Variants, and the variant that each is compared with at equal seeds.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Comparison:
     make_variants: Callable[[Mapping[str, Path]], dict[str, Variant]] = variants_as_stated
     judge: Callable[[Finals, str], Sequence[Claim]] = lambda finals, data: ()
     draw: Callable[[Figure, Finals], None] | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def losses_by_lr(name: str, results: Results, metric: str) -> dict[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.paper import repetitions
+from experiments.paper import repetitions, verdicts
 from experiments.paper.outcome import Outcome
 from experiments.paper.tuning import figure
 from experiments.paper.tuning.comparison import (
@@ -76,7 +76,7 @@ def make_outcome(
     data = repetitions.describe_data(comparison.data, recipe)
     draw, size = _picture(summaries, comparison)
     return Outcome(
-        tables=[_table(summaries, comparison)],
+        tables=[_table(summaries, comparison), *_differences(summaries, comparison)],
         columns=["recipe", "lr", "seed", "step", *comparison.metrics],
         rows=[
             [name, lr, seed, step, *(dict(curves[m]).get(step, math.nan) for m in curves)]
@@ -126,6 +126,21 @@ def _table(summaries: Mapping[str, Summary], comparison: Comparison) -> Table:
     ]
     title = f"{metric}: mean ± standard deviation over the seeds. {BIAS}"
     return Table(title, ["recipe", "lr", *comparison.metrics, "seeds", "by lr, seed 0"], cells)
+
+
+def _differences(summaries: Mapping[str, Summary], comparison: Comparison) -> list[Table]:
+    """Return the table of variants minus what they are compared with, if there are such pairs."""
+    cells = [
+        [
+            name,
+            other,
+            str(verdicts.mean_difference(summaries[name].finals, summaries[other].finals)),
+        ]
+        for name, other in comparison.beside.items()
+        if {name, other} <= summaries.keys()
+    ]
+    title = f"{comparison.metrics[0]}: mean difference at equal seeds"
+    return [Table(title, ["variant", "minus", "difference"], cells)] if cells else []
 
 
 def format_last(runs: Sequence[Curves], metric: str, form: str) -> str:
