@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser, comparison: Comparison) -> No
         f"(default: {_join(FACTORS)}, with --quick {_join(QUICK_FACTORS)})",
     )
     parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="variants to train, by name (default: all)"
+    )
+    parser.add_argument(
         "--refinements",
         type=int,
         help="how often the means of the best lr and its neighbours are tried (default: "
@@ -87,7 +90,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
         The exit status: 0, or 1 if a run failed.
     """
     paths, recipe = repetitions.plan(options, recipe, RESERVED, comparison.quick)
-    variants = comparison.make_variants(paths)
+    variants = _selected(comparison.make_variants(paths), options.only)
     if options.quick:
         variants = dict(list(variants.items())[:QUICK_VARIANTS])
     if options.refinements is None:
@@ -123,6 +126,18 @@ def run(options: argparse.Namespace, recipe: Sequence[str], comparison: Comparis
     if failed:
         print(f"failed runs: {len(failed)}; see {options.out}/runs/*/output.txt")
     return int(bool(failed))
+
+
+def _selected(variants: dict[str, Variant], only: Sequence[str] | None) -> dict[str, Variant]:
+    """Return the variants that the option names, in the order of the table.
+
+    Raises:
+        Refused: If there is no variant of a name.
+    """
+    for name in only or ():
+        if name not in variants:
+            raise Refused(f"--only: no variant {name}; give some of {', '.join(variants)}")
+    return {name: variant for name, variant in variants.items() if not only or name in only}
 
 
 def _first_grid(

@@ -1,6 +1,8 @@
 """Comparisons at the best lr (by the command nanogpt): their runs, and what is concluded."""
 
 import csv
+import dataclasses
+import functools
 import json
 import math
 import re
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.paper import tuning
+from experiments.paper import nanogpt, tuning
 from experiments.paper.__main__ import main
 from experiments.paper.tuning import figure
 from lit_fanions.cli import runner
@@ -116,6 +118,27 @@ def test_narrow_optimum_far_from_the_stated_lr_is_found(trained):
     best = json.loads(Path("out/nanogpt.json").read_text())["settings"]["best_lr"]["a"]
     assert 0.004 / 1.1 < best < 0.004 * 1.1
     assert len(asked) == len(set(names(asked))) == len(factors) + 2 * tuning.REFINEMENTS
+
+
+def test_only_the_variants_that_are_named_are_trained(trained, capfd):
+    asked = trained(bowl(1.0))
+    assert compare("--only", "b", configs=("a.yaml", "b.yaml")) == 0
+    assert {run.name[0] for run in asked} == {"b"}
+    assert "no variant c; give some of a, b" in refused(
+        capfd, "--only", "c", configs=("a.yaml", "b.yaml")
+    )
+
+
+def test_variants_are_compared_at_equal_seeds(trained, capfd, monkeypatch):
+    def loss(name, lr, seed):
+        stated, behind = {"a": (0.1, 0.0), "b": (1.0, 0.1 + 0.02 * seed)}[name]
+        return bowl(stated)(name, lr, seed) + behind
+
+    trained(loss)
+    pairs = dataclasses.replace(nanogpt.COMPARISON, beside={"b": "a", "c": "a"})
+    monkeypatch.setattr(nanogpt, "run", functools.partial(tuning.run, comparison=pairs))
+    assert compare(configs=("a.yaml", "b.yaml")) == 0
+    assert re.search(r"^b +a +\+0\.1200 ± 0\.0497 \(95 %\)", capfd.readouterr().out, re.M)
 
 
 def test_diverged_training_is_never_the_best(trained):
