@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -82,7 +81,7 @@ def _train(
 ) -> dict[str, Curves]:
     """Train all waiting runs, and add their curves to those of the finished ones."""
     progress = Progress(len(waiting))
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    environment = runner.shared_threads(jobs)
     running: list[Training] = []
     reasons: list[str] = []
     with runner.signals() as received:

@@ -45,6 +45,18 @@ class Training:
     start: float  # time in seconds since the epoch
 
 
+def shared_threads(jobs: int) -> dict[str, str]:
+    """Return the environment in which runs at a time share the cores that this process may use.
+
+    Threads beyond the cores wait for each other. A number of threads that the user has set stays.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    # Only Linux tells which cores a process may use.
+    allowed = getattr(os, "sched_getaffinity", lambda pid: range(os.cpu_count() or 1))
+    return {"OMP_NUM_THREADS": str(max(1, len(allowed(0)) // jobs))}
+
+
 def start(run: Run, folder: Path, environment: Mapping[str, str]) -> Training:
     """Start a training, which ends when this process ends, however that ends.
 

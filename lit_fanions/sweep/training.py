@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -74,7 +73,7 @@ class TrialTraining:
         names = {short(name): name for name in plan.space}
         options = [f"--{names[name]}={value}" for name, value in self._settings.items()]
         args = (*plan.recipe, *options, f"--seed_everything={seed}", "--trainer.devices=1")
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // plan.jobs))}
+        environment = runner.shared_threads(plan.jobs)
         if plan.devices:
             environment["CUDA_VISIBLE_DEVICES"] = plan.devices[slot % len(plan.devices)]
         return runner.start(Run(name, args), plan.out / "runs", environment)

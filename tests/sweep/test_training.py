@@ -59,10 +59,18 @@ def test_each_training_has_a_device_of_its_own(fake):
     assert set(devices[:2]) == set(devices[2:]) == {"3", "5"}
 
 
-def test_trainings_share_the_cores(fake, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+def test_trainings_share_the_cores_that_the_sweep_may_use(fake, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     go(jobs=2)
     assert [threads for *_, threads in trained()] == ["3", "3"]
+
+
+def test_trainings_have_the_number_of_threads_that_the_user_has_set(fake, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    go(jobs=2)
+    assert [threads for *_, threads in trained()] == ["5", "5"]
 
 
 def test_search_prunes_trainings_that_fall_behind(fake, capfd):
