@@ -267,7 +267,7 @@ class Blend(Norm):
         weight: Weight of the other norm's unit ball, (1 - alpha) * sign_scale.
 
     Raises:
-        ValueError: If the norm, the blend or the scale is none of these.
+        ValueError: If the norm, alpha, the blend or the scale is none of these.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class Blend(Norm):
         for part in (norm, self.other):
             if not isinstance(part, Norm) or isinstance(part, Blend):
                 raise ValueError(f"a blend takes two norms that are no blends, got {part!r}")
-        self.norm, self.alpha, self.blend = norm, float(alpha), blend
+        self.norm, self.alpha, self.blend = norm, real_number("alpha", alpha), blend
         self.sign_scale = real_number("sign_scale", sign_scale, above=0.0)
         self.weight = (1 - self.alpha) * self.sign_scale
 
@@ -355,8 +355,29 @@ class Blend(Norm):
         return split(_float64(x).detach(), *balls)
 
 
+def check_matrices(x: Tensor, kind: str = "real") -> None:
+    """Refuse what is no batch of matrices.
+
+    Args:
+        x: What is given.
+        kind: Of the numbers: real, or floating-point.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If the tensor has another shape, kind of numbers or layout.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor of shape (..., rows, cols), got {type(x).__name__}")
+    fits = not x.is_complex() if kind == "real" else x.is_floating_point()
+    if x.ndim < 2 or not fits or 0 in x.shape[-2:] or x.layout != torch.strided:
+        layout = "" if x.layout == torch.strided else f" {x.layout}"
+        raise ValueError(
+            f"expected {kind} matrices of shape (..., rows, cols) with at least one entry, "
+            f"got {x.dtype}{layout} {tuple(x.shape)}"
+        )
+
+
 def _float64(x: Tensor) -> Tensor:
-    if x.ndim < 2:
-        raise ValueError(f"expected a matrix or a batch of them, got shape {tuple(x.shape)}")
+    check_matrices(x)
     # Apple's GPUs have no float64.
     return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)

@@ -258,5 +258,25 @@ def test_impossible_arguments_are_refused():
         norms.Blend(norms.Blend(norms.Spectral(), 0.5), 0.5)
     with pytest.raises(ValueError, match="is no norm"):
         norms.Blend(norms.Spectral(), 1.1).value(gaussian64(2, 2))
-    with pytest.raises(ValueError, match="a matrix or a batch"):
-        norms.Spectral().value(gaussian64(3))
+    for alpha in (float("nan"), "x", None, True, 1j):
+        with pytest.raises(ValueError, match="alpha must be a number"):
+            norms.Blend(norms.Spectral(), alpha)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(3), r"expected real matrices .*, got torch.float32 \(3,\)"),
+        (torch.ones(0, 3), r"at least one entry, got torch.float32 \(0, 3\)"),
+        (torch.ones(3, 3, dtype=torch.complex64), r"got torch.complex64 \(3, 3\)"),
+        (torch.eye(3).to_sparse(), r"got torch.float32 torch.sparse_coo \(3, 3\)"),
+        ([[1.0, 2.0]], "expected a tensor .*, got list"),
+        (None, "expected a tensor .*, got NoneType"),
+    ],
+    ids=str,
+)
+def test_what_is_no_matrix_is_refused(x, message):
+    for norm in (norms.Frobenius(), norms.KyFan(2), norms.Blend(norms.Spectral(), 0.5)):
+        for quantity in (norm.value, norm.dual, norm.lmo):
+            with pytest.raises((TypeError, ValueError), match=message):
+                quantity(x)

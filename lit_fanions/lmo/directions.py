@@ -13,7 +13,6 @@ from lit_fanions.lmo.balls import BALLS, Ball, polar_input
 from lit_fanions.lmo.low_rank import ProductsSolver
 from lit_fanions.lmo.newton_schulz import check_polar, unit_polar
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
-from lit_fanions.lmo.scaling import check_matrices
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.lmo.spectrum import Spectrum
 
@@ -220,7 +219,7 @@ def direction(
     Raises:
         ValueError: If an option is not possible.
     """
-    check_matrices(m)
+    norms.check_matrices(m, "floating-point")
     if "dion" in (ball, blend) and warm_start is None:
         raise ValueError("dion iterates on a basis: give warm_start, (..., cols, rank)")
     check_choice("ball", ball, BALLS)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_fanions import norms
 from lit_fanions.checks import check_choice, whole_number
-from lit_fanions.lmo.scaling import check_matrices, unit_frobenius
+from lit_fanions.lmo.scaling import unit_frobenius
 
 _Row = tuple[float, float, float]
 # Write x x^T, and a polynomial of a Gram matrix.
@@ -193,7 +193,7 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
         ValueError: If m is no batch of float matrices, or the method does not exist or cannot take
             that many steps.
     """
-    check_matrices(m)
+    norms.check_matrices(m, "floating-point")
     check_polar(method, steps)
     x, _ = unit_frobenius(m.detach(), dtype=polar_dtype(m, method))
     return unit_polar(x, method, steps, overwrite=True).to(m.dtype)

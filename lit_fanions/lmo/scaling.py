@@ -17,15 +17,6 @@ _EXACT = (torch.float32, torch.float64)
 _TINY, _HUGE = 1e-12, 1e15
 
 
-def check_matrices(m: Tensor) -> None:
-    """Refuse what is no batch of matrices of floating-point numbers."""
-    if m.ndim < 2 or not m.is_floating_point() or 0 in m.shape[-2:]:
-        raise ValueError(
-            "expected floating-point matrices of shape (..., rows, cols) with at least one entry, "
-            f"got {m.dtype} {tuple(m.shape)}"
-        )
-
-
 def largest_entry(m: Tensor) -> Tensor:
     """Return the largest absolute entry of each matrix, NaN or infinite where an entry is.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_fanions import norms
 from lit_fanions.checks import check_choice, real_number, whole_number
 from lit_fanions.lmo.block_power import polar_block, start_block, subspace
 from lit_fanions.lmo.convergence import Goal
@@ -17,7 +18,7 @@ from lit_fanions.lmo.factorisations import wide
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
 from lit_fanions.lmo.newton_schulz import AUTO, GRAM_ASPECT, coefficients, fast_dtype
 from lit_fanions.lmo.problems import OVERSAMPLING, Settings, Triplets
-from lit_fanions.lmo.scaling import check_matrices, has_plain_norm, unit_frobenius
+from lit_fanions.lmo.scaling import has_plain_norm, unit_frobenius
 
 # From this size on Lanczos does its search in bfloat16 where that is fast.
 _COARSE_SIZE = 2048
@@ -191,7 +192,7 @@ def top_singular(
         ValueError: If m is no batch of float matrices, or an option is not possible.
         RuntimeError: If the solver is cupy and there is no CUDA or no CuPy.
     """
-    check_matrices(m)
+    norms.check_matrices(m, "floating-point")
     check_solver(solver, solver_steps, oversampling)
     if solver in SOLVERS and not SOLVERS[solver].triplets:
         raise ValueError(f"solver {solver!r} finds directions, no triplets: choose another one")
@@ -256,7 +257,7 @@ def lanczos_search(
     Raises:
         ValueError: If m is no batch of float matrices, or an argument is not possible.
     """
-    check_matrices(m)
+    norms.check_matrices(m, "floating-point")
     settings = Settings(solver="lanczos", **_tolerances(tol, None))
     k = min(whole_number("k", k), *m.shape[-2:])
     x, task = _task(m.detach(), k, "lanczos", settings, warm_start, generator)
