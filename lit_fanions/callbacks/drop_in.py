@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_fanions.callbacks.lightning_interface import Callback, MisconfigurationException
+from lit_fanions.checks import check_flag
 from lit_fanions.optim.config import FanionConfig
 from lit_fanions.optim.factory import configure_optimizers
 from lit_fanions.optim.schedules import ScheduleConfig
@@ -58,6 +59,8 @@ class FanionOptimizer(Callback):
         self, optimizer: FanionConfig | None = None, keep_schedule: bool | None = None
     ) -> None:
         self.config = FanionConfig.from_dict(optimizer)
+        if keep_schedule is not None:
+            check_flag("keep_schedule", keep_schedule)
         self.keep_schedule = keep_schedule
         self._hidden: Any = None
         own = [self.config.schedule, *(o.schedule for o in self.config.overrides.values())]

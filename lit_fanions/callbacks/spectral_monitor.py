@@ -12,7 +12,7 @@ from lit_fanions.callbacks import figures, tensorboard
 from lit_fanions.callbacks.lightning_interface import optimizer_steps, tensorboard_writer
 from lit_fanions.callbacks.measuring import Look, Measured
 from lit_fanions.callbacks.watching import MatrixStep, Watcher, log_values
-from lit_fanions.checks import whole_number
+from lit_fanions.checks import check_flag, whole_number
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -58,7 +58,7 @@ class SpectralMonitor(Watcher):
         parameters: Sequence[str] | None = None,
     ) -> None:
         super().__init__(every_n_steps, parameters)
-        self.exact = exact
+        self.exact = check_flag("exact", exact)
         self.rank = None if rank is None else whole_number("rank", rank)
         self._look = Look(exact, self.rank)
         self._spectra: dict[str, figures.Sample] = {}

@@ -78,6 +78,10 @@ class Watcher(Callback):
 
     def __init__(self, every_n_steps: int, parameters: Sequence[str] | None) -> None:
         self.every_n_steps = whole_number("every_n_steps", every_n_steps)
+        if isinstance(parameters, str) or (parameters is not None and not parameters):
+            raise ValueError(
+                f"parameters must be a list of patterns, or None for all, got {parameters!r}"
+            )
         self.parameters = None if parameters is None else list(parameters)
         self._names: dict[Tensor, str] = {}
         self._hooks: list[RemovableHandle] = []

@@ -316,6 +316,8 @@ def test_wrong_arguments_are_refused():
         FanionOptimizer({"schedule": {"shape": "linear"}}, keep_schedule=True)
     with pytest.raises(ValueError, match="did you mean 'matrix'"):
         FanionOptimizer({"matrx": {"lr": 1.0}})
+    with pytest.raises(ValueError, match="keep_schedule must be true or false, got 'no'"):
+        FanionOptimizer(keep_schedule="no")
 
 
 # As YAML.

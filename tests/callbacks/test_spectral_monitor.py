@@ -137,7 +137,8 @@ def test_two_monitors_of_the_same_matrices_warn(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"every_n_steps": True}, {"rank": 0},
-                                   {"rank": 2.5}])  # fmt: skip
+                                   {"rank": 2.5}, {"exact": "no"}, {"parameters": "down.*"},
+                                   {"parameters": []}])  # fmt: skip
 def test_options_are_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SpectralMonitor(**wrong)
