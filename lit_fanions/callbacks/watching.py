@@ -33,27 +33,19 @@ if TYPE_CHECKING:
 
 
 class MatrixStep(NamedTuple):
-    """One optimizer step of matrices of one parameter. Tensors are (count, rows, cols).
+    """One optimizer step of matrices of one parameter. Tensors are (count, rows, cols)."""
 
-    Attributes:
-        names: Name of each matrix: the parameter's, with an index if it holds several matrices.
-        group: Name of the parameter's group.
-        parameter: Name of the parameter.
-        lr: Learning rate of the step.
-        gradient: The gradient used by the step, clipped and accumulated; None if it was deleted.
-        before: The weights before the step.
-        after: The weights after the step.
-        observation: Fanion's own record of the step; None for other optimizers and for Fanion's
-            groups of adamw and sgd.
-    """
-
+    # Name of each matrix: the parameter's, with an index if it holds several matrices.
     names: list[str]
-    group: str
-    parameter: str
-    lr: float
+    group: str  # name of the parameter's group
+    parameter: str  # name of the parameter
+    lr: float  # learning rate of the step
+    # The gradient used by the step, clipped and accumulated; None if it was deleted.
     gradient: Tensor | None
-    before: Tensor
-    after: Tensor
+    before: Tensor  # the weights before the step
+    after: Tensor  # the weights after the step
+    # Fanion's own record of the step; None for other optimizers and for Fanion's groups of adamw
+    # and sgd.
     observation: Observation | None
 
 

@@ -172,14 +172,17 @@ def _describe(error: Exception, path: object) -> str:
 
 def _check_folder(folder: Path, weights_only: bool) -> None:
     """Check a distributed checkpoint: its metadata, and each tensor and object in its files."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     if not (folder / ".metadata").is_file():
         raise ValueError(f"{folder} is no distributed checkpoint: it has no file .metadata")
     reader = _MetadataReader if weights_only else pickle.Unpickler
     with (folder / ".metadata").open("rb") as file:
         try:
             metadata = reader(file).load()
-            entries = [(info, _is_tensor(metadata, index)) for index, info in
-                       metadata.storage_data.items()]  # fmt: skip
+            kinds = metadata.state_dict_metadata
+            entries = [(info, isinstance(kinds[index.fqn], TensorStorageMetadata))
+                       for index, info in metadata.storage_data.items()]  # fmt: skip
         except _Forbidden as error:
             raise ValueError(f"{file.name} calls {error} when it is loaded: {_TRUST}") from error
         except Exception as error:  # any, as the bytes may be damaged
@@ -195,12 +198,6 @@ def _check_folder(folder: Path, weights_only: bool) -> None:
                 torch.load(record, weights_only=True)
             except Exception as error:
                 raise ValueError(_describe(error, path)) from error
-
-
-def _is_tensor(metadata: Any, index: Any) -> bool:
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    return isinstance(metadata.state_dict_metadata[index.fqn], TensorStorageMetadata)
 
 
 class _Forbidden(Exception):

@@ -101,20 +101,17 @@ class ResumeExactly(Callback):
         """Correct the counts before the loops are restored."""
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         batches = loop.get("epoch_loop.batch_progress")
-        if not batches or any(n["ready"] != n["completed"] for n in _counts(loop)):
+        # Epochs of this fit, and of all fits.
+        epochs = [loop["epoch_progress"][part] for part in ("current", "total")] if batches else []
+        if not batches or any(counts["ready"] != counts["completed"] for counts in epochs):
             return
         if not batches["is_last_batch"] and batches["current"]["ready"]:
-            for counts in _counts(loop):
+            for counts in epochs:
                 counts["ready"] += 1
                 counts["started"] += 1
         elif batches["current"]["ready"] == batches["current"]["completed"]:
             batches["current"] = dict.fromkeys(batches["current"], 0)
             batches["is_last_batch"] = False
-
-
-def _counts(loop: Mapping[str, Any]) -> list[dict[str, int]]:
-    """Return the counts of epochs of this fit and of all fits."""
-    return [loop["epoch_progress"][part] for part in ("current", "total")]
 
 
 class SaveLastStep(Callback):

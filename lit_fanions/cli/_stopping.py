@@ -128,8 +128,10 @@ class StopBetweenSteps(Callback):
         self._saved_step = self._step = trainer.global_step
         self._trainer = trainer
         self._handle(signal.SIGTERM)
-        numbers = [signal.SIGINT, *(n for n in _REQUEUES if _is_lightnings(signal.getsignal(n)))]
-        for number in numbers:
+        # Those of SLURM only where Lightning handles them.
+        modules = {n: type(signal.getsignal(n)).__module__.partition(".")[0] for n in _REQUEUES}
+        own = [n for n, module in modules.items() if module in ("lightning", "pytorch_lightning")]
+        for number in (signal.SIGINT, *own):
             if (previous := self._handle(number)) is not None:
                 self._previous[number] = previous
         if trainer.received_sigterm:  # during the setup
@@ -186,8 +188,10 @@ class StopBetweenSteps(Callback):
             self._previous[number](number, None)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:
-            self._on_signal_in_worker(number)
+        if os.getpid() != self._process:  # a worker; the training still needs its batches
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
         elif number in _REQUEUES:
             self._number = self._number or number
         elif self._trainer is None or self._number in _STOPS:
@@ -211,12 +215,6 @@ class StopBetweenSteps(Callback):
         if trainer is None or trainer.world_size > 1:
             return False
         return trainer.validating and self._between_steps
-
-    def _on_signal_in_worker(self, number: int) -> None:
-        """Leave Ctrl-C to the process that trains, which still needs its workers' batches."""
-        if number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Save the state beside the other checkpoints; every process of the run must call it."""
@@ -246,11 +244,6 @@ class StopBetweenSteps(Callback):
         self._trainer = None
         while self._previous:
             signal.signal(*self._previous.popitem())
-
-
-def _is_lightnings(handler: object) -> bool:
-    """Return True for the handler that Lightning sets under SLURM."""
-    return type(handler).__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
 
 
 def _newest_checkpoint(trainer: pl.Trainer) -> str:

@@ -125,11 +125,7 @@ def _train(run: runner.Run, folder: Path) -> Path:
 
 
 def pair_runs(a: Sequence[Run], b: Sequence[Run]) -> list[Pair]:
-    """Return the runs that are compared: one with one, or those of equal name.
-
-    Raises:
-        Refused: If no names are equal.
-    """
+    """Return the runs that are compared: one with one, or those of equal name, if any."""
     if len(a) == len(b) == 1:
         return [(a[0], b[0])]
     others = {run.name: run for run in b}
@@ -152,13 +148,7 @@ def _unpaired(a: Sequence[Run], b: Sequence[Run], pairs: Sequence[Pair]) -> list
 def summarize(
     folders: Sequence[Path], pairs: Sequence[Pair], unpaired: Sequence[Finding] = ()
 ) -> tuple[Outcome, bool]:
-    """Return the results, and whether everything is equal.
-
-    Args:
-        folders: A and B.
-        pairs: Runs that are compared.
-        unpaired: Findings about runs that only one side has.
-    """
+    """Return the results of comparing the folders A and B, and whether everything is equal."""
     findings = [*((a.name, *line) for a, b in pairs for line in _compare_bits(a, b)), *unpaired]
     conclusion, is_equal = _conclude(findings)
     metrics = [metric for metric in _common_metrics(pairs) if _points(pairs, metric)]

@@ -19,18 +19,9 @@ from typing import Any
 import yaml
 
 from lit_fanions.checks import did_you_mean
+from lit_fanions.optim.groups import OTHER_NAMES
 
 MAX_LINE = 240
-
-# Names that other projects use for the same option.
-_SYNONYMS = {
-    "learning_rate": "lr",
-    "betas": "momentum",
-    "beta1": "momentum",
-    "wd": "weight_decay",
-    "ns_steps": "polar_steps",
-    "adjust_lr_fn": "scale",
-}
 
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:
@@ -159,7 +150,8 @@ def _suggest_option(given: str, names: Sequence[str]) -> str:
     """Return "; did you mean 'x'?" for the dotted name of an unknown option, or ''."""
     names = [name for name in names if not name.endswith(".help")]
     prefix, dot, leaf = given.rpartition(".")
-    if (synonym := f"{prefix}{dot}{_SYNONYMS.get(leaf)}") in names:
+    synonym = f"{prefix}{dot}{OTHER_NAMES.get(leaf, '').partition(' ')[0]}"
+    if synonym in names:
         return did_you_mean(synonym, [synonym])
     sections = {name.partition(".")[0] for name in names}
     # Without sections it is given inside of one, and may stand in several of the names.
@@ -172,7 +164,7 @@ def _suggest_option(given: str, names: Sequence[str]) -> str:
 
 
 def _misspelt_section(given: str, names: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first section of a dotted name that is unknown, and the known one it is like."""
+    """Return the first unknown section of a dotted name, and the known section that it is like."""
     segments = {segment for name in names for segment in name.split(".")}
     unknown = next((part for part in given.split(".")[:-1] if part not in segments), None)
     close = difflib.get_close_matches(unknown, segments, 1) if unknown else []
@@ -200,7 +192,6 @@ def _find(texts: Sequence[str], given: Sequence[_Given]) -> _Given | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what caused it, the innermost last."""
     while error is not None:
         yield error
         error = error.__cause__

@@ -120,15 +120,7 @@ def _best(curve: Curve, direction: int) -> str:
 
 
 def write(runs: Sequence[Run], output: Path) -> list[Path]:
-    """Write the figures of some runs and return the paths of the files.
-
-    Args:
-        runs: The runs.
-        output: A file of suffix .html for one page, or a folder for PNG files.
-
-    Raises:
-        Refused: If it is a file of another kind.
-    """
+    """Write the figures of some runs into an HTML file, or a folder of PNGs; return the paths."""
     is_page = output.suffix.lower() == ".html"
     if not is_page and (output.is_file() or output.suffix.lower() in _OTHER_FILES):
         raise Refused(f"--output {output}: give a .html file, or a folder for PNGs")

@@ -77,13 +77,7 @@ class Products:
 
 
 def block_iteration(products: Products, v: Tensor, iterations: int) -> tuple[Tensor, ...]:
-    """Return ``subspace`` with all vectors as rows: U^T (..., width, rows), S and Vh.
-
-    Args:
-        products: The matrices.
-        v: Start block, (..., width, cols).
-        iterations: Products with the matrices and with their transposes, at least 1.
-    """
+    """Return ``subspace`` with all vectors as rows, the start block v too: U^T, S and Vh."""
     for _ in range(iterations):
         # Products of small or large ones leave the range.
         v = v / largest_entry(v).clamp(min=torch.finfo(v.dtype).tiny)
@@ -103,7 +97,7 @@ def polar_block(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, T
     columns converges more slowly than the wider one of ``subspace``.
 
     Args:
-        m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
+        m: Matrices as in ``subspace``.
         basis: Start block, (batch, cols, k).
         iterations: Products with m and with its transpose, at least 1.
 

@@ -20,15 +20,11 @@ _STALLS = 5
 
 
 class Goal(NamedTuple):
-    """When a search may stop: both figures are relative, see ``singular_triplets.top_singular``.
+    """When a search may stop: both figures are relative, see ``singular_triplets.top_singular``."""
 
-    Attributes:
-        residual: Largest residual |m^T u - s v| / s.
-        error: Largest error of U_k V_k^T beside it, unless s_k and s_(k+1) are copies of one
-            singular value; None: the residuals suffice.
-    """
-
-    residual: float
+    residual: float  # largest residual |m^T u - s v| / s
+    # Largest error of U_k V_k^T beside it, unless s_k and s_(k+1) are copies of one singular value;
+    # None: the residuals suffice.
     error: float | None = None
 
 
@@ -63,23 +59,14 @@ def direction_error(residuals: Tensor, s: Tensor, spread: Tensor) -> Tensor:
 
 
 class Projection(NamedTuple):
-    """What is known of m on a basis: all that a look needs, on the host.
+    """What is known of m on a basis: all that a look needs, on the host."""
 
-    Attributes:
-        k: Number of triplets wanted.
-        gram: w w^T of the images w of the basis, (..., n, n).
-        coupling: How the last block of the basis is coupled to the next, (..., width, width).
-        w: The images themselves, (..., n, rows), where m is.
-        complete: Whether the basis spans the whole space.
-        ready: Returns when the device has copied the tensors.
-    """
-
-    k: int
-    gram: Tensor
-    coupling: Tensor
-    w: Tensor
-    complete: bool
-    ready: Callable[[], None]
+    k: int  # number of triplets wanted
+    gram: Tensor  # w w^T of the images w of the basis, (..., n, n)
+    coupling: Tensor  # how the last block of the basis is coupled to the next, (..., width, width)
+    w: Tensor  # the images themselves, (..., n, rows), where m is
+    complete: bool  # whether the basis spans the whole space
+    ready: Callable[[], None]  # returns when the device has copied the tensors
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Return the singular values of w, descending, and its left singular vectors."""

@@ -144,12 +144,7 @@ class Oracle:
         return sum(ball.flops(self.case) for ball, _ in self.parts)
 
     def dual(self, spectrum: Spectrum, m: Tensor) -> Tensor:
-        """Return the dual norm, what ``<m, D>`` can reach: (...).
-
-        Args:
-            spectrum: Spectrum of the matrices.
-            m: The matrices, (..., rows, cols).
-        """
+        """Return the dual norm of matrices m with a spectrum, what ``<m, D>`` can reach: (...)."""
         total = torch.zeros_like(spectrum.frobenius)
         for ball, weight in self.parts:
             radius = ball.radius(self.case.settings)

@@ -116,14 +116,9 @@ def orthonormal_shards(
     Each first few of them span the same first few rows. By two Cholesky factorisations of Gram
     matrices, as ``cholesky_rows``; fixed vectors replace dependent rows.
 
-    Args:
-        x: This rank's entries of float32 rows, (..., count, entries).
-        own: Their places in the rows.
-        total: Number of entries of a row.
-        add: Sums a tensor over the ranks.
-
-    Returns:
-        The same shape and dtype as x, and 0, or NaN where the rows are not finite, (..., 1, 1).
+    This rank's entries x, (..., count, entries) in float32, stand at the places ``own`` of rows of
+    ``total`` entries; ``add`` sums a tensor over the ranks. The second result is 0, or NaN where
+    the rows are not finite, (..., 1, 1).
     """
     y, count = x.double(), x.shape[-2]
     gram = add(y @ y.mT)
@@ -145,9 +140,7 @@ def orthonormal_shards(
 def _scaled_factor(gram: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     """Return the Cholesky factor of the Gram matrix of rows over their lengths, and the lengths.
 
-    Args:
-        gram: Gram matrix of the rows, (..., count, count).
-        shift: Added to the diagonal of that of the rows over their lengths.
+    ``gram`` is the Gram matrix of the rows; ``shift`` is added to the diagonal of the other one.
     """
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt().clamp_(min=torch.finfo(gram.dtype).tiny)
     length = length.unsqueeze(-1)
@@ -266,11 +259,9 @@ def noise(s: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def completed(rows: Tensor, s: Tensor) -> Tensor:
-    """Normalise orthogonal rows; rows of (numerically) no length become arbitrary orthonormal ones.
+    """Normalise orthogonal rows of lengths s, which descend and are as accurate as the rows.
 
-    Args:
-        rows: (..., n, length), orthogonal.
-        s: Lengths of the rows, (..., n), descending, at least as accurate as the rows.
+    Rows of (numerically) no length become arbitrary orthonormal rows.
     """
     # In float64 short rows are not as orthogonal as a division by their length would need.
     fast = rows.device.type == "cpu" and rows.dtype == torch.float32

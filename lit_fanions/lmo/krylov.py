@@ -41,24 +41,16 @@ _MATURE = 3
 
 
 class Lanczos(NamedTuple):
-    """What ``lanczos`` found.
+    """What ``lanczos`` found."""
 
-    Attributes:
-        U: (batch, rows, width), width >= k where the matrix has as many.
-        S: (batch, width), descending.
-        Vh: (batch, width, cols).
-        residuals: The larger of |m^T u - s v| and |m v - s u| over s, (batch, k), computed from
-            the triplets. Above the tolerance where the search ended without reaching it.
-        error: Estimate of |U_k V_k^T - exact| / sqrt(k), (batch,), see ``direction_error``.
-        products: Columns multiplied by m or by m^T; counted once for matrices solved together.
-    """
-
-    U: Tensor
-    S: Tensor
-    Vh: Tensor
+    U: Tensor  # (batch, rows, width), width >= k where the matrix has as many
+    S: Tensor  # (batch, width), descending
+    Vh: Tensor  # (batch, width, cols)
+    # The larger of |m^T u - s v| and |m v - s u| over s, (batch, k), computed from the triplets.
+    # Above the tolerance where the search ended without reaching it.
     residuals: Tensor
-    error: Tensor
-    products: int
+    error: Tensor  # estimate of |U_k V_k^T - exact| / sqrt(k), (batch,), see ``direction_error``
+    products: int  # columns multiplied by m or by m^T; counted once for matrices solved together
 
 
 def block_width(k: int, limit: int) -> int:
@@ -266,11 +258,8 @@ class _Space:
     ) -> tuple[Lanczos, Tensor]:
         """Return the triplets with their residuals, and m^T u - s v of the k of them as rows.
 
-        Args:
-            s: Singular values on a basis of n vectors, which may have grown since.
-            q: Left singular vectors, (..., n, n).
-            around: The first k + 1 singular values.
-            spread: See ``direction_error``.
+        ``s`` and the left singular vectors ``q`` belong to the first n vectors of the basis;
+        ``around`` has the first k + 1 singular values; ``spread``: see ``direction_error``.
         """
         k, n = self.k, q.shape[-2]
         best = q[..., : min(k + self.width, n)].mT.to(self.w)

@@ -231,9 +231,6 @@ def unit_polar(
         partner: Maps x to the direction to blend with; it may overwrite x. None: no blend.
         overwrite: Whether the memory of x may be used without a partner too.
         kernels: plain, or triton for the symmetric products on a GPU.
-
-    Returns:
-        The same shape and dtype.
     """
     if method != "exact":
         by_triton = kernels == "triton" and x.device.type == "cuda" and x.dtype.itemsize == 2

@@ -25,11 +25,8 @@ def schatten_direction(x: Tensor, p: float, *, exact: bool = False) -> Tensor:
 
     By an eigendecomposition of the Gram matrix in float64. On a GPU, where that waits for the
     device, by matrix products alone if p is 3, 5, 9, ...: q - 1 is then 1/2, 1/4, 1/8, ...
-
-    Args:
-        x: Finite matrices of Frobenius norm 1, or zero, (..., rows, cols), float32 or float64.
-        p: Exponent of the norm.
-        exact: Whether to decompose x itself in float64.
+    ``exact`` decomposes x itself in float64. The matrices x are finite, of Frobenius norm 1 or
+    zero, and float32 or float64.
     """
     if x.device.type != "cpu" and not exact and takes_products(p):
         return _by_products(x, int(math.log2(p - 1)))

@@ -104,9 +104,7 @@ class Problem:
     def normalised(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the matrices over their Frobenius norms, and the norms; None if they came so.
 
-        Args:
-            dtype: Dtype of the result; None is float32, or float64 for float64. Matrices that are
-                of norm 1 already keep theirs.
+        Matrices that came with norm 1 keep their dtype; for others None is float32, or float64.
         """
         if self.unit:
             return self.m if self.overwrite else self.m.clone(), None

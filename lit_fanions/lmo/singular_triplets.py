@@ -43,27 +43,21 @@ class _Task(NamedTuple):
 
 @dataclass(frozen=True)
 class SolverEntry:
-    """A rank-k solver.
+    """A rank-k solver."""
 
-    Attributes:
-        solve: Maps matrices (batch, rows, cols) and a task to U, S and Vh.
-        steps: Default steps from a cold and from a warm start; None if it takes none.
-        width: Maps k, min(rows, cols) and the oversampling to the columns of a cold start; None
-            if it takes no start.
-        warm: Whether it can start from the singular vectors of a similar matrix.
-        unit: Whether it takes finite matrices of Frobenius norm 1 alone.
-        triplets: Whether U and Vh are singular vectors. Otherwise only U Vh is what it says, and a
-            block must not be wider than k.
-        by_products: Whether a warm start takes nothing but ``block_iteration``.
-    """
-
+    # Maps matrices (batch, rows, cols) and a task to U, S and Vh.
     solve: Callable[[Tensor, _Task], tuple[Tensor, Tensor, Tensor] | Lanczos]
+    # Default steps from a cold and from a warm start; None if it takes none.
     steps: tuple[int, int] | None = None
+    # Maps k, min(rows, cols) and the oversampling to the columns of a cold start; None if it takes
+    # no start.
     width: Callable[[int, int, int], int] | None = None
-    warm: bool = False
-    unit: bool = False
+    warm: bool = False  # whether it can start from the singular vectors of a similar matrix
+    unit: bool = False  # whether it takes finite matrices of Frobenius norm 1 alone
+    # Whether U and Vh are singular vectors. Otherwise only U Vh is what it says, and a block must
+    # not be wider than k.
     triplets: bool = True
-    by_products: bool = False
+    by_products: bool = False  # whether a warm start takes nothing but ``block_iteration``
 
 
 def _solve_exactly(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:

@@ -102,21 +102,16 @@ def measure(
 
 
 class Sketch(NamedTuple):
-    """What ``decompose`` needs of matrices of Frobenius norm 1, in float64.
+    """What ``decompose`` needs of matrices of Frobenius norm 1, in float64."""
 
-    Attributes:
-        gram: The Gram matrix of the smaller side, or its projection onto a Krylov space,
-            (..., n, n); the singular values, (..., n), if exact.
-        tail: Gram matrix of what the last product adds to the Krylov space, (..., width, width);
-            None without such a space.
-        frobenius: Frobenius norm of the matrices, (...); NaN for a NaN or an infinity.
-        limit: Smaller side of the matrices.
-    """
-
+    # The Gram matrix of the smaller side, or its projection onto a Krylov space, (..., n, n); the
+    # singular values, (..., n), if exact.
     gram: Tensor
+    # Gram matrix of what the last product adds to the Krylov space, (..., width, width); None
+    # without such a space.
     tail: Tensor | None
-    frobenius: Tensor
-    limit: int
+    frobenius: Tensor  # Frobenius norm of the matrices, (...); NaN for a NaN or an infinity
+    limit: int  # smaller side of the matrices
 
 
 def sketch(x: Tensor, *, exact: bool = False, leading: bool = False, small: int = SMALL) -> Sketch:

@@ -21,17 +21,14 @@ from lit_fanions.optim.matrices import gather, local_grad, matrix_shapes, to_mat
 
 @dataclass(frozen=True)
 class Transform:
-    """A division of directions by the root of their second moment, or ``leading``.
+    """A division of directions by the root of their second moment, or ``leading``."""
 
-    Attributes:
-        shape: Maps the shape of a batch of matrices, (count, rows, cols), and the group's options
-            to the shape of the state.
-        squares: Maps directions (matrices, rows, cols) to the squares that the state averages, of
-            its shape. None: the transform takes a part of the momentum before the oracle gets the
-            rest (``leading``).
-    """
-
+    # Maps the shape of a batch of matrices, (count, rows, cols), and the group's options to the
+    # shape of the state.
     shape: Callable[[torch.Size, Mapping[str, Any]], tuple[int, ...]]
+    # Maps directions (matrices, rows, cols) to the squares that the state averages, of its shape.
+    # None: the transform takes a part of the momentum before the oracle gets the rest
+    # (``leading``).
     squares: Callable[[Tensor], Tensor] | None
 
 
@@ -109,15 +106,10 @@ def gather_moments(
 ) -> Tensor | None:
     """Return the moments of matrices of several parameters; None without a transform.
 
-    Options may have changed since they were stored: those of another shape start anew, and
+    Each parameter has equally many of the matrices (matrices, rows, cols), which are its batch
+    ``part`` in ``to_matrices``. Gradients are given for a transform that splits the momentum.
+    Options may have changed since moments were stored: those of another shape start anew, and
     without a transform they are dropped.
-
-    Args:
-        states: State of each parameter.
-        shape: Shape of their matrices, (matrices, rows, cols), equally many for each.
-        part: Number of the batch in ``to_matrices``.
-        group: Options of the group.
-        gradients: Gradients of the matrices, for a transform that splits the momentum.
     """
     key = moment_key(part)
     if group["adapt"] == "none":

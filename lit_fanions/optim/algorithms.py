@@ -24,16 +24,11 @@ DEFAULT_ALGORITHM = "muon"
 
 @dataclass(frozen=True)
 class AlgorithmEntry:
-    """What a name stands for.
+    """What a name stands for."""
 
-    Attributes:
-        kind: matrix, for directions of a ball; adamw or sgd, for torch's own steps.
-        ball: Name of the ball in ``lmo.BALLS``; empty unless the kind is matrix.
-        options: Options that the name stands for. Explicit options win.
-    """
-
-    kind: str
-    ball: str = ""
+    kind: str  # matrix, for directions of a ball; adamw or sgd, for torch's own steps
+    ball: str = ""  # name of the ball in ``lmo.BALLS``; empty unless the kind is matrix
+    # Options that the name stands for. Explicit options win.
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -125,15 +120,9 @@ def is_foreign(source: str, target: str) -> bool:
 
 
 def resolve_rank(rank: Rank, rows: int, cols: int) -> int:
-    """Return the rank that an option asks for in a rows x cols matrix.
+    """Return the rank that an option asks for in a rows x cols matrix; 0 for one without entries.
 
-    Args:
-        rank: A whole number, clamped to the matrix; a fraction of min(rows, cols); or "full".
-        rows: Number of rows.
-        cols: Number of columns.
-
-    Returns:
-        From 1 to min(rows, cols); 0 for a matrix without entries.
+    The option is a whole number, clamped to the matrix; a fraction of min(rows, cols); or "full".
     """
     limit = min(rows, cols)
     if rank == "full":

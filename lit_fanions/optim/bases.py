@@ -170,14 +170,8 @@ def gather_bases(
 ) -> Tensor | None:
     """Return the bases of a batch of matrices of several parameters, (matrices, cols, columns).
 
-    None if the oracle needs none; stored ones are dropped then, as they would be stale later.
-
-    Args:
-        states: State of each parameter.
-        m: Their matrices, (matrices, rows, cols), equally many for each.
-        part: Number of the batch in ``to_matrices``.
-        oracle: Oracle of the matrices.
-        seed: The group's seed.
+    None if the oracle needs none; stored ones are dropped then, as they would be stale later. Each
+    parameter has equally many of the matrices m, which are its batch ``part`` in ``to_matrices``.
     """
     key = basis_key(part)
     columns = oracle.basis_columns

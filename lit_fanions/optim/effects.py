@@ -25,16 +25,11 @@ _Group = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Effect:
-    """When an option changes the steps of a group.
+    """When an option changes the steps of a group."""
 
-    Attributes:
-        holds: Returns whether it does in a group with all its options.
-        hint: Why not, or what to do.
-        needs: Option whose value may switch it off; given too, it was meant so. Empty: none.
-    """
-
-    holds: Callable[[_Group], bool]
-    hint: str
+    holds: Callable[[_Group], bool]  # returns whether it does in a group with all its options
+    hint: str  # why not, or what to do
+    # Option whose value may switch it off; given too, it was meant so. Empty: none.
     needs: str = ""
 
 
@@ -116,14 +111,8 @@ def check_effects(
     """Refuse options that change nothing, and warn of those that a recipe may keep.
 
     A value that changes the steps of another group was meant for that one: groups of a recipe and
-    of a constructor share their options.
-
-    Args:
-        added: Groups with the options that were given for them, those of the constructor included.
-        groups: All groups of the optimizer.
-
-    Raises:
-        ValueError: With the option and what to do.
+    of a constructor share their options. Each group that was ``added`` comes with the options that
+    were given for it, those of the constructor included; ``groups`` are all of the optimizer.
     """
     others = [group for group in groups if not is_entrywise(group["algorithm"])]
     for group, given in added:

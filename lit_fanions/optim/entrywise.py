@@ -36,12 +36,6 @@ def step_entrywise(
     call, and those to be skipped get their old entries back. torch's fused kernels leave a step out
     when ``found_inf`` is 1, and a call has one such flag: each large parameter gets a call of its
     own, which needs no memory for old entries.
-
-    Args:
-        group: The group.
-        states: State of each of its parameters.
-        flags: Which of them are stepped.
-        partition: Its parameters.
     """
     for bucket in partition.buckets:
         if bucket in flags.buckets:
@@ -83,14 +77,8 @@ def _step_bucket(
 ) -> None:
     """Step parameters of a bucket by one call, and give those to be skipped their old entries.
 
-    Weights are stepped in a copy, as they are no views of the bucket.
-
-    Args:
-        bucket: The bucket.
-        weights: Weights of all its parameters.
-        gradients: Their gradients, None where there is none.
-        stepped: Whether each parameter with a gradient is stepped.
-        group: The group.
+    Weights, those of all its parameters, are stepped in a copy, as they are no views of the bucket.
+    ``stepped`` has a flag for each parameter that has a gradient.
     """
     changes = {"step": stepped, "skipped": stepped.logical_not()}
     lists = [weights, bucket.weights, *bucket.views.values()]

@@ -169,13 +169,7 @@ def _late_parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return groups for parameters that were frozen when the optimizer was made.
 
-    Args:
-        module: The network.
-        config: The configuration.
-        parameters: The parameters.
-
-    Returns:
-        The groups; empty where not all parameters are trainable ones of the module.
+    Empty where not all of them are trainable parameters of the module.
     """
     wanted = set(parameters)
     with warnings.catch_warnings():  # the optimizer's own parameters would be warned of again

@@ -30,8 +30,6 @@ KEPT = (
     "params", "param_names", "name", "algorithm", "config_group", "initial_lr", "initial_momentum",
     "initial_alpha", "initial_rank",
 )  # fmt: skip
-
-
 # Keys that schedulers and wrappers keep in groups and that look like misspelt options.
 _KEYS_OF_OTHERS = re.compile(
     r"(max|min|base|initial|start|end|final|peak|swa)_(lr|momentum|weight_decay)"
@@ -49,9 +47,8 @@ TORCH_OPTIONS = {
     "fused": "adamw and sgd always use torch's fused kernels",
 }
 
-
 # Names that other optimizers use for an option.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "learning_rate": "lr",
     "betas": "momentum (beta1) and beta2",
     "beta1": "momentum",
@@ -73,22 +70,17 @@ def keys_of_others(group: Iterable[str]) -> list[str]:
 def check_names(given: Iterable[str], algorithm: str, where: str, others: Iterable[str]) -> None:
     """Refuse options that the algorithm does not have, and keys that look like a typo of one.
 
-    Other keys are left alone: wrappers and schedulers keep their own in parameter groups.
-
-    Args:
-        given: The keys given.
-        algorithm: Name of the group's algorithm.
-        where: What to call the group in messages.
-        others: Keys that are no options but known.
+    Other keys are left alone: wrappers and schedulers keep their own in parameter groups. Those in
+    ``others`` are known. ``where`` is the group's name in messages.
     """
     options = ["algorithm", "name", *default_options(algorithm)]
     known = {*options, *others}
     for key in (key for key in given if key not in known):
         hint = did_you_mean(key, options)
         if factor := _FACTORS.fullmatch(key):
-            hint = f": multiply {_OTHER_NAMES.get(factor[1], factor[1])} yourself"
-        if key in _OTHER_NAMES:
-            hint = f"; did you mean {_OTHER_NAMES[key]}?"
+            hint = f": multiply {OTHER_NAMES.get(factor[1], factor[1])} yourself"
+        if key in OTHER_NAMES:
+            hint = f"; did you mean {OTHER_NAMES[key]}?"
         if hint or key in NAMES:
             listed = ", ".join(sorted(options))
             raise ValueError(f"{where} has no option {key!r}{hint} (options: {listed})")

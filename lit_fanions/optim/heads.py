@@ -55,9 +55,6 @@ def find_heads(module: nn.Module) -> dict[nn.Module, tuple[str, str]]:
     beside another head, and no layer of the network reads a width like that of its output. Without
     any of these it is the last Linear. A layer tied to an embedding is left to the embedding.
 
-    Args:
-        module: The network.
-
     Returns:
         Module -> ("head" or "matrix", reason). A reason that begins with "doubtful" is a guess.
     """

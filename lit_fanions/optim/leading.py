@@ -33,19 +33,12 @@ _LARGEST = 1e15
 
 
 class Leading(NamedTuple):
-    """What the leading subspace takes of matrices (matrices, rows, cols).
+    """What the leading subspace takes of matrices (matrices, rows, cols)."""
 
-    Attributes:
-        rest: M - M U U^T, what the oracle gets.
-        step: A, the step in the subspace.
-        basis: U, (matrices, min(rows, cols), r).
-        state: The new state.
-    """
-
-    rest: Tensor
-    step: Tensor
-    basis: Tensor
-    state: Tensor
+    rest: Tensor  # M - M U U^T, what the oracle gets
+    step: Tensor  # A, the step in the subspace
+    basis: Tensor  # U, (matrices, min(rows, cols), r)
+    state: Tensor  # the new state
 
 
 def state_shape(shape: torch.Size, group: Mapping[str, Any]) -> tuple[int, ...]:
@@ -62,14 +55,10 @@ def state_shape(shape: torch.Size, group: Mapping[str, Any]) -> tuple[int, ...]:
 def first_state(
     gradients: Tensor | None, shape: torch.Size, group: Mapping[str, Any], device: torch.device
 ) -> Tensor:
-    """Return the state before the first step, in float32.
+    """Return the state of matrices (count, rows, cols) before the first step, in float32.
 
-    Args:
-        gradients: Gradients of the matrices, in which entries that are not finite count as 0; None
-            for a U that is drawn at random.
-        shape: Shape of the matrices, (count, rows, cols).
-        group: Options.
-        device: Where the state is.
+    Entries of their gradients that are not finite count as 0; without gradients U is drawn at
+    random.
     """
     state = torch.zeros(state_shape(shape, group), dtype=torch.float32, device=device)
     r, (rows, cols) = state.shape[-1], shape[1:]
@@ -89,14 +78,7 @@ def first_state(
 
 
 def split_leading(m: Tensor, gradient: Tensor, state: Tensor, group: Mapping[str, Any]) -> Leading:
-    """Return the step of the leading subspace, and what of the momentum is outside of it.
-
-    Args:
-        m: Momenta M, (matrices, rows, cols).
-        gradient: Gradients G, of the same shape.
-        state: States before the step.
-        group: Options.
-    """
+    """Return the step of the leading subspace, and what of the momenta m is outside of it."""
     is_wide = m.shape[-2] < m.shape[-1]
     dtype = torch.promote_types(m.dtype, torch.float32)
     g, upright = (_upright(x.to(dtype).clamp(-_LARGEST, _LARGEST)) for x in (gradient, m))
@@ -128,14 +110,9 @@ def join_leading(
 ) -> Tensor:
     """Return A + rest_weight * sqrt(rows * cols) * B / |B|_F, at the length of the directions.
 
-    What B has inside the subspace is removed: rounding of the rest, which a polar factor enlarges
+    The length is that of the ball's directions; None: the length of B, or 1 where B is 0. What B
+    (``d``) has inside the subspace is removed: rounding of the rest, which a polar factor enlarges
     to full size.
-
-    Args:
-        d: Directions B of the rest, (matrices, rows, cols).
-        leading: What ``split_leading`` returned.
-        length: Length of directions of the ball; None: that of B, or 1 where B is 0.
-        group: Options.
     """
     u, b = leading.basis, _upright(d.to(leading.step.dtype))
     b = b - b @ u @ u.mT

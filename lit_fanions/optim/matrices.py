@@ -120,7 +120,7 @@ def from_matrices(
 def _cut_columns(m: Tensor, count: int) -> Tensor:
     """Return (matrices * count, rows, columns / count) from (matrices, rows, columns)."""
     if m.shape[-1] % count:
-        raise ValueError(f"{count} heads do not divide the columns of {_shape(m[0])}")
+        raise ValueError(f"{count} heads do not divide the columns of {shape_text(m[0])}")
     return m.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
 
@@ -135,15 +135,12 @@ def column_blocks(options: Mapping[str, Any]) -> int:
 
 
 def split_into_heads(splits: Splits, heads: int | Mapping[str, int]) -> Splits:
-    """Return the splits of a parameter, each part of which falls into heads.
+    """Return the splits of a parameter into heads, all of one size; raise where they do not fit.
 
     Args:
         splits: Splits of the parameter into projections; None for one projection.
-        heads: Number of heads, or ``{"count": heads, "dim": 0 for rows or 1 for columns}``. Of
-            projections of unequal sizes, the first one has so many; heads are equally large.
-
-    Raises:
-        ValueError: If the heads do not fit.
+        heads: Number of heads in each projection, or of unequal ones in the first; or
+            ``{"count": heads, "dim": 0 for rows or 1 for columns}``.
     """
     count, dim = (heads, 0) if isinstance(heads, int) else (heads["count"], heads.get("dim", 0))
     if dim == 0 and not isinstance(splits, list):
@@ -170,16 +167,17 @@ def _cut(x: Tensor, dim: int, splits: int | list[int] | None) -> list[Tensor]:
         return [x.unsqueeze(dim)]
     if isinstance(splits, int):
         if splits < 1 or rows % splits:
-            raise ValueError(f"splits {splits} does not divide the {rows} rows of {_shape(x)}")
+            raise ValueError(f"splits {splits} does not divide the {rows} rows of {shape_text(x)}")
         return [x.unflatten(dim, (splits, rows // splits))]
     if any(size < 1 for size in splits) or sum(splits) != rows:
-        raise ValueError(f"splits {splits} do not add up to the {rows} rows of {_shape(x)}")
+        raise ValueError(f"splits {splits} do not add up to the {rows} rows of {shape_text(x)}")
     if len(set(splits)) == 1:
         return [x.unflatten(dim, (len(splits), -1))]
     return [part.unsqueeze(dim) for part in x.split(splits, dim)]
 
 
-def _shape(x: Tensor) -> str:
+def shape_text(x: Tensor) -> str:
+    """Return a shape as in 4x3."""
     return "x".join(map(str, x.shape))
 
 

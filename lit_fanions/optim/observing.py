@@ -59,14 +59,9 @@ def observe_step(
     step: Callable[[], None],
     observers: Sequence[Observer],
 ) -> None:
-    """Step a piece and show the observers its matrices, whole.
+    """Step a piece and show the observers its matrices, whole, a batch of ``to_matrices`` a call.
 
-    Args:
-        piece: The tensors; its momentum has been updated.
-        solved: Directions of its matrices, for each batch of ``to_matrices``.
-        group: Options of its group.
-        step: Applies the directions to the piece.
-        observers: Called with an observation for each batch.
+    The momentum of the piece has been updated; ``step`` applies the solved directions to it.
     """
 
     def matrices(shard: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from lit_fanions.optim.algorithms import describe_step, is_entrywise, oracle
 from lit_fanions.optim.attention import find_attention_heads
 from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
-from lit_fanions.optim.matrices import column_blocks
+from lit_fanions.optim.matrices import column_blocks, shape_text
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.reporting import caller_level
 from lit_fanions.optim.split_table import Row, format_table
@@ -25,7 +25,6 @@ from lit_fanions.optim.usage import (
     classify,
     matrix_form,
     places,
-    shape_text,
     shapes,
 )
 

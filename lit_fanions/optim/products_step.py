@@ -41,14 +41,7 @@ def step_by_products(
     finite: Mapping[Tensor, Tensor],
     strips: Mapping[Tensor, Strips],
 ) -> None:
-    """Step parameters of a group that lie on the ranks in strips.
-
-    Args:
-        group: The group.
-        states: State of each of its parameters.
-        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
-        strips: The parameters, and how they lie on the ranks.
-    """
+    """Step parameters of a group that lie on the ranks in strips; see ``step_matrices``."""
     for stack in _stacks(strips, states, group):
         pieces = [
             Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])

@@ -30,16 +30,11 @@ _WORTH_A_BYTE = 90
 
 
 class Strips(NamedTuple):
-    """How a matrix lies on ranks in strips.
+    """How a matrix lies on ranks in strips."""
 
-    Attributes:
-        team: The ranks that have one each.
-        dim: 0 for strips of rows, 1 for strips of columns.
-        bounds: First row or column of each rank's strip and the one after its last.
-    """
-
-    team: Team
-    dim: int
+    team: Team  # the ranks that have one each
+    dim: int  # 0 for strips of rows, 1 for strips of columns
+    # First row or column of each rank's strip and the one after its last.
     bounds: tuple[tuple[int, int], ...]
 
     @property
@@ -102,7 +97,7 @@ def gains_by_products(
         shape: Shape of the matrix.
         group: Options of its group.
         dim: 0 for strips of rows, 1 for strips of columns.
-        shards: Number of strips.
+        shards: Number of different strips.
         ranks: Ranks that share the matrices.
         itemsize: Bytes of an entry of the weight and the momentum.
     """
@@ -112,7 +107,7 @@ def gains_by_products(
 
 
 def repeated_flops(shape: torch.Size, group: Mapping[str, Any], dim: int) -> float:
-    """Return the operations on whole vectors that every rank repeats; ``dim`` as above."""
+    """Return the operations on whole vectors that every rank repeats."""
     (rows, cols), solver = shape, oracle(group, *shape)
     width, passes = solver.basis_columns or 0, solver.case.settings.solver_steps or 1
     # Gram matrices of the right vectors, which block iterations turn as well; and of left ones.
@@ -125,11 +120,6 @@ def received_by_products(shape: torch.Size, group: Mapping[str, Any], dim: int) 
 
     Times (ranks - 1) / ranks, as in ``received_by_owners``. Sums are a reduce-scatter and an
     all-gather.
-
-    Args:
-        shape: Shape of the matrix.
-        group: Options of its group.
-        dim: 0 for strips of rows, 1 for strips of columns.
     """
     rows, cols = shape
     solver = oracle(group, rows, cols)
@@ -142,15 +132,7 @@ def received_by_products(shape: torch.Size, group: Mapping[str, Any], dim: int) 
 def received_by_owners(
     shape: torch.Size, group: Mapping[str, Any], shards: int, ranks: int, itemsize: int = 4
 ) -> float:
-    """Return the bytes that a rank receives on average for a matrix that an owner solves.
-
-    Args:
-        shape: Shape of the matrix.
-        group: Options of its group.
-        shards: Number of different shards of it.
-        ranks: Ranks that share the matrices.
-        itemsize: Bytes of an entry of the weight and the momentum.
-    """
+    """Return the bytes that a rank receives on average for a matrix that an owner solves."""
     rows, cols = shape
     basis = 4 * cols * (oracle(group, rows, cols).basis_columns or 0)
     sent = 2 if group["error_feedback"] else 1  # the direction, and what feedback captures
@@ -180,9 +162,7 @@ class StripProducts(Products):
     def strip(self, left: Tensor, right: Tensor) -> Tensor:
         """Return this rank's strips of left right, (count, rows, k) times (count, k, cols).
 
-        Args:
-            left: As ``left`` has vectors: this rank's rows alone if the strips are of rows.
-            right: Whole rows, as ``right`` has them.
+        ``left`` has this rank's rows alone if the strips are of rows; ``right`` is whole.
         """
         raise NotImplementedError
 
@@ -234,10 +214,8 @@ class ColumnStrips(StripProducts):
 
 
 def products_with(m: Tensor, strips: Strips) -> StripProducts:
-    """Return products with matrices of which this rank has the strips m, which are overwritten.
+    """Return products with matrices of which this rank has the float32 strips m.
 
-    Args:
-        m: float32 strips of matrices of one shape, (count, rows, cols).
-        strips: How each of the matrices lies on the ranks.
+    The memory of m, (count, rows, cols), is overwritten.
     """
     return (RowStrips if strips.dim == 0 else ColumnStrips)(m, strips)

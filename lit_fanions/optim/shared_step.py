@@ -53,14 +53,10 @@ def step_shared(
     observers: Sequence[Observer],
     shares: Mapping[Tensor, Share],
 ) -> None:
-    """Step the parameters of a group of matrices that ranks share.
+    """Step the parameters of a group of matrices that ranks share; see ``step_matrices``.
 
-    Args:
-        group: The group.
-        states: State of each of its parameters.
-        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
-        observers: Called with what the step does; only replicated parameters are observed.
-        shares: Who solves the parameters of all groups that are shared.
+    ``shares`` says who solves the parameters of all groups. Only replicated parameters are shown
+    to observers.
     """
     shared = {p: shares[p] for p in group["params"] if p in shares}
     strips = {

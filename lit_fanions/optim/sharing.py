@@ -147,14 +147,10 @@ def _group_of(ranks: list[int], **options: Any) -> dist.ProcessGroup:
 
 
 class Region(NamedTuple):
-    """The part of a tensor that a rank holds.
+    """The part of a tensor that a rank holds."""
 
-    Attributes:
-        shape: Shape of the shard.
-        blocks: Indices of the same entries in the whole tensor and in the shard.
-    """
-
-    shape: torch.Size
+    shape: torch.Size  # shape of the shard
+    # Indices of the same entries in the whole tensor and in the shard.
     blocks: tuple[tuple[tuple[slice, ...], tuple[slice, ...]], ...]
 
     def cut(self, whole: Tensor, shard: Tensor) -> None:
@@ -169,15 +165,11 @@ class Region(NamedTuple):
 
 
 class ShardMap(NamedTuple):
-    """How a DTensor lies on its ranks.
+    """How a DTensor lies on its ranks."""
 
-    Attributes:
-        regions: What each rank of the team holds.
-        sources: For each owner, the ranks whose shards make up the whole tensor: of ranks that
-            hold the same, the one that shares most coordinates of the mesh with the owner.
-    """
-
-    regions: tuple[Region, ...]
+    regions: tuple[Region, ...]  # what each rank of the team holds
+    # For each owner, the ranks whose shards make up the whole tensor: of ranks that hold the same,
+    # the one that shares most coordinates of the mesh with the owner.
     sources: tuple[tuple[int, ...], ...]
 
 
@@ -266,19 +258,14 @@ def _region(runs: Sequence[_Runs]) -> Region:
 
 
 class Share(NamedTuple):
-    """Who solves a parameter.
+    """Who solves a parameter."""
 
-    Attributes:
-        team: The ranks that hold it.
-        owner: Place in the team of the rank that solves it.
-        shards: How a DTensor lies on the ranks; None for a parameter that all of them have whole.
-        strips: The same of a matrix that is solved by products with its strips, unless its state
-            needs an owner; None where an owner solves it.
-    """
-
-    team: Team
-    owner: int
+    team: Team  # the ranks that hold it
+    owner: int  # place in the team of the rank that solves it
+    # How a DTensor lies on the ranks; None for a parameter that all of them have whole.
     shards: ShardMap | None
+    # The same of a matrix that is solved by products with its strips, unless its state needs an
+    # owner; None where an owner solves it.
     strips: Strips | None = None
 
 
@@ -289,12 +276,8 @@ def plan_shares(
 
     A DTensor is left out where its placement is not known, where ``renormalize`` needs its whole
     weight, and in steps whose observers are shown whole matrices. A replicated parameter is left
-    out where sending its direction would take longer than solving it.
-
-    Args:
-        groups: Groups of an optimizer.
-        replicas: Ranks that replicate its parameters; None: only DTensors are shared.
-        observed: Whether the step has observers.
+    out where sending its direction would take longer than solving it. ``replicas`` are the ranks
+    that replicate the parameters; None: only DTensors are shared.
     """
     found: dict[tuple[Team, bool], list[tuple[Tensor, float, ShardMap | None, Strips | None]]] = {}
     for group in groups:
@@ -332,14 +315,8 @@ def check_agreement(groups: Iterable[Mapping[str, Any]], replicas: Team | None) 
 
     A rank without a gradient would leave the others waiting in a collective. Bases drawn with
     different seeds give ranks that hold the same parameter different directions. Flags and seeds
-    travel between the hosts, so that no device is waited for.
-
-    Args:
-        groups: Groups of an optimizer.
-        replicas: Ranks that replicate its parameters; None: they share DTensors alone.
-
-    Raises:
-        RuntimeError: With the names of these parameters.
+    travel between the hosts, so that no device is waited for. ``replicas`` are the ranks that
+    replicate the parameters; None: they share DTensors alone.
     """
     parties: dict[Team, list[tuple[str, Tensor, Mapping[str, Any]]]] = {}
     for group in groups:

@@ -28,11 +28,10 @@ SCALES: dict[str, Callable[[int, int, float | None], float | None]] = {
 def step_size_factor(
     scale: str, rows: int, cols: int, length: float | None, blocks: int = 1
 ) -> float | None:
-    """Return the factor of a step-size rule.
+    """Return the factor of a step-size rule of ``SCALES`` for a matrix of rows x cols (out x in).
 
-    ``none`` 1; ``original`` sqrt(max(1, rows / cols)); ``spectral_unclamped`` sqrt(rows / cols);
-    ``match_rms_adamw`` .2 sqrt(rows * cols) / length, which gives the step an RMS of .2 lr whatever
-    the direction's length, and is torch's .2 sqrt(max(rows, cols)) for Muon.
+    ``match_rms_adamw`` gives the step an RMS of .2 lr whatever the direction's length, and is
+    torch's .2 sqrt(max(rows, cols)) for Muon.
 
     Args:
         scale: Name of the rule.
@@ -44,9 +43,6 @@ def step_size_factor(
 
     Returns:
         The factor; None where it depends on a length that is not known beforehand.
-
-    Raises:
-        KeyError: If there is no such rule.
     """
     whole_length = None if length is None else length * math.sqrt(blocks)
     return SCALES[scale](rows, cols * blocks, whole_length)

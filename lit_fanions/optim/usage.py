@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lit_fanions.optim.attention import FUSED
 from lit_fanions.optim.heads import is_adapter, is_embedding
-from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim.matrices import matrix_shapes, shape_text
 
 DOUBTFUL = "doubtful: "
 
@@ -293,11 +293,6 @@ def shapes(parameter: Tensor, options: dict[str, Any]) -> list[torch.Size]:
     """Return the (count, rows, cols) of a parameter's matrices under a group's options."""
     layout, splits = options.get("layout", "flatten"), options.get("splits")
     return matrix_shapes(parameter.shape, layout, splits)
-
-
-def shape_text(x: Tensor) -> str:
-    """Return a shape as in 4x3."""
-    return "x".join(map(str, x.shape))
 
 
 def is_positional(leaf: str) -> bool:

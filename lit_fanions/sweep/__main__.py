@@ -114,13 +114,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
     """Train, tabulate and plot; return the exit status: 0, or 1 if a training failed.
 
-    Args:
-        options: Options of this command.
-        recipe: Arguments of fit.
-
-    Raises:
-        Refused: If an option is not possible.
-        SystemExit: With fit's own message, if fit would refuse an argument.
+    ``recipe`` are arguments of fit; one that fit would refuse ends the process with its message.
     """
     plan = _plan(options, recipe)
     # Not above, because these import Optuna, which may not be installed.
