@@ -225,7 +225,7 @@ def _sign_bound(a: Tensor) -> Tensor:
     # lambda_1 times the identity, and the diagonal matrix of the row sums of |A|, are above A in
     # the order of semi-definite matrices, and so are Kronecker products of such bounds. For a
     # diagonal matrix the maximum over signs (or rows of length 1) is the trace.
-    return torch.minimum(a.shape[-1] * torch.linalg.eigvalsh(a)[..., -1], a.abs().sum((-2, -1)))
+    return torch.minimum(a.shape[-1] * _largest_eigenvalue(a), a.abs().sum((-2, -1)))
 
 
 def _semidefinite(name: str, a: Tensor) -> Tensor:

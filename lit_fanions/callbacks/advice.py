@@ -121,7 +121,9 @@ def _section(name: str, members: Sequence[Evidence]) -> dict[str, Any]:
 def _options(members: Sequence[Evidence]) -> dict[str, Any]:
     """Return the options that the matrices of a group favour, by their medians."""
     ratios = [m.ratio for m in members if m.ratio is not None]
-    alpha = _alpha(median(ratios)) if ratios else 0.5
+    # Weight of the spectral part: a half where both directions promise the same.
+    ratio = median(ratios) if ratios else 1.0
+    alpha = min(0.95, max(0.05, round(20 * ratio / (1 + ratio)) / 20))
     ranks = [median(m.needed_rank) for m in members]
     parts = [rank / m.limit for rank, m in zip(ranks, members, strict=True)]
     if median(parts) <= _LOW_RANK:
@@ -139,11 +141,6 @@ def _options(members: Sequence[Evidence]) -> dict[str, Any]:
     if any(m.feedback for m in members):  # full rank has no error feedback
         options["error_feedback"] = False
     return {**options, "polar": max(_METHODS, key=methods.count), "polar_steps": steps}
-
-
-def _alpha(ratio: float) -> float:
-    """Return the weight of the spectral part: a half where both directions promise the same."""
-    return min(0.95, max(0.05, round(20 * ratio / (1 + ratio)) / 20))
 
 
 def format_table(evidence: Mapping[str, Evidence]) -> str:

@@ -195,7 +195,6 @@ class WatchSkippedSteps(Callback):
 
 
 def _skipped_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int]:
-    """Return how many steps each parameter has skipped so far."""
     names: dict[Any, str] = {p: name for name, p in pl_module.named_parameters()}
     return {
         names.get(p, "?"): int(state["skipped"])

@@ -118,7 +118,7 @@ class _Module:
 
     @staticmethod
     def _start(node: ast.stmt) -> int:
-        """Return the index of the first line, that of a decorator if there is one."""
+        """Return the index of the first line of a definition, or of its first decorator."""
         decorators = getattr(node, "decorator_list", [])
         return min([node.lineno, *(own.lineno for own in decorators)]) - 1
 

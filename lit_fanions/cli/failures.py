@@ -133,7 +133,6 @@ def _places(error: BaseException) -> Iterator[Place]:
 
 
 def _raising_package(error: BaseException) -> str:
-    """Return the name of the package whose code raised the exception."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 

@@ -226,14 +226,6 @@ def column(problem: Problem) -> Answer:
 # Dual norms.
 
 
-def _entry_sum(s: Spectrum, x: Tensor, case: Case) -> Tensor:
-    return wide(x).abs().sum((-2, -1)).to(s.frobenius)
-
-
-def _largest(s: Spectrum, x: Tensor, case: Case) -> Tensor:
-    return largest_entry(x)[..., 0, 0].to(s.frobenius)
-
-
 def _lengths(dim: int) -> Callable[[Spectrum, Tensor, Case], Tensor]:
     return lambda s, x, case: torch.linalg.vector_norm(x.to(s.frobenius), dim=dim).sum(-1)
 
@@ -342,7 +334,7 @@ BALLS: dict[str, Ball] = {
         "largest entry", "sign(M)",
         sign,
         norm=lambda case: norms.MaxEntry(),
-        dual=_entry_sum,
+        dual=lambda s, x, case: wide(x).abs().sum((-2, -1)).to(s.frobenius),
         length=lambda case: math.sqrt(case.rows * case.cols),
         in_place=sign_in_place,
         radius=lambda settings: settings.sign_scale,
@@ -353,7 +345,7 @@ BALLS: dict[str, Ball] = {
         "sum of entries", "sign of the largest entry, 0 elsewhere",
         coordinate,
         norm=lambda case: norms.SumEntry(),
-        dual=_largest,
+        dual=lambda s, x, case: largest_entry(x)[..., 0, 0].to(s.frobenius),
         length=lambda case: 1.0,
         any_shape=True,
     ),

@@ -152,7 +152,9 @@ def decompose(s: Sketch) -> Spectrum:
 
 def _quadrature(gram: Tensor, tail: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return values, weights and total of the ``Spectrum`` of matrices of Frobenius norm 1."""
-    width, coupling = tail.shape[-1], _root(tail)
+    width = tail.shape[-1]
+    squares, vectors = torch.linalg.eigh(tail)
+    coupling = squares.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT  # coupling^T coupling = tail
     squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.clamp(min=0).flip(-1), vectors.flip(-1)
     weights = vectors[..., :width, :].square().sum(-2) * (cols / width) + _TINY
@@ -218,12 +220,6 @@ def _start_blocks(
         start_block(shape, width, device=device, oversampling=0, generator=generator).to(dtype)
         for _ in range(blocks)
     )
-
-
-def _root(gram: Tensor) -> Tensor:
-    """Return R with R^T R = gram."""
-    squares, vectors = torch.linalg.eigh(gram)
-    return squares.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
 
 
 def _radau(gram: Tensor, coupling: Tensor, width: int) -> Tensor:

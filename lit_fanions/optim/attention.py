@@ -42,8 +42,9 @@ def find_attention_heads(module: nn.Module) -> dict[tuple[nn.Module, str], Heads
         fused = any(FUSED.fullmatch(name) for name in layers)
         count = _declared(parent, _COUNTS)
         if count and (query is not None or fused):
+            key_values = _declared(parent, _KEY_VALUE_COUNTS) or count
             for name, layer in layers.items():
-                heads = _heads_of_layer(name, layer, count, _key_value_count(parent, count))
+                heads = _heads_of_layer(name, layer, count, key_values)
                 if heads is not None:
                     found[layer, "weight"] = heads
     return {key: heads for key, heads in found.items() if heads["count"] > 1}
@@ -65,10 +66,6 @@ def _heads_of_layer(name: str, layer: nn.Module, count: int, key_values: int) ->
         if pattern.fullmatch(name) and outputs % rows == 0:
             return {"count": rows, "dim": 0}
     return None
-
-
-def _key_value_count(parent: nn.Module, count: int) -> int:
-    return _declared(parent, _KEY_VALUE_COUNTS) or count
 
 
 def _declared(parent: nn.Module, names: tuple[str, ...]) -> int | None:

@@ -35,13 +35,10 @@ class _Effect:
 
 def _of_balls(name: str) -> Callable[[_Group], bool]:
     def holds(group: _Group) -> bool:
-        return any(name in BALLS[ball].reads for ball in _balls(group))
+        balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
+        return any(name in BALLS[ball].reads for ball in balls)
 
     return holds
-
-
-def _balls(group: _Group) -> tuple[str, str]:
-    return ALGORITHMS[group["algorithm"]].ball, group["blend"]
 
 
 def _of_solvers(name: str) -> Callable[[_Group], bool]:

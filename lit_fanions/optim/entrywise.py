@@ -130,7 +130,6 @@ def _step(
     states: Mapping[Tensor, State],
     found_inf: Tensor | None,
 ) -> None:
-    """Step parameters by one call of torch's function."""
     if not parameters:
         return
     moments = MOMENTS[group["algorithm"]]

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import warnings
-from types import FrameType
 
 import torch.distributed as dist
 
@@ -39,13 +38,12 @@ def caller_level() -> int:
     torch's optimizers stand between its functions and are left out too.
     """
     frame, level = sys._getframe(1), 1
-    while frame.f_back and _package(frame) in ("lit_fanions", "torch"):
+    while frame.f_back:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in ("lit_fanions", "torch"):
+            break
         frame, level = frame.f_back, level + 1
     return level
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def warn(message: str) -> None:

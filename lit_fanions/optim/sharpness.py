@@ -75,6 +75,8 @@ class SharpnessAscent:
         check_flag("exact", exact)
         if is_entrywise(algorithm) or not BALLS[find_algorithm(algorithm).ball].warms_up:
             raise ValueError(f"algorithm {algorithm!r} has no ball for a single step uphill")
+        if rank is not None and "rank" not in BALLS[find_algorithm(algorithm).ball].reads:
+            raise ValueError(f"algorithm {algorithm!r} has no rank, got {rank!r}: leave it out")
         options = {**default_options(algorithm), "algorithm": algorithm, "solver": "randomized"}
         if rank is not None:
             options["rank"] = rank

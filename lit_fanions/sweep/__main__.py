@@ -26,11 +26,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from lit_fanions.cli import console, runner
+from lit_fanions.cli import console, curves, runner
 from lit_fanions.cli.console import Refused, refuse_mistyped, refuse_reserved
 from lit_fanions.cli.errors import config_files
 from lit_fanions.cli.results import plural
@@ -71,7 +71,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": METRIC,
     },
     "--direction": {
-        "help": "which values are better (default: maximize if the metric's name contains acc)",
+        "help": "which values are better (default: by the metric's name, such as loss or acc)",
         "choices": ("minimize", "maximize"),
     },
     "--jobs": {"help": "trainings at a time (default: one per GPU, or 1)", **_COUNT},
@@ -139,7 +139,6 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> int:
 
 
 def _summary(plan: Plan, seeds: int, trials: int) -> str:
-    """Return the line that says what the sweep compares."""
     if not plan.searches:
         settings = math.prod(len(values.examples()) for values in plan.space.values())
         what = f"{plural(settings, 'setting')} with {plural(seeds, 'seed')} each"
@@ -186,13 +185,12 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     out = options.out or Path("sweeps", stem if sampler == "grid" else f"{stem}-{sampler}")
     jobs = options.jobs or max(1, len(devices))
     _check_storage(options.storage, out, jobs)
-    maximize = "acc" in options.metric.lower()
     return Plan(
         recipe=tuple(recipe),
         space=given,
         sampler=sampler,
         metric=options.metric,
-        direction=options.direction or ("maximize" if maximize else "minimize"),
+        direction=options.direction or _default_direction(options.metric),
         prune=options.prune,
         retry_failed=options.retry_failed,
         out=out,
@@ -201,6 +199,13 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
         jobs=jobs,
         devices=devices,
     )
+
+
+def _default_direction(metric: str) -> Literal["minimize", "maximize"]:
+    """Return which values of a metric are better by its name; refuse a name that does not tell."""
+    if not (sign := curves.direction(metric)):
+        raise Refused(f"--metric {metric}: say which values are better by --direction")
+    return "maximize" if sign > 0 else "minimize"
 
 
 def _check_storage(url: str | None, out: Path, jobs: int) -> None:

@@ -87,7 +87,6 @@ def _point(sweep: Sweep, names: Sequence[str], trial: FrozenTrial) -> Point:
 
 
 def _notes(sweep: Sweep, trials: Trials, failures: Sequence[str]) -> list[str]:
-    """Return the lines below the table."""
     notes = []
     if sweep.plan.searches:
         notes.append(
@@ -100,7 +99,6 @@ def _notes(sweep: Sweep, trials: Trials, failures: Sequence[str]) -> list[str]:
 
 
 def _row(sweep: Sweep, names: Sequence[str], request: Request, trial: FrozenTrial) -> list[object]:
-    """Return the row of a training in the CSV file."""
     return [
         *_point(sweep, names, trial),
         request.seed,

@@ -205,7 +205,6 @@ class Sweep:
         return None
 
     def _announcement(self, waiting: int, running: int) -> str:
-        """Return the line that says what this call trains."""
         total = len(self._keys)
         line = f"{plural(total, 'training')} in {self.plan.out}/runs: {waiting} to train"
         if waiting:

@@ -79,7 +79,6 @@ class TrialTraining:
         return runner.start(Run(name, args), plan.out / "runs", environment)
 
     def _final_curve(self, training: Training, received: Sequence[int]) -> curves.Curve:
-        """Return the curve of a training that has succeeded."""
         status = training.process.poll()
         if status is None or (status and received):
             raise TrainingFailed  # without a reason: it was interrupted

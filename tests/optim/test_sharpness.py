@@ -193,6 +193,7 @@ def test_frozen_and_unused_parameters_are_left_alone():
         ({"algorithm": "dion"}, "no ball"),
         ({"algorithm": "nuclear"}, "algorithm 'nuclear' is none of"),
         ({"rank": 0}, "rank"),
+        ({"algorithm": "nsgd", "rank": 2}, "algorithm 'nsgd' has no rank, got 2: leave it out"),
         ({"exact": "no"}, "exact must be true or false"),
     ],
     ids=str,

@@ -45,6 +45,10 @@ def error(capfd, *args):
             "--tune and --trials need a search: use --sampler tpe or --sampler random",
         ),
         (
+            [*RECIPE, "--set", f"{ALPHA}=0,1", "--metric", "val/accumulated"],
+            "--metric val/accumulated: say which values are better by --direction",
+        ),
+        (
             [*RECIPE, "--seed_everything", "1"],
             "--seed_everything cannot be used here: use --seeds N",
         ),
@@ -104,6 +108,7 @@ def test_defaults_of_grids_and_searches(project):
     found = plan("--trials", "3", "--metric", "val/acc", "--out", "a/b")
     assert (found.sampler, found.direction, found.study) == ("tpe", "maximize", "b")
     assert list(found.space.values()) == [Range(0.002, 0.2, log=True), Range(0.5, 0.99)]
+    assert plan("--trials", "3", "--metric", "val/f1").direction == "maximize"
 
 
 def test_missing_optuna_is_named(project, monkeypatch, capfd):
