@@ -39,7 +39,7 @@ SOLVER_OPTIONS = ("solver", "solver_steps", "oversampling")
 
 @dataclass(frozen=True)
 class Ball:
-    """A norm ball. What it is for matrices of a shape, a rank and settings is asked by a ``Case``.
+    """A norm ball. What depends on the matrices takes a ``Case``: a shape, a rank and settings.
 
     Attributes:
         summary: The ball in words, for tables.
@@ -60,7 +60,7 @@ class Ball:
         warms_up: Whether the basis of a first step is turned towards the gradient.
         oversamples: Whether its basis has more columns than the rank.
         any_shape: Whether it takes tensors that are no matrices.
-        feedback: Whether a step of low rank leaves something behind for error feedback to keep.
+        feedback: Whether a step of low rank leaves a part of the momentum for error feedback.
         reads: Options of a group that may change its direction (rank, p, ...). Groups where no ball
             reads an option refuse it.
         flops: Operations of the matrix products that an oracle call takes for one matrix.
@@ -103,7 +103,7 @@ class Ball:
         return read
 
     def has_feedback(self, full: bool) -> bool:
-        """Return whether a step of low or of full rank leaves something for error feedback."""
+        """Return whether a step of low or of full rank leaves a part for error feedback."""
         return self.feedback and not (full and self.is_polar(Case(2, 2, 2)))
 
 
@@ -142,7 +142,7 @@ def kyfan(problem: Problem) -> Answer:
     settings = problem.case.settings
     dtype = polar_dtype(problem.m, settings.polar)
     triplets = leading_triplets(problem.m, 1, settings, problem.warm_start, problem.generator)
-    # The matrices are needed again after the products, as exactly as they came.
+    # The matrices are read again after the products, in the precision in which they came.
     x, norm = problem.normalised(torch.promote_types(problem.m.dtype, dtype))
     y = x.to(dtype)
     full = unit_polar(
@@ -155,7 +155,7 @@ def kyfan(problem: Problem) -> Answer:
     del product
     largest = triplets.S[..., :1, None]
     concentrated = (largest >= nuclear_norm / problem.case.k) & (largest > 0)
-    # In the memory of the polar factor. One of the two weights is 0; NaN stays NaN.
+    # Computed in the memory of the polar factor. One of the two weights is 0, and NaN stays NaN.
     full.div_(problem.case.k).mul_((~concentrated).to(full))
     left = triplets.U[..., :1] * concentrated
     return Answer(full.addcmul_(left.to(full), triplets.Vh[..., :1, :].to(full)), triplets)

@@ -20,14 +20,15 @@ from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 
 # Block iterations that turn a random block towards the leading singular vectors.
 _WARMING = 8
-# Parts of vectors below this are not seen in a float64 Gram matrix.
+# A float64 Gram matrix does not show parts of vectors that are smaller than this.
 _LEAST_NOISE = 1e-7
-# Columns this far outside those before them, for the longest one, are no rounding errors.
+# A column is no rounding error if its part outside the columns before it is longer than this times
+# the longest column.
 _CLEAR = 1e-3
 
 
 def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading singular triplets within the last subspace of a block power iteration.
+    """Return the leading singular triplets in the last subspace of a block power iteration.
 
     Warm-started with the singular vectors of a slightly different matrix, one iteration suffices;
     from a random block this is randomised SVD (Halko, Martinsson & Tropp, arXiv 0909.4061).
@@ -52,8 +53,8 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
 class Products:
     """Matrices as a block power iteration uses them: by products with blocks of rows.
 
-    A subclass may have shards of the matrices. Rows with an entry for each column of the matrices
-    are whole nevertheless; those with an entry for each row may be shards.
+    A subclass may hold shards of the matrices. Vectors with an entry for each of their columns are
+    whole all the same; vectors with an entry for each row may be shards.
     """
 
     def __init__(self, m: Tensor) -> None:
@@ -79,7 +80,7 @@ class Products:
 def block_iteration(products: Products, v: Tensor, iterations: int) -> tuple[Tensor, ...]:
     """Return ``subspace`` with all vectors as rows, the start block v too: U^T, S and Vh."""
     for _ in range(iterations):
-        # Products of small or large ones leave the range.
+        # Products of small or large vectors would underflow or overflow.
         v = v / largest_entry(v).clamp(min=torch.finfo(v.dtype).tiny)
         u, broken = products.orthonormal(products.left(v))
         v = products.right(u).masked_fill_(broken.isnan(), 0)
@@ -160,7 +161,7 @@ def _without_noise(
 
 
 def _is_well_conditioned(y: Tensor, p: Tensor) -> bool:
-    """Return whether every column of y is far outside those before it; p from Gram-Schmidt."""
+    """Return whether each column of y is far outside those before it, with p = Gram-Schmidt(y)."""
     outside = (p * y).sum(-2).abs()
     longest = torch.linalg.vector_norm(y, dim=-2).amax(-1, keepdim=True)
     return bool((outside > _CLEAR * longest).all())

@@ -12,8 +12,8 @@ from lit_fanions.lmo.factorisations import noise, wide
 
 # Singular values that agree to this part, or to twice the tolerance, count as copies of one.
 CLUSTER = 1e-4
-# Products of float32 or float64 leave residuals of so many units of rounding of the largest
-# singular value: the search does not wait for smaller ones.
+# Rounding in float32 or float64 leaves residuals of this many units of rounding of the largest
+# singular value: the search does not wait for smaller residuals.
 ROUNDING = 16
 # How often the residuals may be checked without having halved, before the search gives up.
 _STALLS = 5
@@ -42,8 +42,8 @@ def direction_error(residuals: Tensor, s: Tensor, spread: Tensor) -> Tensor:
         spread: Mean of s_j^2 outside the k, by the weights r_ij^2, (...).
 
     Returns:
-        (...). Infinite where s_k and s_(k+1) are copies of one singular value, which nothing tells
-        apart.
+        (...). Infinite where s_k and s_(k+1) are copies of one singular value, whose vectors cannot
+        be told apart.
     """
     k = residuals.shape[-1]
     squares, following = s[..., :k] ** 2, s[..., k:] ** 2
@@ -59,7 +59,7 @@ def direction_error(residuals: Tensor, s: Tensor, spread: Tensor) -> Tensor:
 
 
 class Projection(NamedTuple):
-    """What is known of m on a basis: all that a look needs, on the host."""
+    """What is known of m on a basis: all that a check for convergence needs, on the host."""
 
     k: int  # number of triplets wanted
     gram: Tensor  # w w^T of the images w of the basis, (..., n, n)
@@ -83,15 +83,15 @@ class Projection(NamedTuple):
     def spread(self) -> Tensor:
         """Return the mean of |m v|^2 over the last block, (...).
 
-        The next one, which holds the residuals, will have about the same: the square of a typical
-        singular value among those outside the space.
+        The next block, which holds the residuals, will have about the same mean: the square of a
+        typical singular value outside the space.
         """
         return self.gram.diagonal(dim1=-2, dim2=-1)[..., -self.coupling.shape[-1] :].mean(-1)
 
     def around_cut(self, s: Tensor) -> Tensor:
         """Return the first k + 1 of the singular values of w.
 
-        While there are only k, the next one is not known (NaN); in the whole space it is 0.
+        If w has only k, the next singular value is unknown (NaN), or 0 in the whole space.
         """
         if s.shape[-1] > self.k:
             return s[..., : self.k + 1]
@@ -149,7 +149,7 @@ class Check:
     def may_lack_copies(self, s: Tensor) -> bool:
         """Return whether a singular value has all the copies that the directions can find.
 
-        Then it may have more, and smaller singular values stand in their place.
+        It may then have more copies, in whose place smaller singular values were found.
         """
         k = s.shape[-1]
         if k <= self.copies:

@@ -1,7 +1,7 @@
 """Floating-point operations of the solvers, by which ranks share matrices and costs are predicted.
 
 Products of matrices alone are counted, as ``torch.utils.flop_counter`` counts them, 2 a b c for
-(a, b) @ (b, c). Passes over a matrix are bound by memory and cost next to nothing beside them.
+(a, b) @ (b, c). Passes over a matrix are bound by memory and cost little beside products.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from lit_fanions.lmo.newton_schulz import coefficients
 from lit_fanions.lmo.problems import Case
 from lit_fanions.lmo.singular_triplets import SOLVERS
 
-# An SVD, in products of (short, long) @ (long, short); estimated, torch counts none.
+# Cost of an SVD in products (short, long) @ (long, short): an estimate, as torch counts none.
 _SVD = 10
-# Block products of a Lanczos search to a tolerance; estimated, the number depends on the matrix.
+# Block products of a Lanczos search to a tolerance: an estimate, as they depend on the matrix.
 _SEARCH = 8
 
 
 def polar_flops(case: Case) -> float:
-    """Return the operations of a polar factor by Newton-Schulz, without its Gram form."""
+    """Return the operations of a polar factor by Newton-Schulz; its Gram form takes fewer."""
     settings, short, long = case.settings, *sorted((case.rows, case.cols))
     if settings.polar == "exact":
         return 2.0 * _SVD * short**2 * long

@@ -35,7 +35,7 @@ class Oracle:
 
     @property
     def parts(self) -> list[tuple[Ball, float]]:
-        """The balls that have a weight, with it."""
+        """The balls whose weights are not 0, with these weights."""
         weighted = [(self.ball, self.alpha), (self.partner, 1 - self.alpha)]
         return [(ball, weight) for ball, weight in weighted if weight]
 
@@ -98,7 +98,7 @@ class Oracle:
         return Answer(d, found[0])
 
     def _partner_answer(self, problem: Problem) -> Answer:
-        """Return the partner's answer; the other direction carries NaN."""
+        """Return the partner's answer, which may lose NaN: the other direction has it."""
         if self.partner.in_place is None:
             return self.partner.oracle(problem)
         return Answer(self.partner.in_place(problem.normalised()[0], self.case.settings))
@@ -106,7 +106,7 @@ class Oracle:
     def products_solver(self, device: torch.device) -> ProductsSolver | None:
         """Return the solver of matrices whose shards lie on several ranks.
 
-        None where the direction is not U_k V_k^T from products with the matrices, blended at most
+        None unless the direction is U_k V_k^T from products with the matrices, alone or blended
         with an entrywise direction of the normalised matrices.
         """
         if not self.alpha or (self.alpha != 1 and self.partner.in_place is None):
@@ -185,27 +185,27 @@ def direction(
     """Return the direction of steepest descent D(m) = ``argmax {<m, d> : |d| <= 1}``.
 
     ``rank=None`` is Muon, ``rank=1`` Neon, ``rank=k`` a k-Fanion; ``alpha < 1`` blends it with
-    normalised SGD (F-), sign descent (S-) or another ball of the table; ``alpha=0`` leaves only
-    that one.
+    normalised SGD (F-), sign descent (S-) or another ball of the table; with ``alpha=0`` the
+    partner alone remains.
 
     Args:
-        m: Matrices, (..., rows, cols), of any float dtype; for rank k from a warm start or on a
-            GPU with entries from 1e-30 to 1e30. Leading dimensions are a batch of matrices.
+        m: Matrices, (..., rows, cols), of any float dtype. Rank-k solvers that start warm or run
+            on a GPU need entries from 1e-30 to 1e30.
         rank: Rank k of the direction; None, or at least min(rows, cols), is full.
         alpha: Weight of the direction. Any finite number.
         blend: Ball that has the weight 1 - alpha: frobenius (m / |m|_F), sign (sign_scale *
             sign(m)) or any other of ``balls.BALLS``.
-        sign_scale: Size of the sign part's entries.
+        sign_scale: Size of the entries of the sign direction.
         p: Exponent of the Schatten ball, from 1 to infinity.
         ball: A ball of ``balls.BALLS``; fanion has the rank k, kyfan is the Ky Fan ball of k.
         polar: Full-rank method, see ``polar``.
-        polar_steps: Its steps; None is the method's own number.
+        polar_steps: Steps of the full-rank method; None is the method's own number.
         solver: Rank-k solver, see ``top_singular``.
-        solver_steps: Its steps; None is the solver's own number.
-        oversampling: Columns of its start block beyond k.
-        tol: Its tolerance; None is the optimizer's, a residual_tol of .01.
-        warm_start: Its start block, (..., cols, width); dion needs one.
-        generator: CPU generator of its random starts.
+        solver_steps: Steps of the rank-k solver; None is the solver's own number.
+        oversampling: Columns of a cold start block beyond k.
+        tol: Tolerance of the rank-k solver; None is the optimizer's, a residual_tol of .01.
+        warm_start: Start block of the rank-k solver, (..., cols, width); dion needs one.
+        generator: CPU generator of random start blocks.
 
     Returns:
         The same shape and dtype as m. Zero for a zero matrix; NaN for one with a NaN or an

@@ -38,7 +38,7 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
     """Return fixed rows of entries without a pattern, of lengths close to 1.
 
     They serve as random vectors where drawing would change the state of a generator of the device
-    or copy numbers to it. ``like`` has the dtype and device wanted; sets of another index are
+    or copy numbers to it. ``like`` has the dtype and device wanted; rows of different ``index`` are
     independent of each other.
     """
     device = "cpu" if like.device.type == "mps" else like.device  # Apple GPUs have no float64
@@ -48,11 +48,11 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
 
 
 def gram_schmidt(x: Tensor) -> Tensor:
-    """Return orthonormal rows of which each first few span the same first few rows of x.
+    """Return orthonormal rows of which the first n span the first n rows of x, for every n.
 
-    Finite rows of float32 or float64; a row that depends on those before becomes an arbitrary one.
-    By Householder reflections on a CPU, where this is one call, and on an Apple GPU, which has no
-    float64; elsewhere by ``cholesky_rows``.
+    The rows of x are finite, in float32 or float64. A row that depends on the rows before it is
+    replaced by an arbitrary row. By Householder reflections on a CPU, where this is one call, and
+    on an Apple GPU, which has no float64; elsewhere by ``cholesky_rows``.
     """
     if by_reflections(x):
         return torch.linalg.qr(x.mT).Q.mT
@@ -65,7 +65,7 @@ def by_reflections(x: Tensor) -> bool:
 
 
 def cholesky_rows(x: Tensor) -> Tensor:
-    """``gram_schmidt`` by shifted Cholesky QR, without a look from the host.
+    """Return ``gram_schmidt`` by shifted Cholesky QR, for which the host does not wait.
 
     The method is that of Fukaya et al. (SIAM J. Sci. Comput. 42, 2020), with fixed vectors added
     in place of what dependent rows lack.
@@ -98,7 +98,7 @@ def _cholesky_passes(x: Tensor, rounding: Tensor, passes: int) -> Tensor:
 
 
 def orthonormal_rows(x: Tensor) -> Tensor:
-    """Return orthonormal rows with the span of the rows of x; arbitrary ones for dependent rows."""
+    """Return orthonormal rows with the span of x, arbitrary rows in place of dependent rows."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
         # Several times faster than reflections, and as exact if no row depends on the others.
         unit = torch.nn.functional.normalize(x.double(), dim=-1, eps=0)
@@ -113,8 +113,8 @@ def orthonormal_shards(
 ) -> tuple[Tensor, Tensor]:
     """Return this rank's entries of orthonormal rows with the span of rows that lie on several.
 
-    Each first few of them span the same first few rows. By two Cholesky factorisations of Gram
-    matrices, as ``cholesky_rows``; fixed vectors replace dependent rows.
+    The first n of them span the first n of these rows, for every n. By two Cholesky factorisations
+    of Gram matrices, as ``cholesky_rows``; fixed vectors replace dependent rows.
 
     This rank's entries x, (..., count, entries) in float32, stand at the places ``own`` of rows of
     ``total`` entries; ``add`` sums a tensor over the ranks. The second result is 0, or NaN where
@@ -152,8 +152,8 @@ def _scaled_factor(gram: Tensor, shift: float) -> tuple[Tensor, Tensor]:
 def rows_outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Return orthonormal rows outside the basis that, with it, span the rows of z.
 
-    A row whose part outside the basis is within its rounding error is replaced by a random one,
-    because rounding errors lie inside the basis as well.
+    A row whose part outside the basis is within its rounding error is replaced by a random row,
+    because such a part lies inside the basis as well.
 
     Returns:
         Rows, (..., count, cols), and r, (..., count, count): z's part outside the basis is
@@ -179,7 +179,7 @@ def rows_outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _outside_on_device(part: Tensor, basis: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """``rows_outside`` of the parts outside the basis, without a look from the host."""
+    """Return ``rows_outside`` of the parts outside the basis, for which the host does not wait."""
     q = cholesky_rows(part)
     r = q @ part.mT
     lost = r.diagonal(dim1=-2, dim2=-1) <= bound
@@ -193,11 +193,11 @@ def _outside_on_device(part: Tensor, basis: Tensor, bound: Tensor) -> tuple[Tens
 
 
 def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvectors of positive semidefinite matrices and the roots of the eigenvalues.
+    """Return roots of the eigenvalues of positive semidefinite matrices, and the eigenvectors.
 
-    The roots, (..., n), descend. On a GPU an approximation, because torch's eigendecomposition
-    waits for the device. It is close for a nearly diagonal matrix of descending order, such as that
-    of a warm-started block.
+    The roots, (..., n), descend. On a GPU both are approximate, because torch's eigendecomposition
+    would wait for the device. They are close for a nearly diagonal matrix of descending order, such
+    as that of a warm-started block.
     """
     if gram.device.type == "cpu":
         squares, q = torch.linalg.eigh(gram)
@@ -206,7 +206,7 @@ def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_sweeps(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """``principal`` by orthogonal iteration, in matrix products and ``gram_schmidt`` alone."""
+    """Return ``principal`` by orthogonal iteration: matrix products and ``gram_schmidt`` alone."""
     squared = gram @ gram
     if by_reflections(gram):
         q = gram_schmidt(squared.mT).mT  # of the squared matrix times the identity
@@ -252,8 +252,8 @@ def principal_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def noise(s: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the bound below which singular values of a matrix of a dtype count as zero, (..., 1).
 
-    The values, descending, must be as accurate as the dtype: no roots of eigenvalues of a Gram
-    matrix that was computed in it.
+    The values, descending, must be as accurate as the dtype: roots of eigenvalues of a Gram matrix
+    that was computed in the dtype are not.
     """
     return NOISE * torch.finfo(dtype).eps * s[..., :1]
 

@@ -135,7 +135,7 @@ class _Limits(NamedTuple):
 def _search(
     m: Tensor, start: Tensor, limits: _Limits, coarse: torch.dtype | None, random_start: bool
 ) -> Lanczos:
-    """``lanczos`` of one matrix, or of a batch in step, with the start vectors as rows."""
+    """Run ``lanczos`` on one matrix, or on a batch that stops together; start vectors are rows."""
     fresh = 0 if random_start else _FRESH
     if coarse is None:
         return _krylov(m, start, limits, fresh)
@@ -149,13 +149,13 @@ def _search(
 def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
     """Search until the goal or a limit is reached, from start rows and ``fresh`` random ones.
 
-    The start has the dtype of the answer, which that of m may be coarser than.
+    The answer has the dtype of the start; that of m may be coarser.
     """
     k, on_cpu = limits.k, m.device.type == "cpu"
     basis = _BLOCKS * block_width(k, m.shape[-1]) if limits.basis is None else limits.basis
     space = _Space(m, start, fresh, k, basis)
     check = Check(limits.goal, copies=space.width, age=0 if fresh else _MATURE)
-    rough = m.dtype != start.dtype  # coarse products find a start, which nobody relies on
+    rough = m.dtype != start.dtype  # what coarse products find is the start of another search
     cycle, look = 1, float(k)
     while True:
         space.multiply()
@@ -247,7 +247,7 @@ class _Space:
         self.v[..., self.done : self.ready, :] = block[..., : self.ready - self.done, :]
 
     def project(self) -> Projection:
-        """Return what a look needs; on an accelerator copies to the host are only begun."""
+        """Return what a check needs; on an accelerator copies to the host are only started."""
         gram = self.gram[..., : self.done, : self.done]
         w, complete = self.w[..., : self.done, :], self.ready == self.done
         (gram, coupling), ready = _to_host(gram, self._coupling)

@@ -1,7 +1,7 @@
 """Directions U_k V_k^T of matrices, or of matrices of which only products are known.
 
-Products suffice where a solver starts warm: then ranks that have shards of a matrix each multiply
-their own, and none of them needs the whole.
+A solver that starts warm needs products alone: each rank multiplies its own shard of a matrix, and
+no rank needs the whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _without_noise(triplets: Triplets, k: int) -> Tensor:
 
 
 def rank_k_by_products(k: int, case: Case, device: torch.device) -> ProductsSolver | None:
-    """Return the solver of ``rank_k`` for products; None if the one chosen needs matrices."""
+    """Return the solver of ``rank_k`` for products; None if the chosen solver needs matrices."""
     settings, name = case.settings, case.settings.solver
     if name == "auto":
         name = choose_solver(case.limit, k, device, warm=True)

@@ -229,7 +229,7 @@ def unit_polar(
         steps: Newton-Schulz steps.
         alpha: Weight of the polar factor; the partner has 1 - alpha.
         partner: Maps x to the direction to blend with; it may overwrite x. None: no blend.
-        overwrite: Whether the memory of x may be used without a partner too.
+        overwrite: Whether the memory of x may be used if there is no partner, which always may.
         kernels: plain, or triton for the symmetric products on a GPU.
     """
     if method != "exact":

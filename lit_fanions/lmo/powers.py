@@ -10,8 +10,8 @@ from torch import Tensor
 from lit_fanions.lmo.factorisations import noise, wide
 from lit_fanions.lmo.newton_schulz import AUTO, polynomials, unit_polar
 
-# Added to the eigenvalues of a matrix of norm 1 before its square root: rounding may leave negative
-# ones, on which the iteration diverges. Their roots are then in the range of the polynomials.
+# Added to the eigenvalues of a matrix of norm 1 before its square root is taken: the iteration
+# diverges on the negative eigenvalues that rounding may leave.
 _SHIFT = 1e-6
 
 
@@ -25,8 +25,8 @@ def schatten_direction(x: Tensor, p: float, *, exact: bool = False) -> Tensor:
 
     By an eigendecomposition of the Gram matrix in float64. On a GPU, where that waits for the
     device, by matrix products alone if p is 3, 5, 9, ...: q - 1 is then 1/2, 1/4, 1/8, ...
-    ``exact`` decomposes x itself in float64. The matrices x are finite, of Frobenius norm 1 or
-    zero, and float32 or float64.
+    ``exact``: by a singular value decomposition of x in float64. The matrices x are finite, of
+    Frobenius norm 1 or zero, in float32 or float64.
     """
     if x.device.type != "cpu" and not exact and takes_products(p):
         return _by_products(x, int(math.log2(p - 1)))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_fanions.lmo.scaling import unit_frobenius
 
-# Columns beyond k in a block iteration: the cut at k then lies inside the block, where the
-# singular values are better separated from those outside.
+# Columns of a block iteration beyond k: the k-th singular value is then better separated from those
+# outside the block, and converges faster.
 OVERSAMPLING = 8
 
 
@@ -21,13 +21,13 @@ class Settings:
 
     Attributes:
         polar: Full-rank method, see ``newton_schulz.polar``.
-        polar_steps: Its steps; None is the method's own number.
+        polar_steps: Steps of the full-rank method; None is the method's own number.
         solver: Rank-k solver, see ``singular_triplets.top_singular``.
-        solver_steps: Its steps; None is the solver's own number.
+        solver_steps: Steps of the rank-k solver; None is the solver's own number.
         oversampling: Columns beyond k of a block that starts cold.
-        tol: Error of U_k V_k^T at which solvers with a tolerance stop; None: ``residual_tol`` alone
-            decides.
-        residual_tol: Residual that is small enough for the optimizer, which needs ``<m, D>``.
+        tol: Error of U_k V_k^T at which solvers with a tolerance stop, or None.
+        residual_tol: Residual at which they stop if ``tol`` is None: enough for an accurate
+            ``<m, D>``, which is what the optimizer needs.
         sign_scale: Radius of the sign ball, the size of the entries of its direction.
         p: Exponent of the Schatten ball, from 1 to infinity.
         kernels: plain, or triton for the symmetric products of ``polar`` on a GPU.
@@ -102,9 +102,10 @@ class Problem:
     overwrite: bool = False
 
     def normalised(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the matrices over their Frobenius norms, and the norms; None if they came so.
+        """Return the matrices over their Frobenius norms, and the norms.
 
-        Matrices that came with norm 1 keep their dtype; for others None is float32, or float64.
+        Matrices that came normalised keep their dtype, and None stands for their norms. For others
+        a dtype of None is float32, or float64 for float64.
         """
         if self.unit:
             return self.m if self.overwrite else self.m.clone(), None

@@ -66,7 +66,7 @@ def normalised(m: Tensor, *, dtype: torch.dtype | None = None, overwrite: bool =
 def _divided(
     m: Tensor, dtype: torch.dtype | None, overwrite: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return ``unit_frobenius``, with norms over the largest entries where these are returned."""
+    """Return what ``unit_frobenius`` does; norms are divided by the third result if it is one."""
     given = m if overwrite else None
     overwrite = overwrite or m.dtype not in _EXACT
     m = m if m.dtype in _EXACT else m.float()
@@ -109,7 +109,7 @@ def _are_plain(norms: Tensor) -> bool:
 
 
 def multiplied(x: Tensor, factor: Tensor | float) -> Tensor:
-    """Return numbers times a factor, in their memory where that is no slower."""
+    """Return x times a factor, computed in the memory of x unless that is slower."""
     if x.device.type == "cpu" and x.dtype.itemsize < 4 and isinstance(factor, Tensor):
         # On CPUs a product of 16-bit and 32-bit numbers takes ten times as long.
         return x.float().mul_(factor).to(x.dtype)

@@ -28,9 +28,9 @@ _EXACT_PART = 4
 
 
 class _Task(NamedTuple):
-    """What a solver is asked for: k triplets, from a start block (batch, cols, width) or None.
+    """What a solver is asked for: k triplets, from a start block (batch, cols, width) or none.
 
-    ``cold`` says that it is random; ``steps`` are block iterations, or restarts at most.
+    ``cold``: whether the block is random; ``steps``: block iterations, or most restarts.
     """
 
     k: int
@@ -54,8 +54,8 @@ class SolverEntry:
     width: Callable[[int, int, int], int] | None = None
     warm: bool = False  # whether it can start from the singular vectors of a similar matrix
     unit: bool = False  # whether it takes finite matrices of Frobenius norm 1 alone
-    # Whether U and Vh are singular vectors. Otherwise only U Vh is what it says, and a block must
-    # not be wider than k.
+    # Whether U and Vh are singular vectors. Otherwise their product alone is U_k V_k^T, and a block
+    # must not be wider than k.
     triplets: bool = True
     by_products: bool = False  # whether a warm start takes nothing but ``block_iteration``
 
@@ -133,7 +133,7 @@ def check_solver(solver: str, steps: int | None = None, oversampling: int = OVER
 
 
 def basis_columns(k: int, limit: int, settings: Settings) -> int | None:
-    """Return the columns of the basis that the solver starts from; None if it keeps none."""
+    """Return the columns of the basis that the solver starts from; None if it keeps no basis."""
     entry = None if settings.solver == "auto" else SOLVERS[settings.solver]
     if entry is not None and not entry.warm:
         return None
@@ -156,7 +156,7 @@ def top_singular(
     """Return the k leading singular triplets of each matrix.
 
     Args:
-        m: Matrices, (..., rows, cols), of any float dtype, from a warm start or on a GPU with
+        m: Matrices, (..., rows, cols), of any float dtype; from a warm start, or on a GPU, with
             entries from 1e-30 to 1e30. Computed in float32, or in float64 for float64.
         k: Number of triplets; clamped to min(rows, cols).
         solver: ``lanczos``: thick-restart block Lanczos, to the tolerance. ``subspace``: block
@@ -168,10 +168,10 @@ def top_singular(
             cold start and 1 from a warm one, randomized 8, power 64, lanczos 50.
         oversampling: Columns beyond k of a block that starts cold.
         tol: Relative Frobenius error of U_k V_k^T, |U_k V_k^T - exact| / sqrt(k), at which lanczos
-            and cupy stop, at least 0. It is estimated (``Search.error``); see there for matrices
-            with s_k = s_(k+1), where U_k V_k^T is not determined.
-        residual_tol: Stop instead when every |m^T u - s v| <= residual_tol * s, as the optimizer
-            does: it needs ``<m, U_k V_k^T>`` alone, which is as accurate.
+            and cupy stop, at least 0. It is estimated (``Search.error``). Where s_k = s_(k+1),
+            U_k V_k^T is not determined: see ``Search.determined``.
+        residual_tol: Stop instead when every |m^T u - s v| <= residual_tol * s. The optimizer does
+            so: it needs ``<m, U_k V_k^T>`` alone, which is then accurate to residual_tol.
         warm_start: Right singular vectors of a matrix close to m, (..., cols, width): the Vh.mT
             of an earlier answer, or ``start_block``.
         generator: CPU generator of the random starts; None is a fresh one of seed 0, so that

@@ -213,7 +213,7 @@ def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
 def _start_blocks(
     shape: tuple[int, int], width: int, blocks: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """Return random orthonormal blocks; drawing and copying them at every look would be slow."""
+    """Return random orthonormal blocks, cached: drawing and copying them every time is slow."""
     # A fixed seed: estimates of different matrices and steps differ by the matrices only.
     generator = torch.Generator().manual_seed(0)
     return tuple(

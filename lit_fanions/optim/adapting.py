@@ -1,8 +1,8 @@
 """Transforms between momentum and step that have a state of their own, such as second moments.
 
 A transform is a row of ``TRANSFORMS``. Its state is a tensor for each batch of a
-parameter's matrices, under the key ``secondN`` of the parameter's state. The length of every
-direction is kept, so that the step-size rules mean the same with and without one.
+parameter's matrices, under the key ``secondN`` of the parameter's state. Every direction keeps its
+length, so that the step-size rules mean the same with and without a transform.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Heads of attention: into how many matrices each projection falls.
+"""Heads of attention: into how many matrices each projection is cut.
 
 Queries, keys and values have rows for each head, output projections columns. Apart from ``usage``,
 because heads are sizes that the attention module declares, and not the layer with the weight.

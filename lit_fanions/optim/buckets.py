@@ -20,10 +20,10 @@ from lit_fanions.optim.matrices import is_distributed
 
 Group = Mapping[str, Any]
 
-# Keys of what a state of an algorithm has of the parameter's shape, and as a number.
+# Keys of an algorithm's states: of tensors of the parameter's shape, and of numbers.
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
 NUMBERS = {"adamw": ("step", "skipped"), "sgd": ("skipped",)}
-# Entries of parameters of which an accelerator steps many at once.
+# Parameters of up to this many entries are stepped many at once on an accelerator.
 _SMALL = 2**16
 
 
@@ -35,8 +35,8 @@ class Bucket:
         places: Place of the parameter that each entry belongs to, (entries,), int32.
         rows: Room for the weights, then the moments, (1 + kinds, entries).
         weights: Views of the first row.
-        numbers: By key, what each parameter has one number of, (parameters,).
-        views: By key, what the states hold: views of the other rows and of ``numbers``.
+        numbers: By key, the numbers of all states, (parameters,).
+        views: By key, the tensors in the states: views of the other rows and of ``numbers``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Partition(NamedTuple):
 def current_partition(
     group: Group, states: Mapping[Tensor, State], before: Partition | None
 ) -> Partition:
-    """Return the partition of a group's last step without what has become of no use in it."""
+    """Return the partition of a group's last step without the buckets that no longer fit."""
     parameters = group["params"]
     kept = [bucket for bucket in before.buckets if bucket.is_current(states)] if before else []
     if not kept or group["nonfinite"] != "skip":
@@ -107,9 +107,9 @@ def current_partition(
 
 
 def with_buckets(group: Group, states: Mapping[Tensor, State], partition: Partition) -> Partition:
-    """Return a partition with buckets of those other parameters that one call steps.
+    """Return a partition in which all small parameters are in buckets.
 
-    Not of shards, whose states cannot be views.
+    Shards stay outside: their states cannot be views.
     """
     buckets, others = partition
     off_cpu = any(device.type != "cpu" for device in {p.device for p in others})
@@ -132,6 +132,6 @@ def small_parameters(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def without(parameters: Sequence[Tensor], left_out: Sequence[Tensor]) -> list[Tensor]:
-    """Return parameters but some."""
+    """Return the parameters that are not left out."""
     ids = set(map(id, left_out))
     return [p for p in parameters if id(p) not in ids]

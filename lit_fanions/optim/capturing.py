@@ -1,7 +1,7 @@
 """Steps that a CUDA graph captures: numbers that change are tensors on the device.
 
-A graph replays kernels with the numbers that they were captured with. A room of its own because
-whatever a captured step must not read or do is decided here.
+A graph replays kernels with the numbers that they were captured with. All that a captured step must
+not read or do is decided in this room.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def is_capturing() -> bool:
 def check_capture(groups: Sequence[Mapping[str, Any]], stepped: Container[Tensor]) -> None:
     """Refuse the capture of a step that would wait for the device.
 
-    So would groups that are not capturable, and those whose first step allocates their state.
+    Groups that are not capturable wait, and so does a first step, which makes the state.
     """
     for group in groups:
         if not group["capturable"]:

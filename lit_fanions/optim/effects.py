@@ -1,7 +1,7 @@
 """Options that are given to a group and change nothing: refused, or warned of.
 
-A rank for signum would make people believe that they compare what they do not. Settings that a
-recipe may keep while other algorithms are tried, as those of solvers, are only warned of.
+A comparison of ranks for signum, which has none, would compare nothing: such options are refused.
+Settings that a recipe may keep while other algorithms are tried, as those of solvers, only warn.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class _Effect:
     """When an option changes the steps of a group."""
 
     holds: Callable[[_Group], bool]  # returns whether it does in a group with all its options
-    hint: str  # why not, or what to do
-    # Option whose value may switch it off; given too, it was meant so. Empty: none.
+    hint: str  # why it does not, or what to do
+    # Another option whose value may switch this one off, and which the user must not have given for
+    # a complaint to be due. Empty: none.
     needs: str = ""
 
 
@@ -144,5 +145,5 @@ def _without_effect(
 
 
 def given_options(group: _Group, *sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a checked group that some source gives, as they are stored."""
+    """Return the options of a checked group that some source gives, with the stored values."""
     return {n: group[n] for n in NAMES if any(s.get(n) is not None for s in sources)}

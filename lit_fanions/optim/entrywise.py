@@ -31,9 +31,9 @@ def step_entrywise(
 ) -> None:
     """Step a group of adamw or sgd.
 
-    A CPU looks at the flags of non-finite gradients and leaves skipped parameters out of the one
-    call. Elsewhere looking would wait for the device. Small parameters are stepped there by one
-    call, and those to be skipped get their old entries back. torch's fused kernels leave a step out
+    On a CPU the host reads the flags of non-finite gradients and leaves skipped parameters out of
+    the one call. On other devices reading would wait. There, one call steps all small parameters,
+    and those to be skipped get their old entries back. torch's fused kernels leave a step out
     when ``found_inf`` is 1, and a call has one such flag: each large parameter gets a call of its
     own, which needs no memory for old entries.
     """
@@ -59,7 +59,7 @@ def step_entrywise(
 def _step_shards(
     parameters: Sequence[Tensor], stepped: Tensor, group: Group, states: Mapping[Tensor, State]
 ) -> None:
-    """Step small shards in a bucket for this step, whose skips have been counted."""
+    """Step small shards, whose skips have been counted, in a bucket that lasts for this step."""
     shards = [{k: local(x) for k, x in states[p].items() if k != "skipped"} for p in parameters]
     bucket = Bucket(parameters, [{**shard} for shard in shards], group["algorithm"])
     weights, gradients = map(local, parameters), map(local_grad, parameters)
@@ -99,7 +99,7 @@ def _step_bucket(
 
 
 def _spread(x: Tensor, places: Sequence[int], size: int) -> Tensor:
-    """Return a vector of that size with the numbers of x at places, without a wait, else 0."""
+    """Return a vector with the numbers of x at some places and 0 elsewhere, without a wait."""
     values = [x.new_zeros(())] * size
     for place, value in zip(places, x.unbind(), strict=True):
         values[place] = value

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# torch 2.14 calls it by another name and warns of this one.
+# torch 2.14 has renamed ``all_gather_into_tensor`` and warns of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_ALIGNMENT = 16  # bytes: the start of any tensor in a message
+_ALIGNMENT = 16  # bytes; every tensor in a message starts at a multiple of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def sum_over(team: Team, x: Tensor) -> Tensor:
 
 
 class AllToAll:
-    """Sends another message to each rank: fill ``outgoing``, post, wait, read ``incoming``.
+    """Sends each rank a message of its own: fill ``outgoing``, post, wait, read ``incoming``.
 
     Attributes:
         outgoing: The tensors to send to each rank of the team.
@@ -119,7 +119,7 @@ class AllToAll:
 
 
 class AllGather:
-    """Sends the message of each rank to all of them; used as ``AllToAll``.
+    """Sends the message of each rank to all ranks; used as ``AllToAll``.
 
     Messages are padded to the longest of them.
 

@@ -1,4 +1,4 @@
-"""Groups that callbacks add during training without an algorithm: which groups they are made into.
+"""Complete the groups that callbacks add during training without an algorithm.
 
 Lightning's BaseFinetuning, and whatever unfreezes layers as it does, adds ``{"params": ..., "lr":
 ...}`` with matrices and vectors in one. The optimizer's own first group is where such callbacks
@@ -40,9 +40,9 @@ def split_bare_group(
     leave a group whose algorithm steps matrices alone: they get the options of the optimizer's
     group of vectors, or AdamW.
 
-    The last one is of the kind of the optimizer's first group where there is such a part, and has
-    the lr given. The others are as fast, compared with their own kind, as the first group is at
-    this point of its schedule, and slowed down as much as the lr given is below that of the first.
+    The last group returned is of the kind of the optimizer's first group, if some part is, and has
+    the lr given. The lr of every other group is its initial lr times one factor: what the schedule
+    has made of the first group's lr by now, or the lr given if that is lower, over its initial lr.
     """
     params = [p if isinstance(p, Tensor) else p[1] for p in group["params"]]
     parts = planner(params) if planner else []

@@ -24,8 +24,8 @@ class Observation(NamedTuple):
         group: Its group's options, lr among them.
         first: Place of the first of these matrices among all of the parameter's.
         gradient: The gradient, as the step found it.
-        momentum: What the direction is taken of, the Nesterov form if the group has it. Where the
-            gradient is not finite and the step skipped, the momentum as it was.
+        momentum: What the oracle was given: the momentum, or its Nesterov form. Where the step was
+            skipped because of its gradient, the momentum as it was.
         direction: The direction times ``factor``; what was subtracted is lr times it.
         factor: The step-size factor: a number, or (count, 1, 1).
         captured: The part of the momentum that error feedback subtracts; None without it.

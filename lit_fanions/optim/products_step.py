@@ -25,9 +25,9 @@ _BASIS = basis_key(0)
 
 
 def has_products_state(p: Tensor, state: State, group: Group) -> bool:
-    """Return whether a state is one to go on from by products.
+    """Return whether the state has what a step by products needs.
 
-    Its basis may be missing or narrow after options have changed: an owner then makes a new one.
+    After options have changed its basis may be missing or too narrow: an owner then makes one.
     """
     basis, columns = state.get(_BASIS), oracle(group, *p.shape).basis_columns
     if basis is None or columns is None or state["momentum"].dtype == torch.float64:
@@ -91,7 +91,7 @@ def _step_stack(pieces: Sequence[Piece], strips: Strips, group: Group) -> None:
 
 
 def _solved(products: StripProducts, basis: Tensor, solver: Oracle) -> Triplets:
-    """Return the triplets of matrices, not of those over their norms that the products are of."""
+    """Return the triplets of the matrices; products are with the matrices over their norms."""
     solve = solver.products_solver(basis.device)
     assert solve is not None
     u, s, vh = solve(products, basis)

@@ -46,9 +46,9 @@ class Strips(NamedTuple):
 def strips_to_multiply(p: Tensor, group: Mapping[str, Any]) -> Strips | None:
     """Return the strips of a parameter whose direction is found by products with them.
 
-    None for what goes to an owner: tensors that are no DTensor of two dimensions, sharded along one
-    dimension of its mesh and replicated along the others; matrices that are cut or transposed;
-    float64; directions that need whole matrices; and where products cost more.
+    None for parameters that go to an owner: all but DTensors of two dimensions that are sharded
+    along one dimension of the mesh and replicated along the others; matrices that are cut or
+    transposed; float64; directions that need whole matrices; and where products cost more.
     """
     if not is_distributed(p) or p.ndim != 2 or not p.numel() or p.dtype == torch.float64:
         return None
@@ -118,8 +118,8 @@ def repeated_flops(shape: torch.Size, group: Mapping[str, Any], dim: int) -> flo
 def received_by_products(shape: torch.Size, group: Mapping[str, Any], dim: int) -> float:
     """Return the bytes that a rank receives for the direction of a matrix in strips.
 
-    Times (ranks - 1) / ranks, as in ``received_by_owners``. Sums are a reduce-scatter and an
-    all-gather.
+    The true number is (ranks - 1) / ranks of it, as for ``received_by_owners``. A sum takes a
+    reduce-scatter and an all-gather.
     """
     rows, cols = shape
     solver = oracle(group, rows, cols)

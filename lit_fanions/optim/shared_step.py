@@ -41,7 +41,7 @@ from lit_fanions.optim.stacking import stack_entries, stacks, takes_unit
 from lit_fanions.optim.step_sizes import step_size_factor
 from lit_fanions.optim.update import Group, Piece, Solved, apply, update_momentum
 
-# What an answer has of the parameter's shape, so that a rank gets its shard of it alone.
+# Tensors of an answer that have the parameter's shape: a rank gets its own shard of these.
 _SHARDED = ("step", "captured")
 _Answer = Mapping[str, Any]
 
@@ -87,8 +87,8 @@ def _stacks(
     for p, (team, _, shards, _) in shares.items():
         like = (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, team, id(shards))
         batches = alike.setdefault(like, [[]])
-        # Of replicated parameters a rank gets all directions. Of shards it has its part, but twice:
-        # those of one stack arrive while those of another leave.
+        # A rank gets the directions of all replicated parameters. Of shards it has its part alone,
+        # but twice: the shards of one stack arrive while those of another leave.
         limit = stack_entries(group, p.device) * (1 if shards is None else team.size / 2)
         if len(batches[-1]) >= team.size and (len(batches[-1]) + 1) * p.numel() > limit:
             batches.append([])
@@ -119,7 +119,7 @@ class _Job:
     def begin(self) -> None:
         """Update the momenta, and send shards of N to the owners."""
         if self.shards is None:
-            without = {**self.group, "nesterov": False}  # others need no N of their matrices
+            without = {**self.group, "nesterov": False}  # N is needed by the owner alone
             ns = [
                 update_momentum(piece, self.group if i in self.mine else without)
                 for i, piece in enumerate(self.pieces)
@@ -188,7 +188,7 @@ class _Job:
         return wholes
 
     def _answers(self, own: Sequence[int], ns: list[Tensor]) -> dict[int, _Answer]:
-        """Solve pieces of one shape; return what their ``fields`` name, whole."""
+        """Solve pieces of one shape; return the whole tensors that their ``fields`` name."""
         group, pieces = self.group, [self.pieces[i] for i in own]
         batches = stack_matrices(ns, len(own), group)
         ns.clear()

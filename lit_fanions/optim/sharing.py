@@ -128,7 +128,7 @@ def team_of_mesh(mesh: DeviceMesh) -> Team:
 
 @functools.lru_cache(maxsize=64)
 def _team_of_ranks(world: dist.ProcessGroup, ranks: tuple[int, ...]) -> Team:
-    """Return some ranks of the world, which is a key: processes may leave it and make another."""
+    """Return some ranks; the world is a key of the cache, as processes may make another one."""
     return team_of_group(world if len(ranks) == world.size() else _group_of(list(ranks)))
 
 
@@ -168,8 +168,8 @@ class ShardMap(NamedTuple):
     """How a DTensor lies on its ranks."""
 
     regions: tuple[Region, ...]  # what each rank of the team holds
-    # For each owner, the ranks whose shards make up the whole tensor: of ranks that hold the same,
-    # the one that shares most coordinates of the mesh with the owner.
+    # For each owner, the ranks whose shards make up the whole tensor. Of ranks that hold the same
+    # shard it is the one that shares most coordinates of the mesh with the owner.
     sources: tuple[tuple[int, ...], ...]
 
 
@@ -223,7 +223,7 @@ _Runs = list[tuple[int, int]]  # starts and ends of ranges of indices
 
 
 def _chunk(runs: _Runs, parts: int, place: int, factor: int) -> _Runs:
-    """Return one of the parts of indices, cut as torch.chunk does, in each of ``factor`` pieces."""
+    """Return a part of the indices: each of ``factor`` pieces is cut as torch.chunk cuts it."""
     total = sum(stop - start for start, stop in runs)
     found = []
     for piece in range(factor):
@@ -234,7 +234,7 @@ def _chunk(runs: _Runs, parts: int, place: int, factor: int) -> _Runs:
 
 
 def _take(runs: _Runs, first: int, last: int) -> _Runs:
-    """Return the indices from the ``first``-th to before the ``last``-th."""
+    """Return the indices that stand at the places ``first`` to ``last`` - 1 of the ranges."""
     taken, passed = [], 0
     for start, stop in runs:
         low, high = max(first - passed, 0), min(last - passed, stop - start)
@@ -264,8 +264,8 @@ class Share(NamedTuple):
     owner: int  # place in the team of the rank that solves it
     # How a DTensor lies on the ranks; None for a parameter that all of them have whole.
     shards: ShardMap | None
-    # The same of a matrix that is solved by products with its strips, unless its state needs an
-    # owner; None where an owner solves it.
+    # The strips of a matrix that is solved by products with them, unless its state needs an owner;
+    # None where an owner solves it.
     strips: Strips | None = None
 
 
@@ -295,7 +295,7 @@ def plan_shares(
                 work[p.shape] = max(solve_flops(p.shape, group), float(p.numel()))
             if shards is not None or work[p.shape] >= _WORTH_SENDING * p.numel():
                 strips = None if shards is None else strips_to_multiply(p, group)
-                # Apart, so that those with an owner are shared out evenly.
+                # Strips apart, so that parameters with an owner are shared out evenly.
                 alike = found.setdefault((team, strips is None), [])
                 alike.append((p, work[p.shape], shards, strips))
     shares = {}
