@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lit_fanions.lmo import BALLS, Answer, Problem
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise, matrix_algorithm
-from lit_fanions.optim.options import default_seed
+from lit_fanions.optim.bases import default_seed
 
 NAME = "random_spectrum"
 _MUONS = ("muon", "f_muon", "s_muon")

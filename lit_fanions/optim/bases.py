@@ -1,13 +1,14 @@
 """Right bases of the rank-k solvers: the state by which a step starts where the last one ended.
 
 A basis is (count, cols, width) for each batch of a parameter's matrices, under the key ``basisN``
-of the parameter's state, N being the number of the batch. ``warm``, a bool on the CPU, says whether
-a usable gradient has turned the bases yet.
+of the parameter's state, where N is the number of the batch. ``warm``, a bool on the CPU, says
+whether a usable gradient has turned the bases yet.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,15 @@ WARM = "warm"
 def basis_key(part: int) -> str:
     """Return the key of the basis of a parameter's batch of matrices in its state."""
     return f"basis{part}"
+
+
+def default_seed() -> int:
+    """Return the seed of Lightning's seed_everything, 0 without one.
+
+    Not torch's own seed: where ranks seed torch differently, their bases would differ too.
+    """
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(seed) if seed.isdigit() else 0
 
 
 def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator) -> State:
@@ -91,12 +101,12 @@ def warm_up(p: Tensor, state: State, group: Mapping[str, Any]) -> None:
 
     Where the state was saved without ``warm``, a momentum of zero tells that it is cold: the
     parameter had no gradient when its state was made, or none that was usable, or the state was
-    saved before the first step. Looking waits for the device, once.
+    saved before the first step. Reading the momentum waits for the device, once.
     """
     if WARM not in state:
         if not any(map(is_basis, state)) and not keeps_bases(p, group):
             return
-        # Bases that are still to be made are warm from the start.
+        # Bases that the step is still to make are warmed when they are made.
         cold = any(map(is_basis, state)) and not bool(state["momentum"].any())
         state[WARM] = _flag(not cold)
     elif state[WARM].device.type != "cpu":  # moved there with the rest of the state
@@ -121,7 +131,7 @@ def _flag(value: bool) -> Tensor:
 def _has_usable_gradient(p: Tensor) -> bool:
     """Return whether the gradient of a parameter turns a basis: if it is finite and not zero.
 
-    Looking would wait for an accelerator at the first step: a gradient there is taken to be usable.
+    Looking would wait for the device: a gradient on an accelerator counts as usable.
     """
     gradient = p.grad
     if gradient is None:
@@ -136,8 +146,8 @@ def _has_usable_gradient(p: Tensor) -> bool:
 def _take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Tensor:
     """Return the basis that a step on matrices m starts from, (count, cols, columns).
 
-    Options may have changed since the stored one was made. A missing basis, or one of other
-    matrices, is drawn anew, and to a narrow one the missing columns are added. They are drawn from
+    Options may have changed since the stored basis was made. A basis that is missing or belongs to
+    other matrices is drawn anew; one that is too narrow gets further columns. Both are drawn from
     the seed and warmed with the matrices, so that a resumed run draws the same.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -150,7 +160,7 @@ def _take_basis(basis: Tensor | None, m: Tensor, columns: int, seed: int) -> Ten
 
 
 def _fits(basis: Tensor, m: Tensor) -> bool:
-    """Return whether a basis is one of as many matrices with as many columns."""
+    """Return whether a basis belongs to as many matrices, with as many columns, as m has."""
     return (len(basis), basis.shape[-2]) == (len(m), m.shape[-1])
 
 

@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
+from lit_fanions.optim.bases import default_seed
 from lit_fanions.optim.checkpoints import keyed_by_names
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
-from lit_fanions.optim.options import (
-    ENTRYWISE_LR,
-    RUNTIME_OPTIONS,
-    carry_over,
-    default_options,
-    default_seed,
-)
+from lit_fanions.optim.groups import carry_over
+from lit_fanions.optim.options import ENTRYWISE_LR, RUNTIME_OPTIONS, default_options
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
 from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, changed_options, steps_left
@@ -210,7 +206,7 @@ def _refuse_flat_shards(module: nn.Module) -> None:
 def _group_options(name: str, roles: set[str], config: FanionConfig) -> dict[str, Any]:
     """Return the options of a group: those of matrix or other, then those of its override."""
     own = config.overrides.get(name, Override()).given()
-    # A group of the user's own is one of matrices if all that it holds would be.
+    # A group that the user has made counts as one of matrices if all its parameters are matrices.
     is_matrix = name == "matrix" or (name not in STANDARD_GROUPS and roles == {"matrix"})
     natural = "matrix" if is_matrix else "other"
     bases = {part: _base(part, config) for part in _ALGORITHMS}
@@ -237,7 +233,7 @@ def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
     """Return the ranks that hold the same parameters under Lightning's DDP; None elsewhere."""
     strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
     names = [cls.__name__ for cls in type(strategy).__mro__]
-    # The others build on DDPStrategy and step parameters of their own.
+    # These build on DDPStrategy but step parameters of their own.
     others = {"DeepSpeedStrategy", "XLAStrategy"}
     if "DDPStrategy" not in names or others & {*names} or not dist.is_initialized():
         return None
@@ -245,7 +241,7 @@ def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
 
 
 def _common_seed(module: nn.Module) -> int:
-    """Return the default seed of the first rank: others may have other ones, for their data.
+    """Return the default seed of the first rank: other ranks may have another, for their data.
 
     Lightning calls configure_optimizers on all ranks at once.
     """
@@ -257,8 +253,8 @@ def _common_seed(module: nn.Module) -> int:
 def _load_states_by_names(module: nn.Module) -> None:
     """Let Lightning's ModelParallelStrategy load checkpoints of one process and of DDP.
 
-    It takes the numbers of parameters in them for places in ``module.parameters()``, which they
-    are in no optimizer with several groups.
+    The strategy takes the number of a parameter in a checkpoint for its place in
+    ``module.parameters()``, which is wrong for every optimizer with several groups.
     """
     strategy: Any = getattr(getattr(module, "_trainer", None), "strategy", None)
     if type(strategy).__name__ != "ModelParallelStrategy":

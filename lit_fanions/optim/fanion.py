@@ -18,7 +18,7 @@ from lit_fanions.optim.algorithms import (
     is_entrywise,
     is_foreign,
 )
-from lit_fanions.optim.bases import warm_up
+from lit_fanions.optim.bases import default_seed, warm_up
 from lit_fanions.optim.buckets import Partition, current_partition, with_buckets
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
 from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
@@ -29,6 +29,7 @@ from lit_fanions.optim.groups import (
     TORCH_OPTIONS,
     are_parameters,
     as_list,
+    carry_over,
     check_combination,
     check_gradients,
     check_group,
@@ -44,9 +45,7 @@ from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
     GroupOptions,
     argument_docs,
-    carry_over,
     default_options,
-    default_seed,
     takes_options,
 )
 from lit_fanions.optim.shared_step import step_shared

@@ -19,10 +19,10 @@ from lit_fanions.lmo import BALLS, SOLVERS
 from lit_fanions.lmo.newton_schulz import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.adapting import splits_momentum
-from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, is_entrywise
+from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
 from lit_fanions.optim.capturing import check_capturable
 from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
-from lit_fanions.optim.options import CHECKS, NAMES, default_options
+from lit_fanions.optim.options import CHECKS, NAMES, RUNTIME_OPTIONS, default_options
 from lit_fanions.optim.reporting import caller_level
 
 # Keys that torch, its schedulers and the factory keep in a group beside the options.
@@ -62,7 +62,7 @@ OTHER_NAMES = {
 
 
 def keys_of_others(group: Iterable[str]) -> list[str]:
-    """Return the keys of a group that are no options but known: torch's, schedulers', wrappers'."""
+    """Return the keys of a group that torch, schedulers and wrappers are known to keep there."""
     known = (*KEPT, *TORCH_OPTIONS)
     return [key for key in group if key in known or _KEYS_OF_OTHERS.fullmatch(key)]
 
@@ -122,7 +122,7 @@ def check_torch_options(group: Mapping[str, Any], where: str) -> None:
 
 
 def as_list(params: Any) -> Any:
-    """Return parameters as a list, and what torch will refuse as it is."""
+    """Return parameters as a list; a set, which torch refuses, stays a set."""
     if isinstance(params, Tensor):
         return [params]
     return params if isinstance(params, (list, set)) else list(params)
@@ -150,6 +150,22 @@ def configured_group(group: Mapping[str, Any]) -> str:
     not made by the factory is its own.
     """
     return str(group.get("config_group", group.get("name", "matrix")))
+
+
+def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
+    """Return the options given with the algorithm ``source`` that hold for a group of ``target``.
+
+    Options that the target's name fixes (rank, alpha, blend, ...) are not carried over. Between
+    adamw and sgd lr is not; between balls and those two only weight decay and how a step is made.
+    """
+    if source == target:
+        return dict(given)
+    kinds = {find_algorithm(source).kind, find_algorithm(target).kind}
+    allowed = default_options(target).keys() - find_algorithm(target).options.keys()
+    if len(kinds) > 1:
+        shared = {"weight_decay", *RUNTIME_OPTIONS}
+        allowed = allowed - {"lr"} if "matrix" not in kinds else allowed & shared
+    return {name: value for name, value in given.items() if name in allowed}
 
 
 def check_combination(group: Mapping[str, Any], where: str) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import os
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -36,7 +35,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # More steps of a solver than these change no direction, and a misplaced number hangs the run.
 _MOST_POLAR_STEPS = 100
 _MOST_SOLVER_STEPS = 10_000
-# Options that say how a step is made and not which: the same for groups of every kind.
+# Options that say how a step is computed, and not which step: the same for groups of every kind.
 RUNTIME_OPTIONS = ("nonfinite", "capturable", "share_work")
 # Learning rate of adamw and sgd where the library chooses them.
 ENTRYWISE_LR = 1e-3
@@ -212,8 +211,8 @@ class GroupOptions:
         matrix=None,
     )
     oversampling: int | None = _option(
-        "Columns of that solver's basis beyond the rank. The basis, (in, columns) for each matrix, "
-        f"is part of the state. Default: {OVERSAMPLING}.",
+        "Columns of the basis of the rank-k solver beyond the rank. The basis, (in, columns) for "
+        f"each matrix, is part of the state. Default: {OVERSAMPLING}.",
         _whole(0),
         matrix=OVERSAMPLING,
     )
@@ -239,10 +238,13 @@ class GroupOptions:
         choices=ADAPTS, matrix="none",
     )  # fmt: skip
     adapt_rank: int | None = _option(
-        "Dimension of that subspace, clamped to the matrix. Default: 64.", _whole(1), matrix=64
+        "Dimension of the subspace of adapt leading, clamped to the matrix. Default: 64.",
+        _whole(1),
+        matrix=64,
     )
     rest_weight: float | None = _option(
-        "RMS of the ball's direction outside of it, against Adam's inside (gamma). Default: .1.",
+        "RMS of the ball's direction outside the subspace of adapt leading, over that of Adam's "
+        "step inside (gamma). Default: .1.",
         _number(least=0.0), matrix=0.1,
     )  # fmt: skip
     renormalize: bool | None = _option(
@@ -370,28 +372,3 @@ def default_options(algorithm: str) -> dict[str, Any]:
     defaults = {f.name: f.metadata["defaults"] for f in FIELDS}
     own = {name: kinds[entry.kind] for name, kinds in defaults.items() if entry.kind in kinds}
     return {**own, **entry.options}
-
-
-def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
-    """Return the options given with the algorithm ``source`` that hold for a group of ``target``.
-
-    Options that the target's name fixes (rank, alpha, blend, ...) are not carried over. Between
-    adamw and sgd lr is not; between balls and those two only weight decay and how a step is made.
-    """
-    if source == target:
-        return dict(given)
-    kinds = {find_algorithm(source).kind, find_algorithm(target).kind}
-    allowed = default_options(target).keys() - find_algorithm(target).options.keys()
-    if len(kinds) > 1:
-        shared = {"weight_decay", *RUNTIME_OPTIONS}
-        allowed = allowed - {"lr"} if "matrix" not in kinds else allowed & shared
-    return {name: value for name, value in given.items() if name in allowed}
-
-
-def default_seed() -> int:
-    """Return the seed of Lightning's seed_everything, 0 without one.
-
-    Not torch's own seed: where ranks seed torch differently, their bases would differ too.
-    """
-    seed = os.environ.get("PL_GLOBAL_SEED", "")
-    return int(seed) if seed.isdigit() else 0
