@@ -149,6 +149,22 @@ def test_translation_of_cosmos_takes_the_same_steps_where_rows_are_the_smaller_s
     torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-8)
 
 
+def test_momentum_of_torchs_adamw_is_found_by_names_that_are_added():
+    model = torch.nn.Linear(8, 4, bias=False)
+    theirs = torch.optim.AdamW(model.parameters())
+    model.weight.grad = torch.randn(4, 8)
+    theirs.step()
+    state = theirs.state_dict()
+    state["param_groups"][0]["param_names"] = [name for name, _ in model.named_parameters()]
+    optimizer = Fanion(model.named_parameters(), algorithm="muon", on_mismatch="keep_momentum")
+    with pytest.warns(UserWarning, match="1 of 1 parameters keep their momentum"):
+        optimizer.load_state_dict(state)
+    # After one step the mean of the gradients is the gradient.
+    torch.testing.assert_close(optimizer.state[model.weight]["momentum"], model.weight.grad)
+
+
 def test_every_section_with_code_is_tested():
     sections = re.findall(r"^## (.*)\n(?:(?!^## ).*\n)*?```python runnable", PAGE, re.M)
-    assert {*sections} == {*OTHERS, "torch.optim.Muon", "optax", "COSMOS"}
+    assert {*sections} == {
+        *OTHERS, "torch.optim.Muon", "optax", "COSMOS", "Checkpoints of torch's optimizers"
+    }  # fmt: skip

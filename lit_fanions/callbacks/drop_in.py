@@ -251,9 +251,24 @@ class FollowedSchedule(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both schedulers, and the lr from which the other one continues."""
-        self.last_epoch, self.base_lrs = state_dict["last_epoch"], state_dict["base_lrs"]
+        """Restore both schedulers, and the lr from which the other one continues.
+
+        The optimizer may keep its options (on_mismatch keep_momentum); its lr then follows from
+        them. The state may be that of the other scheduler alone, of a run without the callback.
+        """
+        if "followed" not in state_dict:
+            state_dict = {
+                "last_epoch": state_dict["last_epoch"], "base_lrs": self.base_lrs,
+                "followed": state_dict, "lrs": state_dict["_last_lr"],
+            }  # fmt: skip
+        self.last_epoch = state_dict["last_epoch"]
+        keeps_options = getattr(self.optimizer, "keeps_options", False)
+        if not keeps_options:
+            self.base_lrs = state_dict["base_lrs"]
         self.followed.load_state_dict(state_dict["followed"])
         for group, lr in zip(self.followed.optimizer.param_groups, state_dict["lrs"], strict=True):
             group["lr"] = lr
+        if keeps_options:
+            for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=False):
+                group["lr"] = lr
         self._last_lr = [float(group["lr"]) for group in self.optimizer.param_groups]

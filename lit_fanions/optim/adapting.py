@@ -123,6 +123,8 @@ def gather_moments(
             device = state["momentum"].device
             own_gradients = None if gradients is None else gradients.chunk(len(states))[i]
             state[key] = _first_moment(own, own_gradients, device, group)
+            if splits_momentum(group):  # the momentum is older, and without a bias
+                leading.end_bias(state[key])
     return torch.cat([state[key] for state in states])
 
 

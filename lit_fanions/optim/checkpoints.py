@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from lit_fanions.optim.adapting import initial_moments, is_moment, moment_key
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.bases import WARM, basis_key, is_basis, start_bases
 from lit_fanions.optim.groups import check_group, named_parameters
-from lit_fanions.optim.matrices import matrix_shapes
+from lit_fanions.optim.matrices import matrix_shapes, placed_as
+from lit_fanions.optim.options import default_options
 
 _Groups = Sequence[Mapping[str, Any]]
-_MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")  # of the parameter's shape
+_MOMENTS = ("momentum", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of the parameter's shape
+_OWN = {"param_names", "kernels"}  # keys of a group that are not taken from a checkpoint
 _NUMBERS = {"skipped": torch.int64, WARM: torch.bool}  # dtypes of states saved as numbers
 
 
@@ -32,21 +35,24 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
         ValueError: If groups, their algorithms, their parameters' names or shapes differ, or an
             option is impossible.
     """
-    missing = [key for key in ("state", "param_groups") if key not in state_dict]
-    if missing:
-        raise ValueError(f"no state_dict of an optimizer: {missing[0]!r} is missing in it")
     saved = state_dict["param_groups"]
-    _check_same_groups(own, saved)
+    if difference := _difference(own, saved):
+        raise ValueError(
+            f"the checkpoint was saved with other {difference}; load it into an optimizer with the "
+            "same configuration and model, or set on_mismatch: keep_momentum to take each "
+            "parameter's momentum alone"
+        )
     for group, saved_group in zip(own, saved, strict=True):
         for (name, p), index in zip(named_parameters(group), saved_group["params"], strict=True):
             state = state_dict["state"].get(index, {})
-            _check_same_shape(name, p, state)
-            _check_complete(name, group["algorithm"], state)
+            check_same_shape(name, p, state)
+            adamw = group["algorithm"] == "adamw"
+            needed = ("exp_avg", "exp_avg_sq", "step") if adamw else ("momentum",)
+            check_complete(name, group["algorithm"], state, needed)
     # torch keeps names where the optimizer has some; those of the dict belong to another model.
     # Another machine may have no Triton.
-    own_keys = "param_names", "kernels"
     completed = [
-        {**group, **{key: value for key, value in saved_group.items() if key not in own_keys}}
+        {**group, **{key: value for key, value in saved_group.items() if key not in _OWN}}
         for group, saved_group in zip(own, saved, strict=True)
     ]
     for group, mine in zip(completed, own, strict=True):
@@ -56,7 +62,24 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
     return {**state_dict, "param_groups": checked}
 
 
-def _check_same_groups(own: _Groups, saved: _Groups) -> None:
+def has_same_options(own: _Groups, state_dict: Mapping[str, Any]) -> bool:
+    """Return whether a state_dict was saved with the same groups and options, before schedules."""
+    saved = state_dict["param_groups"]
+    if _difference(own, saved):
+        return False
+    return all(
+        _before_schedules(theirs, name, ours.get(name)) == _before_schedules(ours, name)
+        for ours, theirs in zip(own, saved, strict=True)
+        for name in default_options(ours["algorithm"]).keys() - _OWN
+    )
+
+
+def _before_schedules(group: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    return group.get(f"initial_{name}", group.get(name, default))
+
+
+def _difference(own: _Groups, saved: _Groups) -> str:
+    """Return in words where groups, their algorithms or parameters differ; empty if nowhere."""
     readings: list[tuple[str, Callable[[_Groups], list[Any]]]] = [
         ("groups", lambda groups: [g.get("name") for g in groups]),
         ("algorithms", lambda groups: [g.get("algorithm") for g in groups]),
@@ -71,13 +94,12 @@ def _check_same_groups(own: _Groups, saved: _Groups) -> None:
         ours, theirs = read(own), read(saved)
         if ours != theirs:
             odd = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
-            raise ValueError(
-                f"the checkpoint was saved with other {what}: {odd[1]!r} there, {odd[0]!r} here; "
-                "load it into an optimizer with the same configuration and model"
-            )
+            return f"{what}: {odd[1]!r} there, {odd[0]!r} here"
+    return ""
 
 
-def _check_same_shape(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+def check_same_shape(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+    """Refuse a saved state of a parameter of another shape."""
     for key in _MOMENTS:
         if key in state and state[key].shape != p.shape:
             raise ValueError(
@@ -86,9 +108,11 @@ def _check_same_shape(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
             )
 
 
-def _check_complete(name: str, algorithm: str, state: Mapping[str, Any]) -> None:
-    adamw = ("exp_avg", "exp_avg_sq", "step")
-    for key in adamw if algorithm == "adamw" else ("momentum",):
+def check_complete(
+    name: str, algorithm: str, state: Mapping[str, Any], needed: Sequence[str]
+) -> None:
+    """Refuse a saved state that lacks some of the keys needed."""
+    for key in needed:
         if state and key not in state:
             raise ValueError(f"the checkpoint's state of {name} ({algorithm}) has no {key!r}")
 
@@ -100,15 +124,20 @@ def first_state(
     skipped = torch.zeros((), dtype=torch.int64, device=p.device)
     if is_entrywise(group["algorithm"]):
         return {**entrywise.first_state(p, group["algorithm"]), "skipped": skipped}
-    # float16 has too little range for sums of gradients.
-    default = torch.float32 if p.dtype == torch.float16 else p.dtype
-    name = group.get("momentum_dtype")
     return {
-        "momentum": torch.zeros_like(p, dtype=getattr(torch, name) if name else default),
+        "momentum": torch.zeros_like(p, dtype=momentum_dtype(p, group)),
         **initial_moments(p, group),
         **start_bases(p, group, generator),
         "skipped": skipped,
     }
+
+
+def momentum_dtype(p: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype of the momentum of a parameter of a matrix group."""
+    # float16 has too little range for sums of gradients.
+    default = torch.float32 if p.dtype == torch.float16 else p.dtype
+    name = group.get("momentum_dtype")
+    return getattr(torch, name) if name else default
 
 
 def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
@@ -169,6 +198,7 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
                 cast = entrywise and key != "step" and value.is_floating_point()
                 dtype = p.dtype if cast else value.dtype
                 device = torch.device("cpu") if key == WARM else p.device
+                value = placed_as(value, p) if key in _MOMENTS else value
                 optimizer.state[p][key] = value.to(device, dtype, copy=True)
 
 
@@ -193,3 +223,19 @@ def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             {**group, "params": [names[number] for number in group["params"]]} for group in groups
         ],
     }
+
+
+def load_saved(folder: str | Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Return parts of a distributed checkpoint as they were saved, whole on this rank.
+
+    ``torch.distributed.checkpoint.load`` fills a state_dict of the same form alone, which that of
+    another configuration is not.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    saved: dict[str, Any] = {}
+    planner = _EmptyStateDictLoadPlanner(keys={*keys})
+    _load_state_dict(saved, FileSystemReader(folder), planner=planner, no_dist=True)
+    return saved

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lit_fanions.checks import did_you_mean
+from lit_fanions.optim.conversion import OnMismatch, check_on_mismatch
 from lit_fanions.optim.options import NAMES, GroupOptions
 from lit_fanions.optim.schedules import ScheduleConfig
 
@@ -48,12 +49,20 @@ class FanionConfig:
             patterns) or ``modules`` (class names). One of adamw or sgd starts from ``other``, any
             other from ``matrix``.
         schedule: Schedule of lr and momentum, for groups without one of their own.
+        on_mismatch: What resuming from a checkpoint of another configuration does: error, or
+            keep_momentum, which keeps each parameter's momentum and takes the options of this
+            configuration.
     """
 
     matrix: GroupOptions = field(default_factory=GroupOptions)
     other: GroupOptions = field(default_factory=GroupOptions)
     overrides: dict[str, Override] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    on_mismatch: OnMismatch = "error"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown ``on_mismatch``."""
+        check_on_mismatch(self.on_mismatch)
 
     @classmethod
     def from_dict(cls, config: FanionConfig | Mapping[str, Any] | None) -> FanionConfig:
@@ -78,8 +87,8 @@ class FanionConfig:
         """Return the configuration with parts replaced.
 
         Args:
-            changes: Options of the matrices by name, or parts (matrix, other, overrides, schedule)
-                as mappings, whose options replace those of the part.
+            changes: Options of the matrices by name, parts (matrix, other, overrides, schedule) as
+                mappings, whose options replace those of the part, or on_mismatch.
 
         Raises:
             ValueError: If there is a key that the configuration does not have.
@@ -89,7 +98,9 @@ class FanionConfig:
         for name, value in changes.items():
             if name not in known:
                 raise ValueError(f"{name} is no option{did_you_mean(name, known)}")
-            if name not in parts:
+            if name == "on_mismatch":
+                parts[name] = value
+            elif name not in parts:
                 parts["matrix"][name] = value
             elif value is not None:
                 parts[name] |= _mapping(_plain(value), name)

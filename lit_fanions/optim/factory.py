@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from lit_fanions.checks import whole_number
 from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, is_entrywise
 from lit_fanions.optim.bases import default_seed
-from lit_fanions.optim.checkpoints import keyed_by_names
+from lit_fanions.optim.checkpoints import keyed_by_names, load_saved
 from lit_fanions.optim.config import FanionConfig, Override
 from lit_fanions.optim.fanion import Fanion
 from lit_fanions.optim.groups import carry_over
 from lit_fanions.optim.options import ENTRYWISE_LR, RUNTIME_OPTIONS, default_options
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
-from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, changed_options, steps_left
+from lit_fanions.optim.run_length import steps_left
+from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, changed_options
 
 # Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
 _ALGORITHMS = {"matrix": DEFAULT_ALGORITHM, "other": "adamw"}
@@ -96,7 +98,7 @@ def configure_optimizers(
         name: Name of the schedule, under which LearningRateMonitor logs. Default: lr for a
             LightningModule; for a part of one none, so that Lightning numbers several optimizers.
         **overrides: Options of the matrices (algorithm, lr, ...), or parts of the configuration
-            as mappings: matrix, other, overrides, schedule.
+            as mappings (matrix, other, overrides, schedule), or on_mismatch.
 
     Returns:
         {"optimizer": Fanion, "lr_scheduler": {"scheduler": ..., "interval": "step", "name": ...}}.
@@ -113,9 +115,7 @@ def configure_optimizers(
     exceptions = [config.overrides.get(group["config_group"]) for group in groups]
     schedules = [(own and own.schedule) or config.schedule for own in exceptions]
     _state_scheduled_options(groups, schedules)
-    optimizer = Fanion(groups, process_group=_replicating_ranks(module), seed=_common_seed(module))
-    _load_states_by_names(module)
-    optimizer.planner = functools.partial(_late_parameter_groups, module, config)
+    optimizer = _optimizer(module, groups, config)
     inform("Parameters by group:\n%s", split)
     if config.matrix.given() and not any(a.group == "matrix" for a in split):
         warn(
@@ -133,6 +133,19 @@ def configure_optimizers(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name},
     }
+
+
+def _optimizer(module: nn.Module, groups: Sequence[dict[str, Any]], config: FanionConfig) -> Fanion:
+    """Return the optimizer of a module, and prepare the strategy for its checkpoints."""
+    optimizer = Fanion(
+        groups,
+        process_group=_replicating_ranks(module),
+        on_mismatch=config.on_mismatch,
+        seed=_common_seed(module),
+    )
+    _load_states_by_names(module)
+    optimizer.planner = functools.partial(_late_parameter_groups, module, config)
+    return optimizer
 
 
 def _state_scheduled_options(
@@ -255,10 +268,12 @@ def _load_states_by_names(module: nn.Module) -> None:
 
     The strategy takes the number of a parameter in a checkpoint for its place in
     ``module.parameters()``, which is wrong for every optimizer with several groups.
+    Those of another configuration it cannot load at all.
     """
     strategy: Any = getattr(getattr(module, "_trainer", None), "strategy", None)
     if type(strategy).__name__ != "ModelParallelStrategy":
         return
+    strategy.load_checkpoint = functools.partial(_load_checkpoint, strategy)
     load = type(strategy).load_checkpoint.__globals__["_load_checkpoint"]
     rekey = load.__globals__["_rekey_optimizer_state_if_needed"]
     if not hasattr(rekey, "by_numbers"):
@@ -268,6 +283,28 @@ def _load_states_by_names(module: nn.Module) -> None:
 
         rekey_by_names.by_numbers = rekey  # type: ignore[attr-defined]
         load.__globals__["_rekey_optimizer_state_if_needed"] = rekey_by_names
+
+
+def _load_checkpoint(strategy: Any, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+    """Load a checkpoint as ModelParallelStrategy does; convert states that keep the momentum.
+
+    Those are read whole on each rank.
+    """
+    load, optimizers = type(strategy).load_checkpoint, strategy.optimizers
+    if all(getattr(o, "on_mismatch", "error") == "error" for o in optimizers):
+        return load(strategy, checkpoint_path, weights_only)
+    strategy.optimizers = []
+    try:
+        checkpoint = load(strategy, checkpoint_path, weights_only)
+    finally:
+        strategy.optimizers = optimizers
+    path = Path(strategy.broadcast(checkpoint_path))
+    names = [f"optimizer_{i}" for i in range(len(optimizers))]
+    saved = load_saved(path, names) if path.is_dir() else None
+    states = checkpoint["optimizer_states"] if saved is None else [saved[name] for name in names]
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+    return checkpoint
 
 
 def _trainer_steps(module: nn.Module) -> Callable[[], int]:

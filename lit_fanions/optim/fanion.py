@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from lit_fanions.optim.algorithms import (
 from lit_fanions.optim.bases import default_seed, warm_up
 from lit_fanions.optim.buckets import Partition, current_partition, with_buckets
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
-from lit_fanions.optim.checkpoints import check_loadable, first_state, fit_state, restore_dtypes
+from lit_fanions.optim.checkpoints import first_state, fit_state, restore_dtypes
+from lit_fanions.optim.conversion import OnMismatch, check_on_mismatch, prepare
 from lit_fanions.optim.effects import check_effects, given_options
 from lit_fanions.optim.entrywise import step_entrywise
 from lit_fanions.optim.finiteness import finite_flags
 from lit_fanions.optim.groups import (
-    TORCH_OPTIONS,
     are_parameters,
     as_list,
     carry_over,
@@ -36,11 +35,13 @@ from lit_fanions.optim.groups import (
     check_names,
     check_parameters,
     check_torch_options,
+    free_name,
     keys_of_others,
+    refuse_argument,
     resolve_heads,
 )
 from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
-from lit_fanions.optim.matrix_step import step_matrices
+from lit_fanions.optim.matrix_step import step_matrices, without_autocast
 from lit_fanions.optim.observing import Observer
 from lit_fanions.optim.options import (
     GroupOptions,
@@ -77,10 +78,15 @@ class Fanion(torch.optim.Optimizer):
             share the work: each solves a part of the matrices and gets the other directions from
             its owners. For plain loops (``torch.distributed.group.WORLD``); under Lightning's DDP
             the factory sets it. DTensors need none.
+        on_mismatch: What ``load_state_dict`` does with a state of another configuration: refuse
+            other groups and algorithms, and take other options from it (error); or keep each
+            parameter's momentum, found by name, and all options as they are here (keep_momentum).
     {arguments}
 
     Attributes:
         process_group: As given; no part of copies and pickles, which share nothing.
+        on_mismatch: As given.
+        keeps_options: Whether the state loaded last has left all options as they were.
         observers: Called in each step with an ``Observation`` of the matrices of each parameter;
             not for groups of adamw and sgd. Such a step needs memory for a few copies of one
             parameter more. Observers are no part of copies, pickles and checkpoints.
@@ -106,14 +112,17 @@ class Fanion(torch.optim.Optimizer):
         momentum: float | None = None,
         *,
         process_group: dist.ProcessGroup | None = None,
+        on_mismatch: OnMismatch = "error",
         **options: Any,
     ) -> None:
         self.process_group = process_group
+        self.on_mismatch = check_on_mismatch(on_mismatch)
+        self.keeps_options = on_mismatch == "keep_momentum"
         algorithm = options.pop("algorithm", None)
         algorithm = DEFAULT_ALGORITHM if algorithm is None else algorithm
         unknown = set(options) - set(GroupOptions.__dataclass_fields__)
         if unknown:
-            _refuse_argument(min(unknown), algorithm)
+            refuse_argument(min(unknown), algorithm)
         options |= {"lr": lr, "momentum": momentum}
         given = {name: value for name, value in options.items() if value is not None}
         check_names(given, algorithm, f"Fanion ({algorithm})", ())
@@ -133,13 +142,15 @@ class Fanion(torch.optim.Optimizer):
         """Return what pickle and deepcopy keep: torch's part and the options for later groups."""
         kept = super().__getstate__()
         state = defaultdict(dict, {p: own_state(state) for p, state in self.state.items()})
-        return {**kept, "state": state, "_given": self._given}
+        return {**kept, "state": state, "_given": self._given, "on_mismatch": self.on_mismatch}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled state; options younger than it get their algorithm's defaults."""
         super().__setstate__(state)
         self.__dict__.setdefault("_given", {})
         self.__dict__.setdefault("process_group", None)
+        self.__dict__.setdefault("on_mismatch", "error")
+        self.__dict__.setdefault("keeps_options", self.on_mismatch == "keep_momentum")
         self._is_built = True
         self._stepped.clear()
         for group in self.param_groups:
@@ -182,7 +193,7 @@ class Fanion(torch.optim.Optimizer):
             for part in parts:
                 if part is not given and "name" in part:
                     taken = [group["name"] for group in self.param_groups]
-                    part["name"] = _free_name(part["name"], taken)
+                    part["name"] = free_name(part["name"], taken)
                 added.append(self._add_group(part))
             if self._is_built:
                 check_effects(added, self.param_groups)
@@ -197,7 +208,7 @@ class Fanion(torch.optim.Optimizer):
         taken = [group["name"] for group in self.param_groups]
         algorithm = given.setdefault("algorithm", self.defaults["algorithm"])
         own = default_options(algorithm)
-        name = given.setdefault("name", _free_name(algorithm, taken))
+        name = given.setdefault("name", free_name(algorithm, taken))
         if not isinstance(name, str) or name in taken:
             raise ValueError(f"group name {name!r} must be a string that no other group has")
         where = f"group {name!r} ({algorithm})"
@@ -255,6 +266,9 @@ class Fanion(torch.optim.Optimizer):
         torch. Momenta keep the dtype they were saved in. Parameters' names are compared where both
         sides have some. Hooks run first: what they leave is checked and loaded.
 
+        With ``on_mismatch="keep_momentum"``, a state_dict of other groups, algorithms or options,
+        or of torch's AdamW, Adam, SGD or Muon, is converted (``conversion.keep_momentum``).
+
         Args:
             state_dict: A result of ``state_dict()``.
 
@@ -263,8 +277,9 @@ class Fanion(torch.optim.Optimizer):
         """
 
         def check(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            self._restored = check_loadable(self.param_groups, given)
-            return dict(self._restored)
+            loadable, self.keeps_options = prepare(self.param_groups, given, self.on_mismatch)
+            self._restored = loadable
+            return loadable
 
         handle = self.register_load_state_dict_pre_hook(check)  # the last of them
         try:
@@ -304,7 +319,7 @@ class Fanion(torch.optim.Optimizer):
             check_capture(self.param_groups, self._stepped)
         else:
             self.copy_options_to_device()
-        with _without_autocast(self.param_groups):
+        with without_autocast(self.param_groups):
             shares = self._agreed_shares()
             self._initialise_state()
             flags = finite_flags(self.param_groups, self.state, self._partitions)
@@ -370,28 +385,3 @@ class Fanion(torch.optim.Optimizer):
 
 _DOC = (Fanion.__doc__ or "").replace("    {table}", algorithm_docs())
 Fanion.__doc__ = _DOC.replace("    {arguments}", argument_docs())
-
-
-def _without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:
-    """Return a context without autocast, which would round the products of rank-k solvers."""
-    devices = {p.device for group in groups for p in group["params"]}
-    for kind in {device.type for device in devices}:
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-def _refuse_argument(name: str, algorithm: str) -> None:
-    if name in TORCH_OPTIONS:
-        raise TypeError(f"Fanion has no argument {name!r}: {TORCH_OPTIONS[name]}")
-    try:
-        check_names([name], algorithm, f"Fanion ({algorithm})", ())
-    except ValueError as error:
-        raise TypeError(str(error)) from None
-    options = ", ".join(GroupOptions.__dataclass_fields__)
-    raise TypeError(f"Fanion has no argument {name!r} (arguments: params, {options})")
-
-
-def _free_name(algorithm: str, taken: list[str]) -> str:
-    names = [algorithm, *(f"{algorithm}_{i}" for i in range(1, len(taken) + 1))]
-    return next(name for name in names if name not in taken)

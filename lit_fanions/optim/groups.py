@@ -86,6 +86,23 @@ def check_names(given: Iterable[str], algorithm: str, where: str, others: Iterab
             raise ValueError(f"{where} has no option {key!r}{hint} (options: {listed})")
 
 
+def refuse_argument(name: str, algorithm: str) -> None:
+    """Say why Fanion has no argument of that name."""
+    if name in TORCH_OPTIONS:
+        raise TypeError(f"Fanion has no argument {name!r}: {TORCH_OPTIONS[name]}")
+    try:
+        check_names([name], algorithm, f"Fanion ({algorithm})", ())
+    except ValueError as error:
+        raise TypeError(str(error)) from None
+    raise TypeError(f"Fanion has no argument {name!r} (arguments: params, {', '.join(NAMES)})")
+
+
+def free_name(algorithm: str, taken: list[str]) -> str:
+    """Return a name for a group that no other group has."""
+    names = [algorithm, *(f"{algorithm}_{i}" for i in range(1, len(taken) + 1))]
+    return next(name for name in names if name not in taken)
+
+
 def check_group(group: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the options of a group, all of its algorithm's, as they are stored, or raise.
 

@@ -77,6 +77,11 @@ def first_state(
     return state
 
 
+def end_bias(state: Tensor) -> None:
+    """Set the weight of M in a first state to that of a momentum with a long history."""
+    state[:, -2] = 1.0
+
+
 def split_leading(m: Tensor, gradient: Tensor, state: Tensor, group: Mapping[str, Any]) -> Leading:
     """Return the step of the leading subspace, and what of the momenta m is outside of it."""
     is_wide = m.shape[-2] < m.shape[-1]

@@ -255,10 +255,20 @@ def gather(shard: Tensor, like: Tensor) -> Tensor:
 
 def scatter(whole: Tensor, like: Tensor) -> Tensor:
     """Return this rank's shard, placed as ``like``, of a tensor that every rank has."""
+    return local(placed_as(whole, like))
+
+
+def placed_as(x: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor, whole on every rank or a DTensor of any placement, placed as ``like``."""
+    if is_distributed(x):
+        if is_distributed(like) and (x.device_mesh, x.placements) == (
+            like.device_mesh, like.placements
+        ):  # fmt: skip
+            return x
+        x = x.full_tensor()
     if not is_distributed(like):
-        return whole
+        return x
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(
-        whole, like.device_mesh, like.placements, src_data_rank=None
-    ).to_local()
+    mesh, placements = like.device_mesh, like.placements
+    return distribute_tensor(x.to(like.device), mesh, placements, src_data_rank=None)

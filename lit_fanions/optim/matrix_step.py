@@ -7,8 +7,9 @@ run the same formula on different tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,15 @@ from lit_fanions.optim.update import (
     update_momentum,
     usable_gradient,
 )
+
+
+def without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:
+    """Return a context without autocast, which would round the products of rank-k solvers."""
+    devices = {p.device for group in groups for p in group["params"]}
+    for kind in {device.type for device in devices}:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def step_matrices(

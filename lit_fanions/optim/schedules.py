@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_fanions.checks import check_choice, real_number
+from lit_fanions.checks import check_choice, real_number, whole_number
 from lit_fanions.optim.algorithms import Rank
 from lit_fanions.optim.effects import has_effect
 from lit_fanions.optim.groups import check_combination
@@ -169,56 +170,6 @@ def _steps(span: Span, total: int) -> int:
     return round(span * total) if isinstance(span, float) else span
 
 
-def steps_left(trainer: Any) -> int:
-    """Return how many optimizer steps a Lightning Trainer will take after the batch it is at.
-
-    Counted from where the trainer stands, with the accumulation of every epoch to come, because
-    what it depends on may change during a run: trials of BatchSizeFinder and lr_find set their own
-    ``max_steps``, loaders are reloaded with another length, and a resumed run may have another
-    batch size or number of devices. Meaningful at the end of a training batch.
-
-    Args:
-        trainer: A Trainer of ``lightning.pytorch`` or ``pytorch_lightning`` that is fitting.
-
-    Raises:
-        ValueError: If the run has no end that can be computed.
-    """
-    bounds = []
-    if trainer.max_steps != -1:
-        # Under manual optimization, global_step counts the steps of every optimizer.
-        automatic = getattr(trainer.lightning_module, "automatic_optimization", True)
-        steppers = 1 if automatic else max(1, len(trainer.optimizers))
-        bounds.append((trainer.max_steps - trainer.global_step) // steppers)
-    if trainer.max_epochs != -1:
-        if trainer.train_dataloader is None:
-            trainer.fit_loop.setup_data()
-        if trainer.num_training_batches != math.inf:
-            bounds.append(_steps_left_in_epochs(trainer))
-    if not bounds:
-        raise ValueError(
-            "the schedule needs the number of steps of the run, which a Trainer cannot tell for a "
-            "loader without a length or an endless run: set trainer.max_steps"
-        )
-    return max(0, min(bounds))
-
-
-def _steps_left_in_epochs(trainer: Any) -> int:
-    """Return the optimizer steps left before ``max_epochs``, accumulation taken into account."""
-    # By method, not by class: Lightning has two names, and the class exists once under each.
-    by_epoch = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
-
-    def steps(batches: int, epoch: int) -> int:
-        accumulate = trainer.accumulate_grad_batches
-        if by_epoch:
-            accumulate = by_epoch[-1].get_accumulate_grad_batches(epoch)
-        return math.ceil(batches / accumulate)
-
-    batches, current = trainer.num_training_batches, trainer.current_epoch
-    begun = min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-    later = sum(steps(batches, epoch) for epoch in range(current + 1, trainer.max_epochs))
-    return steps(batches, current) - steps(begun, current) + later
-
-
 _SCHEDULED: dict[str, Callable[..., Any]] = {
     "momentum": momentum_at,
     "alpha": alpha_at,
@@ -301,9 +252,9 @@ class GroupSchedule(LRScheduler):
             elsewhere.
         schedules: One for each group.
         total_steps: Optimizer steps of the schedule, or a function that returns how many are left
-            (``steps_left``). The function is asked after every step, never before the first one:
-            a Trainer that is asked too early forgets the state of a loader that it is about to
-            restore.
+            (``run_length.steps_left``). The function is asked after every step, never before the
+            first one: a Trainer that is asked too early forgets the state of a loader that it is
+            about to restore.
         last_epoch: Steps done so far, -1 at the start.
 
     Attributes:
@@ -338,6 +289,10 @@ class GroupSchedule(LRScheduler):
         """Return the lr of each group at this step, and set what else its schedule changes."""
         if self.steps_left is not None and self.last_epoch > 0:
             self.total_steps = self.last_epoch + self.steps_left()
+        return self._set_options()
+
+    def _set_options(self) -> list[float]:
+        """Set what the schedules change but lr, and return the lr of each group."""
         total = _UNKNOWN_TOTAL if self.total_steps is None else self.total_steps
         for i in range(self._first_groups, len(self.optimizer.param_groups)):
             self._adopt(i)
@@ -378,5 +333,35 @@ class GroupSchedule(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the schedule stands; the schedules themselves are configuration."""
-        configured = ("schedules", "total_steps", "steps_left", "_first_groups")
+        configured = ("schedules", "steps_left", "_first_groups")
         return {k: v for k, v in super().state_dict().items() if k not in configured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore where a schedule stood; its length stays that of this run.
+
+        Of a checkpoint from which the optimizer has kept its own options (on_mismatch
+        keep_momentum) the number of steps done is taken, and lr is that of this schedule there.
+
+        Args:
+            state_dict: A result of ``state_dict()``; of another scheduler only with keep_momentum.
+        """
+        state = {k: v for k, v in state_dict.items() if k != "total_steps"}
+        if not getattr(self.optimizer, "keeps_options", False):
+            super().load_state_dict(state)
+            return
+        if "_multipliers" not in state:
+            warn(
+                "the checkpoint's lr schedule is of another class: its last_epoch, "
+                f"{state.get('last_epoch')}, is taken for the number of optimizer steps done"
+            )
+        self.last_epoch = whole_number("the schedule's last_epoch", state.get("last_epoch"), 0)
+        self._step_count = self.last_epoch + 1
+        if self.steps_left is not None:  # until it can be asked, after the next step
+            self.total_steps = state_dict.get("total_steps")
+        lrs = self._set_options()
+        self._last_lr = [*lrs]
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

@@ -358,3 +358,35 @@ def test_one_entry_in_a_recipe_trains_with_fanion(project, capfd, caplog):
     assert main(["params", "--config", "recipe.yaml"]) == 0
     assert "f_muon" in capfd.readouterr().out
     assert list(project.glob("lightning_logs/version_0/events*"))
+
+
+class Named(Theirs):
+    """Their module, with names in its optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.named_parameters(), lr=0.004)
+        scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+@pytest.mark.parametrize("had_callback", [False, True])
+def test_run_goes_on_with_the_callback_and_its_momentum_is_kept(tmp_path, had_callback):
+    before = [FanionOptimizer(CONFIG)] if had_callback else []
+    old = fit(tmp_path, Named(), *before, max_epochs=1)
+    old.save_checkpoint(tmp_path / "old.ckpt")
+    config = {
+        "matrix": {"algorithm": "nsgd", "lr": 0.1}, "other": {"lr": 0.03},
+        "on_mismatch": "keep_momentum",
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="12 of 12 parameters keep their momentum"):
+        run = fit(
+            tmp_path, Named(), FanionOptimizer(config), max_epochs=2,
+            ckpt_path=tmp_path / "old.ckpt",
+        )  # fmt: skip
+    assert run.global_step == 2 * BATCHES
+    rates = {group["name"]: group["lr"] for group in run.optimizers[0].param_groups}
+    assert rates["matrix"] == pytest.approx(0.1 * 0.9 ** (2 * BATCHES))
+    assert rates["head"] == pytest.approx(0.03 * 0.9 ** (2 * BATCHES))

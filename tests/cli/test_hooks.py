@@ -44,6 +44,20 @@ def test_checkpoint_does_not_override_the_configuration(checkpoint, capfd):
     assert "ckpt_path" not in saved
 
 
+def test_another_algorithm_is_refused_with_the_option_that_resumes(checkpoint, capfd):
+    capfd.readouterr()
+    args = [*FIT, "--ckpt_path", checkpoint, "--model.optimizer.matrix.algorithm", "neon"]
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    assert "on_mismatch: keep_momentum" in capfd.readouterr().err.splitlines()[-1]
+    with pytest.warns(UserWarning, match=r"muon to neon: 1, adamw to adamw: 3\), 0 start"):
+        assert main([*args, "--model.optimizer.on_mismatch", "keep_momentum"]) == 0
+    assert "from the checkpoint is used" not in capfd.readouterr().err
+    saved = yaml.safe_load(Path("lightning_logs/version_2/config.yaml").read_text())
+    assert saved["model"]["init_args"]["optimizer"]["on_mismatch"] == "keep_momentum"
+
+
 def test_last_without_a_checkpoint_is_refused(project, capfd):
     with pytest.raises(SystemExit) as stop:
         main([*FIT, "--ckpt_path", "last"])

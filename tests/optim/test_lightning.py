@@ -386,3 +386,52 @@ def test_one_cycle_and_the_monitor_agree(tmp_path):
     for column in ("lr/muon", "lr/adamw", "lr/muon-momentum", "lr/adamw-momentum"):
         assert column in columns.split(",")
     assert run.global_step == 2 * BATCHES
+
+
+class Rates(Callback):
+    """The lr of the matrices at every step, and the loss on all points at the start."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float]] = []
+        self.first = 0.0
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.first = loss_on_all(pl_module)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        (lr,) = (g["lr"] for g in optimizer.param_groups if g["name"] == "matrix")
+        self.steps.append((trainer.global_step, lr))
+
+
+@torch.no_grad()
+def loss_on_all(net: LightningModule) -> float:
+    (batch,) = DataLoader(Points(), batch_size=BATCHES * 4)
+    return float(cross_entropy(net(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("total", ["asked", "given"])
+def test_run_goes_on_with_another_algorithm_and_schedule(tmp_path, total):
+    first = fit(tmp_path, max_epochs=3)
+    first.save_checkpoint(tmp_path / "old.ckpt")
+    new = {
+        "matrix": {"algorithm": "nsgd", "lr": 0.2},
+        "other": {"algorithm": "sgd", "lr": 0.02},
+        "schedule": {"shape": "linear", "warmup": 30, "cooldown": 30},
+        "on_mismatch": "keep_momentum",
+    }
+    with pytest.raises(ValueError, match="on_mismatch: keep_momentum"):
+        fit(
+            tmp_path, Net({**new, "on_mismatch": "error"}), max_epochs=10,
+            ckpt_path=tmp_path / "old.ckpt",
+        )  # fmt: skip
+    given = {"total_steps": 10 * BATCHES} if total == "given" else {}
+    seen = Rates()
+    with pytest.warns(UserWarning, match="11 of 11 parameters keep their momentum"):
+        run = fit(tmp_path, Net(new, **given), seen, ckpt_path=tmp_path / "old.ckpt", max_epochs=10)
+    start, end = 3 * BATCHES, 10 * BATCHES
+    assert [step for step, _ in seen.steps] == [*range(start, end)]
+    # The warmup of the new schedule lasts until step 30, its cooldown from there to step 60.
+    want = [0.2 * min(step / 30, (end - step) / 30) for step in range(start, end)]
+    assert [lr for _, lr in seen.steps] == pytest.approx(want)
+    assert seen.first == pytest.approx(loss_on_all(first.lightning_module))
+    assert loss_on_all(run.lightning_module) < 0.8 * seen.first

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_fanions import Fanion, ScheduleConfig
-from lit_fanions.optim.schedules import GroupSchedule, steps_left
+from lit_fanions.optim.run_length import steps_left
+from lit_fanions.optim.schedules import GroupSchedule
 
 EXAMPLES = 64
 LR = 0.1
