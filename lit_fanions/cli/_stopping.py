@@ -105,7 +105,9 @@ class StopBetweenSteps(Callback):
     def interruption(self, trainer: pl.Trainer, number: int) -> Interrupted:
         """Return the exception that tells what is left of a stopped run."""
         finished = trainer.state.fn != TrainerFn.FITTING
-        newest = self._checkpoint or _newest_checkpoint(trainer)
+        callback, newest = trainer.checkpoint_callback, self._checkpoint
+        if isinstance(callback, ModelCheckpoint):
+            newest = newest or callback.last_model_path or callback.best_model_path
         lost = 0 if finished or self._checkpoint else trainer.global_step - self._saved_step
         return Interrupted(number, newest, lost, finished)
 
@@ -244,14 +246,6 @@ class StopBetweenSteps(Callback):
         self._trainer = None
         while self._previous:
             signal.signal(*self._previous.popitem())
-
-
-def _newest_checkpoint(trainer: pl.Trainer) -> str:
-    """Return the path of the last checkpoint that a fit has left behind, or ''."""
-    callback = trainer.checkpoint_callback
-    if not isinstance(callback, ModelCheckpoint):
-        return ""
-    return callback.last_model_path or callback.best_model_path
 
 
 def _without_option(args: Sequence[str], option: str) -> list[str]:

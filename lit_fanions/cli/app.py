@@ -275,11 +275,13 @@ class CLI(LightningCLI):
         """Test the trained weights if the recipe says so, and print where the logs are."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        lines: list[str] = []
         if self._get(self.config, "test_after_fit"):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-            metrics = self.trainer.callback_metrics
-            messages.print_lines(messages.format_test_results(metrics))
-        messages.print_lines(messages.describe_logs(self.trainer))
+            lines += messages.format_test_results(self.trainer.callback_metrics)
+        lines += messages.describe_logs(self.trainer)
+        if lines and self.trainer.is_global_zero:
+            print(*lines, sep="\n")
 
     def predict(
         self,

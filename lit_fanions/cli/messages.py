@@ -4,7 +4,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,13 +81,6 @@ def print_error(line: str) -> None:
 def print_warning(line: str) -> None:
     """Print a warning on stderr, below a progress bar that may stand in the last line."""
     print(f"\nwarning: {line}", file=sys.stderr)
-
-
-@rank_zero_only
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines on stdout."""
-    for line in lines:
-        print(line)
 
 
 def relative_path(path: str | Path) -> str:
