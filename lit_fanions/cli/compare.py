@@ -210,7 +210,6 @@ def _compare_bits(a: Run, b: Run) -> Iterator[tuple[str, str]]:
 
 
 def _compare_checkpoints(before: Path, after: Path) -> str:
-    """Return how the tensors of two checkpoints differ, or that they are equal."""
     try:
         old, new = tensors.read_checkpoint(before), tensors.read_checkpoint(after)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -237,7 +236,6 @@ def _compare_scalars(a: Curves, b: Curves) -> str:
 
 
 def _compare_digests(before: tensors.Digests, after: tensors.Digests) -> str:
-    """Return the first step and tensor that differ."""
     for step in sorted({*before, *after}):
         old, new = before.get(step), after.get(step)
         if old is None or new is None:

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from lit_fanions.callbacks.figures import Sample
 from lit_fanions.callbacks.quantities import PREFIX, parse_tag
 from lit_fanions.checks import did_you_mean
 from lit_fanions.cli.console import Refused
+from lit_fanions.cli.tensors import flatten
 
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -139,18 +140,8 @@ def _read_settings(place: Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError, yaml.YAMLError):  # missing, or with Python objects
             continue
         if settings:
-            return _flatten(settings)
+            return flatten(settings)
     return {}
-
-
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings and lists by dotted keys."""
-    if not isinstance(value, (Mapping, list)):
-        return {key: value}
-    flat: dict[str, Any] = {}
-    for name, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-        flat |= _flatten(part, f"{key}.{name}" if key else str(name))
-    return flat
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:

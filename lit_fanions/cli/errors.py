@@ -104,7 +104,7 @@ def _read_yaml(file: str) -> object:
 
 
 def _dotted_paths(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every key of a nested mapping."""
+    """Yield the dotted path and the value of every key, the sections' own keys included."""
     if isinstance(tree, list):
         for item in tree:
             yield from _dotted_paths(item, prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,18 @@ def read_digests(folder: Path) -> Digests:
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, weights and the optimizer's state, by dotted names."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    return dict(_tensors({part: checkpoint.get(part, {}) for part in _PARTS}))
+    values = flatten({part: checkpoint.get(part, {}) for part in _PARTS})
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the dotted name of every tensor in nested mappings and lists."""
-    if isinstance(tree, Tensor):
-        yield prefix, tree
-    elif isinstance(tree, (Mapping, list, tuple)):
-        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        for key, value in items:
-            yield from _tensors(value, f"{prefix}.{key}" if prefix else str(key))
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings, lists and tuples by dotted keys."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+        flat |= flatten(part, f"{key}.{name}" if key else str(name))
+    return flat
 
 
 def _bits(tensor: Tensor) -> bytes:

@@ -184,11 +184,7 @@ def _quadrature(gram: Tensor, tail: Tensor, cols: int) -> tuple[Tensor, Tensor, 
 
 
 def _krylov(x: Tensor, width: int, blocks: int) -> tuple[Tensor, Tensor]:
-    """Return A^T A in an orthonormal basis of a random block and its products with A^T A.
-
-    Returns:
-        ``gram`` and ``tail`` of the sketch.
-    """
+    """Return the sketch's ``gram``, A^T A on the Krylov space of a random block, and ``tail``."""
     block, *fresh = (
         one.expand(*x.shape[:-2], -1, -1)
         for one in _start_blocks(tuple(x.shape[-2:]), width, blocks, x.device, x.dtype)

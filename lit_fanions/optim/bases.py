@@ -49,10 +49,7 @@ def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator)
     """Return first bases for the solvers of a parameter, drawn from a CPU generator.
 
     They are turned towards the gradient where there is one, because a step makes one iteration.
-
-    Returns:
-        Tensors (count, cols, width) by their keys in the state, and under ``warm`` whether a usable
-        gradient has turned them; empty where no solver needs a basis.
+    Returned as entries of the state, ``warm`` among them; empty where no solver needs a basis.
     """
     bases = {}
     for part, shape in enumerate(matrix_shapes(p.shape, group["layout"], group["splits"])):

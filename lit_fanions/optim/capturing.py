@@ -70,11 +70,7 @@ class DeviceNumbers:
         self._numbers: dict[str, Tensor] = {}
 
     def upload(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Copy the numbers of groups to the devices without a wait.
-
-        Raises:
-            RuntimeError: If the parameters of a group are on several devices.
-        """
+        """Copy the numbers of groups to the device of each group, without a wait."""
         for group in groups:
             if not group["capturable"]:
                 continue

@@ -363,11 +363,7 @@ def takes_options(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def default_options(algorithm: str) -> dict[str, Any]:
-    """Return every option that groups of an algorithm have, with its default.
-
-    Raises:
-        ValueError: If there is no such algorithm.
-    """
+    """Return every option that groups of an algorithm have, with its default."""
     entry = find_algorithm(algorithm)
     defaults = {f.name: f.metadata["defaults"] for f in FIELDS}
     own = {name: kinds[entry.kind] for name, kinds in defaults.items() if entry.kind in kinds}
