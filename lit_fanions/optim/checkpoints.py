@@ -25,15 +25,10 @@ _NUMBERS = {"skipped": torch.int64, WARM: torch.bool}  # dtypes of states saved 
 
 
 def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a state_dict against the groups of an optimizer and return it completed.
+    """Check a state_dict against an optimizer's own groups and return it completed.
 
-    Args:
-        own: Groups of the optimizer.
-        state_dict: The dict to load. Options younger than it stay as they are.
-
-    Raises:
-        ValueError: If groups, their algorithms, their parameters' names or shapes differ, or an
-            option is impossible.
+    Refused are other groups, algorithms, names of parameters or shapes, and impossible options.
+    Options that are younger than the state_dict stay as they are.
     """
     saved = state_dict["param_groups"]
     if difference := _difference(own, saved):
@@ -49,8 +44,8 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
             adamw = group["algorithm"] == "adamw"
             needed = ("exp_avg", "exp_avg_sq", "step") if adamw else ("momentum",)
             check_complete(name, group["algorithm"], state, needed)
-    # torch keeps names where the optimizer has some; those of the dict belong to another model.
-    # Another machine may have no Triton.
+    # The optimizer's own names stay, as in torch: those of the checkpoint may be another model's. Its
+    # kernels stay too: this machine may have no Triton.
     completed = [
         {**group, **{key: value for key, value in saved_group.items() if key not in _OWN}}
         for group, saved_group in zip(own, saved, strict=True)
@@ -85,7 +80,7 @@ def _difference(own: _Groups, saved: _Groups) -> str:
         ("algorithms", lambda groups: [g.get("algorithm") for g in groups]),
         ("numbers of parameters", lambda groups: [len(g["params"]) for g in groups]),
     ]
-    # Names do not matter to torch either where one side has none.
+    # Where one side has no names, they do not matter to torch either.
     if all("param_names" in group for group in (*own, *saved)):
         readings.insert(
             2, ("parameters", lambda groups: [n for g in groups for n in g["param_names"]])
@@ -183,11 +178,8 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
 
     torch casts the state to the parameter's dtype, which would round the float32 momentum of a
     bfloat16 parameter, and leaves counters on the device where they were saved. Kernels of adamw
-    and sgd want the parameter's dtype. Every tensor is a copy: the dict stays its owner's.
-
-    Args:
-        optimizer: The optimizer, with the loaded state.
-        state_dict: The dict, as hooks and checks have left it.
+    and sgd want the parameter's dtype. Every tensor is a copy, so that the state_dict, which is as
+    hooks and checks have left it, shares nothing with the optimizer.
     """
     for group, saved_group in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         entrywise = is_entrywise(group["algorithm"])
@@ -228,8 +220,8 @@ def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def load_saved(folder: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     """Return parts of a distributed checkpoint as they were saved, whole on this rank.
 
-    ``torch.distributed.checkpoint.load`` fills a state_dict of the same form alone, which that of
-    another configuration is not.
+    ``torch.distributed.checkpoint.load`` only fills a state_dict of the same form, which an
+    optimizer of another configuration does not have.
     """
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner

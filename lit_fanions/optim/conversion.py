@@ -31,15 +31,10 @@ _LISTED = 20  # names in a warning
 
 
 class Average(NamedTuple):
-    """How states of a kind of group hold the running average of gradients.
+    """How states of a kind of group hold the running average of gradients."""
 
-    Attributes:
-        key: Its key in the state.
-        unit: Maps a group and its number of steps to what the tensor under that key holds for each
-            unit of the mean gradient: tensor = unit * mean.
-    """
-
-    key: str
+    key: str  # of the average in the state
+    # Maps a group and its number of steps to the factor in tensor = unit * mean gradient.
     unit: Callable[[Group, float], float]
 
 
@@ -75,13 +70,9 @@ def check_on_mismatch(value: Any) -> OnMismatch:
 def prepare(
     own: Sequence[Group], state_dict: Mapping[str, Any], on_mismatch: OnMismatch
 ) -> tuple[dict[str, Any], bool]:
-    """Return a state_dict to be loaded for the groups of an optimizer, checked.
+    """Return a checked state_dict for an optimizer's own groups, and whether it was converted.
 
-    Returns:
-        The state_dict, and whether all options in it are those of the groups.
-
-    Raises:
-        ValueError: If it is no state_dict, or cannot be loaded.
+    A converted state_dict has the options of the optimizer's groups.
     """
     missing = [key for key in ("state", "param_groups") if key not in state_dict]
     if missing:

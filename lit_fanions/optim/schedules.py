@@ -105,12 +105,9 @@ class ScheduleConfig:
 
 
 def lr_multiplier(schedule: ScheduleConfig, step: int, total: int) -> float:
-    """Return the factor, from 0 to 1, that multiplies the lr of a group at a step.
+    """Return the factor, from 0 to 1, that multiplies the lr of a group after some steps.
 
-    Args:
-        schedule: The schedule.
-        step: Optimizer steps done so far.
-        total: Steps of the run; only read where ``schedule.needs_total``.
+    ``total``, the steps of the run, is only read where ``schedule.needs_total``.
     """
     if schedule.freeze_after is not None and step >= _steps(schedule.freeze_after, total):
         return 0.0
@@ -128,14 +125,7 @@ def lr_multiplier(schedule: ScheduleConfig, step: int, total: int) -> float:
 
 
 def momentum_at(schedule: ScheduleConfig, momentum: float, step: int, total: int) -> float:
-    """Return the momentum of a group at a step.
-
-    Args:
-        schedule: The schedule.
-        momentum: Momentum of the group after the warmup.
-        step: Optimizer steps done so far.
-        total: Steps of the run.
-    """
+    """Return the momentum after some steps of a group whose warmup ends with ``momentum``."""
     warmup = _steps(schedule.momentum_warmup, total)
     if step >= warmup:
         return momentum
@@ -144,14 +134,14 @@ def momentum_at(schedule: ScheduleConfig, momentum: float, step: int, total: int
 
 
 def alpha_at(schedule: ScheduleConfig, alpha: float, step: int, total: int) -> float:
-    """Return the alpha at a step of a group that starts with ``alpha``."""
+    """Return the alpha after some steps of a group that starts with ``alpha``."""
     if schedule.alpha_end is None:
         return alpha
     return alpha + (schedule.alpha_end - alpha) * _transition(schedule, step, total)
 
 
 def rank_at(schedule: ScheduleConfig, rank: Rank, step: int, total: int) -> Rank:
-    """Return the rank at a step of a group that starts with ``rank``; whole ranks are rounded."""
+    """Return the rank after some steps of a group that starts with ``rank``, rounded if whole."""
     share = _transition(schedule, step, total)
     if schedule.rank_end is None or share == 0:
         return rank
