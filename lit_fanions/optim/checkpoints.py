@@ -44,8 +44,8 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
             adamw = group["algorithm"] == "adamw"
             needed = ("exp_avg", "exp_avg_sq", "step") if adamw else ("momentum",)
             check_complete(name, group["algorithm"], state, needed)
-    # The optimizer's own names stay, as in torch: those of the checkpoint may be another model's. Its
-    # kernels stay too: this machine may have no Triton.
+    # The optimizer's own names stay, as in torch: those of the checkpoint may be another model's.
+    # Its kernels stay too: this machine may have no Triton.
     completed = [
         {**group, **{key: value for key, value in saved_group.items() if key not in _OWN}}
         for group, saved_group in zip(own, saved, strict=True)
