@@ -13,7 +13,7 @@ from lit_fanions.lmo.block_power import subspace
 from lit_fanions.lmo.convergence import ROUNDING, Goal, direction_error
 from lit_fanions.lmo.factorisations import scattered_rows
 
-# CuPy's solver needs that many dimensions beyond those that it is asked for, k + 1 here.
+# By this much the smaller side must exceed k, as CuPy's solver needs more dimensions than triplets.
 BEYOND = 4
 # Block iterations that estimate the singular values, and their columns beyond k.
 _ESTIMATE = 2
@@ -30,11 +30,11 @@ def svds(
     Tensors are handed over and back through DLPack without a copy. The matrices of a batch are
     solved one after the other.
 
-    CuPy works on m^T m and counts singular values as zero that are below some s_1 / 90 in float32
-    and s_1 / 67000 in float64, with arbitrary vectors: for such spectra choose "lanczos".
+    CuPy works on m^T m. Singular values below some s_1 / 90 in float32, or s_1 / 67000 in float64,
+    count as zero there and get arbitrary vectors: for such spectra choose "lanczos".
 
-    It stops by residuals alone, and takes no start. Where the goal has an error, which also depends
-    on the gap between s_k and s_(k+1), a search to smaller residuals follows until it is met.
+    It stops by residuals alone, and takes no start. If the goal has an error, which also depends on
+    the gap between s_k and s_(k+1), searches to smaller residuals follow until the goal is met.
 
     Args:
         m: Matrices, (batch, rows, cols), float32 or float64, on a CUDA device, of ordinary scale.

@@ -34,7 +34,7 @@ class _Effect:
     needs: str = ""
 
 
-def _of_balls(name: str) -> Callable[[_Group], bool]:
+def _ball_reads(name: str) -> Callable[[_Group], bool]:
     def holds(group: _Group) -> bool:
         balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
         return any(name in BALLS[ball].reads for ball in balls)
@@ -42,7 +42,7 @@ def _of_balls(name: str) -> Callable[[_Group], bool]:
     return holds
 
 
-def _of_solvers(name: str) -> Callable[[_Group], bool]:
+def _solver_reads(name: str) -> Callable[[_Group], bool]:
     def holds(group: _Group) -> bool:
         shapes = [
             shape
@@ -58,8 +58,8 @@ def _of_solvers(name: str) -> Callable[[_Group], bool]:
 
 
 _REFUSED = {
-    "rank": _Effect(_of_balls("rank"), "leave rank out, or choose another algorithm or blend"),
-    "p": _Effect(_of_balls("p"), "p belongs to the Schatten ball: set algorithm or blend to it"),
+    "rank": _Effect(_ball_reads("rank"), "leave rank out, or choose another algorithm or blend"),
+    "p": _Effect(_ball_reads("p"), "p belongs to the Schatten ball: set algorithm or blend to it"),
     "blend": _Effect(
         lambda group: group["alpha"] != 1, "alpha 1 leaves nothing to it: set alpha too", "alpha"
     ),
@@ -80,17 +80,17 @@ _REFUSED = {
     },
 }
 _WARNED_OF = {
-    "sign_scale": _Effect(_of_balls("sign_scale"), "neither its ball nor its blend is sign"),
+    "sign_scale": _Effect(_ball_reads("sign_scale"), "neither its ball nor its blend is sign"),
     "nesterov": _Effect(
         lambda group: not group["error_feedback"], "error feedback has a momentum of its own"
     ),
     **{
-        name: _Effect(_of_solvers(name), "the group has no directions U V^T of full rank", "rank")
+        name: _Effect(_solver_reads(name), "the group has no directions U V^T of full rank", "rank")
         for name in POLAR_OPTIONS
     },
     **{
         name: _Effect(
-            _of_solvers(name), "the group has no directions of rank k from a solver", "rank"
+            _solver_reads(name), "the group has no directions of rank k from a solver", "rank"
         )
         for name in SOLVER_OPTIONS
     },

@@ -24,7 +24,7 @@ from lit_fanions.optim.reporting import inform, warn
 from lit_fanions.optim.run_length import steps_left
 from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, changed_options
 
-# Algorithm and lr of ``matrix`` and of ``other`` where the configuration is silent.
+# Algorithms of ``matrix`` and of ``other`` where the configuration names none.
 _ALGORITHMS = {"matrix": DEFAULT_ALGORITHM, "other": "adamw"}
 
 
@@ -151,9 +151,9 @@ def _optimizer(module: nn.Module, groups: Sequence[dict[str, Any]], config: Fani
 def _state_scheduled_options(
     groups: Sequence[dict[str, Any]], schedules: Sequence[ScheduleConfig]
 ) -> None:
-    """Give groups the alpha and the rank that a schedule changes, even if they are defaults.
+    """Write alpha and rank into the groups whose schedule changes them, even if they are defaults.
 
-    ``Fanion`` refuses a blend at an alpha of 1 that nobody gave: the schedule will make use of it.
+    ``Fanion`` would refuse a blend beside a default alpha of 1, which the schedule is to change.
     """
     for group, schedule in zip(groups, schedules, strict=True):
         options = default_options(group["algorithm"])
@@ -162,7 +162,7 @@ def _state_scheduled_options(
 
 
 def parameter_groups(split: Split) -> list[dict[str, Any]]:
-    """Return the groups of an optimizer: those of the split, apart where forms or marks differ."""
+    """Return groups of an optimizer: one for each group, form and weight decay in a split."""
     groups: dict[str, dict[str, Any]] = {}
     for assignment in split:
         label = split.group_name(assignment)

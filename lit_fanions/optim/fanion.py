@@ -88,8 +88,8 @@ class Fanion(torch.optim.Optimizer):
         on_mismatch: As given.
         keeps_options: Whether the state loaded last has left all options as they were.
         observers: Called in each step with an ``Observation`` of the matrices of each parameter;
-            not for groups of adamw and sgd. Such a step needs memory for a few copies of one
-            parameter more. Observers are no part of copies, pickles and checkpoints.
+            not for groups of adamw and sgd. A step with observers needs memory for a few more
+            copies of one parameter. Observers are no part of copies, pickles and checkpoints.
 
     Raises:
         TypeError: If a group or a parameter is of a wrong type, or an argument is unknown.
@@ -100,7 +100,7 @@ class Fanion(torch.optim.Optimizer):
     process_group: dist.ProcessGroup | None = None
     planner: Planner | None = None  # set by the factory; no part of copies, pickles and checkpoints
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
-    _is_built = False  # whether groups that are added come after the constructor's
+    _is_built = False  # whether the constructor has added its groups
     # The constructor's groups so far, with the options given for them.
     _unchecked: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ()
 
@@ -169,11 +169,11 @@ class Fanion(torch.optim.Optimizer):
         (``late_groups.split_bare_group``).
 
         Args:
-            param_group: ``params`` and any options. What is missing is the constructor's where
-                the group's algorithm steps by the same kind of rule (lr and momentum of muon are
-                not those of adamw, weight decay is for all), then the algorithm's. ``name`` must
-                be unique; without one the algorithm's is taken. Keys that are no options are kept,
-                as wrappers and schedulers have them.
+            param_group: ``params`` and any options. Missing options are the constructor's where
+                the group's algorithm steps by the same kind of rule as the constructor's (adamw
+                does not take lr and momentum of muon, but weight decay), else the algorithm's.
+                ``name`` must be unique; without a name the group gets that of its algorithm. Keys
+                that are no options stay: wrappers and schedulers have such keys.
 
         Raises:
             TypeError: If the group or a parameter is of a wrong type.
@@ -288,7 +288,7 @@ class Fanion(torch.optim.Optimizer):
             handle.remove()
             self._restored = None
 
-    # torch.compile(optimizer.step) runs it as it is: a trace of every parameter's state would cost
+    # torch.compile(optimizer.step) does not trace it: a trace of every parameter's state would cost
     # more than it gains. The functions of ``update`` on a stack can be compiled.
     @torch._disable_dynamo
     @torch.no_grad()

@@ -59,14 +59,14 @@ def find_heads(module: nn.Module) -> dict[nn.Module, tuple[str, str]]:
         Module -> ("head" or "matrix", reason). A reason that begins with "doubtful" is a guess.
     """
     network = _Network(module)
-    heads = network.named()
+    heads = network.heads_by_name()
     by_name = bool(heads)
-    heads = {**network.sized(), **heads}
+    heads = {**network.heads_by_size(), **heads}
     if not heads and not network.tied:
-        heads = network.last()
-    heads = {**network.at_the_end(), **heads}
+        heads = network.last_layer()
+    heads = {**network.heads_at_the_end(), **heads}
     verdicts = {layer: ("head", reason) for layer, reason in heads.items()}
-    return {**network.beside({*heads, *network.tied}, by_name), **verdicts}
+    return {**network.siblings({*heads, *network.tied}, by_name), **verdicts}
 
 
 class _Network:
@@ -100,7 +100,7 @@ class _Network:
         self.in_blocks = {path for path in self.repeated if re.search(r"(^|\.)\d+\.", path)}
 
     def is_read(self, layer: _Layer, after: int = -1) -> bool:
-        """Return True if another module, behind a place, reads a width like the layer's output."""
+        """Return True if another module, after a place, reads a width like the layer's output."""
         widths = [layer.outputs]
         if isinstance(layer.module, _CONV) and layer.outputs > 1:
             # Flattened or concatenated channels are read as a multiple of their number.
@@ -111,7 +111,7 @@ class _Network:
         places = (place for width in widths for place in self.readers.get(width, ()))
         return any(place > after and place != layer.place for place in places)
 
-    def named(self) -> dict[nn.Module, str]:
+    def heads_by_name(self) -> dict[nn.Module, str]:
         heads: dict[nn.Module, str] = {}
         for layer in self.layers:
             *region, leaf = [_snake(part) for part in layer.path.split(".")]
@@ -127,7 +127,7 @@ class _Network:
                 heads[layer.module] = f"output head by name: last layer of {named}"
         return heads
 
-    def sized(self) -> dict[nn.Module, str]:
+    def heads_by_size(self) -> dict[nn.Module, str]:
         reason = "output head: as many outputs as an embedding has entries"
         return {
             x.module: reason
@@ -138,7 +138,7 @@ class _Network:
             and not self.is_read(x, x.place)
         }
 
-    def last(self) -> dict[nn.Module, str]:
+    def last_layer(self) -> dict[nn.Module, str]:
         linears = [x for x in self.layers if not isinstance(x.module, _CONV)]
         if len(self.layers) > 1 and not self.is_read(self.layers[-1]):
             linears = self.layers  # the last layer is an output, of whatever kind
@@ -156,7 +156,7 @@ class _Network:
             return {}
         return {last.module: f"doubtful: output head? the last {kind}, as wide as hidden layers"}
 
-    def at_the_end(self) -> dict[nn.Module, str]:
+    def heads_at_the_end(self) -> dict[nn.Module, str]:
         ends = [x.place for x in self.layers if x.path in self.in_blocks]
         heads = {
             x.module: "output head: behind the last block, read by no layer"
@@ -169,7 +169,7 @@ class _Network:
             heads.setdefault(self.layers[-1].module, "output head: the last layer, read by none")
         return heads
 
-    def beside(self, heads: set[nn.Module], by_name: bool) -> dict[nn.Module, tuple[str, str]]:
+    def siblings(self, heads: set[nn.Module], by_name: bool) -> dict[nn.Module, tuple[str, str]]:
         first = next((x for x in self.layers if x.module in heads), None)
         found: dict[nn.Module, tuple[str, str]] = {}
         for x in self.layers:

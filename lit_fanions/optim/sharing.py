@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _WORTH_SENDING = 1000
 
 
-# Who owns what.
+# Owners.
 
 
 @functools.lru_cache(maxsize=256)
@@ -115,7 +115,7 @@ def is_worth_sending(shape: torch.Size, group: Mapping[str, Any]) -> bool:
     return solve_flops(shape, group) >= _WORTH_SENDING * shape.numel() > 0
 
 
-# Who holds what.
+# Shards.
 
 
 def team_of_mesh(mesh: DeviceMesh) -> Team:
@@ -307,7 +307,7 @@ def plan_shares(
     return shares
 
 
-# Whether the ranks agree.
+# Agreement.
 
 
 def check_agreement(groups: Iterable[Mapping[str, Any]], replicas: Team | None) -> None:

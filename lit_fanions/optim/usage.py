@@ -1,7 +1,7 @@
 """What a parameter is used as: a matrix and in which form, an embedding, a head, a vector, other.
 
-Apart from ``parameters.py``, which decides by the user's wishes first, because this half knows the
-kinds of modules there are. It decides by structure before names: the class of the module, the
+Apart from ``parameters.py``, which puts the user's wishes first, because this half knows kinds of
+modules. It decides by structure before names: the class of the module, the
 sizes that the module declares, the shapes of parameters beside it; names last.
 """
 
@@ -34,7 +34,7 @@ _DECLARED = (
 
 
 class Place(NamedTuple):
-    """Where a parameter is used: its full name, the module, and the tensor that it is, or makes."""
+    """Where a parameter is used: its full name, the module, and the tensor that is made of it."""
 
     name: str
     owner: nn.Module
@@ -115,7 +115,7 @@ def classify(
 
 
 def structure(owner: nn.Module, tensor: str) -> tuple[str, dict[str, Any]] | None:
-    """Return why a parameter of a known module is a matrix and how; no options: why it is none."""
+    """Return why a parameter of a known module is a matrix, and its form, empty if it is none."""
     kind = type(owner).__name__
     if isinstance(owner, nn.Linear) and tensor == "weight":
         return f"weight of {kind}", {"layout": "flatten"}
