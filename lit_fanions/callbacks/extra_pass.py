@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from lit_fanions.callbacks.lightning_interface import takes_argument
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -59,7 +58,15 @@ def training_loss(
     trainer: Trainer, module: LightningModule, batch: Any, index: int
 ) -> Tensor | None:
     """Return the loss of ``training_step``, run as the Trainer runs it; None if it has none."""
-    takes_index = takes_argument(module.training_step, "batch_idx", min_args=2)
-    arguments = [batch, index] if takes_index else [batch]
+    arguments = [batch, index] if _takes_index(module.training_step) else [batch]
     output: Any = trainer.strategy.training_step(*arguments)
     return output["loss"] if isinstance(output, Mapping) else output
+
+
+def _takes_index(training_step: Any) -> bool:
+    """Return whether ``training_step`` takes the index of the batch, as Lightning decides it."""
+    parameters = inspect.signature(training_step).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 or any(
+        p.name == "batch_idx" or p.kind is p.VAR_POSITIONAL for p in parameters
+    )

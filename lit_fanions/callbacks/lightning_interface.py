@@ -19,13 +19,10 @@ from torch import nn
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.utilities.signature_utils import (
-        is_param_in_hook_signature as takes_argument,
-    )
 else:
 
-    def _find_in_packages(module: str, name: str) -> tuple[Any, ...]:
-        """Return what each installed Lightning package calls so, first of the one in use."""
+    def _find_classes(module: str, name: str) -> tuple[type, ...]:
+        """Return a class of each installed Lightning package, first of the one in use."""
         packages = sorted(
             ("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules
         )
@@ -43,15 +40,11 @@ else:
         rank_zero.log = logs[0]
         return tuple(found)
 
-    takes_argument, *_ = _find_in_packages(
-        ".utilities.signature_utils", "is_param_in_hook_signature"
-    )
-
-    class Callback(*_find_in_packages("", "Callback")):
+    class Callback(*_find_classes("", "Callback")):
         """A callback for the Trainer and the LightningCLI of every installed Lightning package."""
 
     class MisconfigurationException(
-        *_find_in_packages(".utilities.exceptions", "MisconfigurationException")
+        *_find_classes(".utilities.exceptions", "MisconfigurationException")
     ):
         """An error in the user's configuration, as every installed Lightning package raises."""
 
