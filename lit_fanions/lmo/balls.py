@@ -203,7 +203,7 @@ def sign_in_place(x: Tensor, settings: Settings) -> Tensor:
 
 
 def coordinate(problem: Problem) -> Answer:
-    """Return the sign of the largest entry, 0 elsewhere; the first of several largest ones."""
+    """Return the sign of the largest entry, the first if there are several, and 0 elsewhere."""
     flat = problem.m.flatten(-2)
     index = flat.abs().argmax(-1, keepdim=True)
     d = torch.zeros_like(flat).scatter_(-1, index, flat.gather(-1, index).sign())

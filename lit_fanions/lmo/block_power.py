@@ -36,7 +36,7 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
     Args:
         m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
         basis: Start block, (batch, cols, width), width <= min(rows, cols). Its columns need not
-            be orthonormal; dependent ones are replaced.
+            be orthonormal; dependent columns are replaced.
         iterations: Products with m and with its transpose, at least 1.
 
     Returns:
@@ -245,7 +245,7 @@ def widened(m: Tensor, basis: Tensor, columns: int, generator: torch.Generator) 
         orthogonal to the old ones.
     """
     x = m if m.dtype == torch.float64 else m.float()
-    old = orthonormal_rows(basis.mT.to(x))  # those of dion are not orthogonal to each other
+    old = orthonormal_rows(basis.mT.to(x))  # columns of dion are not orthogonal to each other
     rest = x - x @ old.mT @ old
     missing = columns - basis.shape[-1]
     block = start_block(m.shape, missing, device=m.device, oversampling=0, generator=generator)

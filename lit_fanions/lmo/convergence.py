@@ -127,7 +127,7 @@ class Check:
     def passes(self, residuals: Tensor, s: Tensor, spread: Tensor) -> bool:
         """Return whether the goal, or as much of it as rounding allows, is reached.
 
-        The arguments are those of ``direction_error``.
+        For the arguments see ``direction_error``.
         """
         k = residuals.shape[-1]
         floor = ROUNDING * torch.finfo(residuals.dtype).eps * s[..., :1] / s[..., :k]

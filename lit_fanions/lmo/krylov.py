@@ -1,9 +1,9 @@
 """Rank k to a tolerance: thick-restart block Lanczos, every step a product with m and with m^T.
 
 The method of the paper's section 3 (Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 2000), on m^T m
-without forming it. Blocks of vectors instead of single ones, because a product with eight reads
-the matrix as often as one with a single vector; only the right vectors are kept orthonormal,
-since the left ones follow from them.
+without forming it. Vectors come in blocks, because a product with eight vectors reads the matrix as
+often as a product with one. Only the right vectors are orthonormalised, since the left vectors
+follow from them.
 
 The recurrence tells when the triplets may be accurate enough, but squares hide what is small beside
 the largest singular value. So the residuals of the triplets themselves decide: where they are too
@@ -58,7 +58,7 @@ def block_width(k: int, limit: int) -> int:
 
     A wider block uses the memory's bandwidth better and converges later. A block finds as many
     copies of a repeated singular value as it has columns; where more are wanted, ``lanczos`` adds
-    random ones.
+    random columns.
     """
     width = 8 if k <= 4 else 16 if k <= 48 else 32
     return min(width, limit)
@@ -94,14 +94,14 @@ def lanczos(
         coarse: A dtype of faster products: a first search is made in it, and its outcome is the
             start of one in the dtype of m, which alone decides when to stop.
         random_start: Whether the start vectors are random. Others may be orthogonal to a leading
-            singular vector, so a few random ones are added to them, and the search does not end
+            singular vector: a few random vectors are added to them, and the search does not end
             before three blocks. It may still miss a vector whose singular value is larger than
             the next by a few per cent only.
 
     Returns:
         See ``Lanczos``. NaN for a matrix with a NaN or an infinity.
     """
-    if m.shape[-1] > m.shape[-2]:  # the vectors to keep orthonormal are the shorter ones
+    if m.shape[-1] > m.shape[-2]:  # the vectors to orthonormalise shall be short
         turned = lanczos(
             m.mT, k, m @ start, goal=goal, cycles=cycles, basis=basis, coarse=coarse,
             random_start=random_start,
@@ -147,7 +147,7 @@ def _search(
 
 
 def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
-    """Search until the goal or a limit is reached, from start rows and ``fresh`` random ones.
+    """Search until the goal or a limit is reached, from start rows and ``fresh`` random rows.
 
     The answer has the dtype of the start; that of m may be coarser.
     """
@@ -197,7 +197,7 @@ def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
 class _Space:
     """An orthonormal basis v (as rows) that grows by blocks, and what is known of m on it.
 
-    The rows up to ``done`` are multiplied; those from there to ``ready`` are the next block.
+    Rows before ``done`` are multiplied; rows from ``done`` to ``ready`` are the next block.
     """
 
     def __init__(self, m: Tensor, start: Tensor, fresh: int, k: int, basis: int) -> None:

@@ -77,7 +77,7 @@ def measure(
     - spectral norm: at most 1 % too small, never too large;
     - nuclear norm: 4 %; nuclear rank: 8 %;
     - Ky Fan norms: 10 %; energy in rank k: .05;
-    - quantiles relative to the largest: .1, which says nothing about smaller ones.
+    - quantiles relative to the largest: .1, which says nothing about quantiles below .1.
 
     For larger matrices, and for singular values that fall exponentially, norms were up to 17 % off
     and nuclear ranks up to 20 %. If dozens of singular values are equal, as in a projection, the

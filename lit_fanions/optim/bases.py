@@ -177,7 +177,7 @@ def gather_bases(
 ) -> Tensor | None:
     """Return the bases of a batch of matrices of several parameters, (matrices, cols, columns).
 
-    None if the oracle needs none; stored ones are dropped then, as they would be stale later. Each
+    None if the oracle needs no bases: stored bases, which would be stale later, are dropped. Each
     parameter has equally many of the matrices m, which are its batch ``part`` in ``to_matrices``.
     """
     key = basis_key(part)

@@ -1,7 +1,7 @@
 """Small parameters of adamw and sgd with their states as views of a few tensors, for accelerators.
 
 There the host takes longer to ask for a hundred small operations than the device to run them. The
-states of a bucket's parameters are views of one tensor of each kind, as those of ``together`` are.
+states of a bucket's parameters are views of one tensor of each kind, as momenta in ``together``.
 """
 
 from __future__ import annotations

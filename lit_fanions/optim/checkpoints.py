@@ -197,8 +197,8 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
 def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state_dict with parameters' names in place of numbers.
 
-    ``torch.distributed.checkpoint.state_dict.set_optimizer_state_dict`` takes that of one process,
-    or of DDP, in this form. One without names, or that has it already, is returned as it is.
+    ``torch.distributed.checkpoint.state_dict.set_optimizer_state_dict`` takes a state_dict of one
+    process, or of DDP, in this form. If it lacks names, or has this form, it is returned unchanged.
     """
     groups = state_dict["param_groups"]
     names = {

@@ -53,7 +53,7 @@ AVERAGES = {
     ),
     "torch.optim.AdamW": Average("exp_avg", lambda group, step: 1 - group["betas"][0] ** step),
 }
-# Options by which groups of torch's optimizers are told apart.
+# Options that show to which of torch's optimizers a group belongs.
 _MARKS = {
     "adjust_lr_fn": "torch.optim.Muon",
     "dampening": "torch.optim.SGD",
@@ -165,7 +165,7 @@ def _saved_parameters(
 
 
 def _kind(group: Group) -> str:
-    """Return the row of ``AVERAGES`` of a group; refuse those of unknown optimizers."""
+    """Return the row of ``AVERAGES`` of a group; refuse groups of unknown optimizers."""
     if group.get("algorithm") in ALGORITHMS:
         return find_algorithm(group["algorithm"]).kind
     kinds = [kind for mark, kind in _MARKS.items() if mark in group]

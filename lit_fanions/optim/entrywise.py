@@ -77,7 +77,7 @@ def _step_bucket(
 ) -> None:
     """Step parameters of a bucket by one call, and give those to be skipped their old entries.
 
-    Weights, those of all its parameters, are stepped in a copy, as they are no views of the bucket.
+    The weights of all its parameters are no views of the bucket, so that a copy of them is stepped.
     ``stepped`` has a flag for each parameter that has a gradient.
     """
     changes = {"step": stepped, "skipped": stepped.logical_not()}

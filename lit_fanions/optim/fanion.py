@@ -204,7 +204,7 @@ class Fanion(torch.optim.Optimizer):
             raise
 
     def _add_group(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Add a group and return it, with those of its options that were given."""
+        """Add a group and return it, with the options that were given for it."""
         taken = [group["name"] for group in self.param_groups]
         algorithm = given.setdefault("algorithm", self.defaults["algorithm"])
         own = default_options(algorithm)

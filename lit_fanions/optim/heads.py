@@ -120,7 +120,7 @@ class _Network:
                 if not is_read or leaf in ("head", "classifier", "lm_head"):
                     heads[layer.module] = "output head by name"
                 continue
-            # Below a number, a name is that of a part of a block: a head of attention, say.
+            # Names behind a number belong to parts of a block, such as heads of attention.
             outer = itertools.takewhile(lambda part: not part.isdigit(), region)
             named = next((part for part in outer if _HEAD_WORD.search(part)), None)
             if named and not is_read:
@@ -209,7 +209,7 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
 def _read_widths(module: nn.Module) -> Iterator[int]:
     """Yield the widths of what a module reads, or of what its output is added to.
 
-    For a norm that is the size of its gain, for an embedding that of its vectors.
+    For a norm it is the size of the gain, for an embedding the size of its vectors.
     """
     if isinstance(module, ParametrizationList):
         return

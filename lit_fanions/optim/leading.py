@@ -115,9 +115,9 @@ def join_leading(
 ) -> Tensor:
     """Return A + rest_weight * sqrt(rows * cols) * B / |B|_F, at the length of the directions.
 
-    The length is that of the ball's directions; None: the length of B, or 1 where B is 0. What B
-    (``d``) has inside the subspace is removed: rounding of the rest, which a polar factor enlarges
-    to full size.
+    ``length`` is the length of the ball's directions; None: the length of B, or 1 where B is 0. The
+    part of B (``d``) inside the subspace is removed: it comes from rounding of the rest, which a
+    polar factor enlarges to full size.
     """
     u, b = leading.basis, _upright(d.to(leading.step.dtype))
     b = b - b @ u @ u.mT

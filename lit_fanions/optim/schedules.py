@@ -329,8 +329,8 @@ class GroupSchedule(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore where a schedule stood; its length stays that of this run.
 
-        Of a checkpoint from which the optimizer has kept its own options (on_mismatch
-        keep_momentum) the number of steps done is taken, and lr is that of this schedule there.
+        If the optimizer has kept its own options (on_mismatch keep_momentum), only the number of
+        steps is taken from the checkpoint, and this schedule's lr at that step is set.
 
         Args:
             state_dict: A result of ``state_dict()``; of another scheduler only with keep_momentum.

@@ -34,7 +34,7 @@ def format_table(rows: list[Row]) -> str:
     """Return rows as a table of at most 120 columns, where the names allow that.
 
     Rows that differ in numbers within the name alone become one: ``blocks.0..23.norm.weight``. Its
-    size is that of all of them. A name that is too long for its column has a line of its own.
+    size is the sum of their sizes. A name that is too long for its column has a line of its own.
     """
     cells = [tuple(Row._fields), *map(_cells, _fold(rows))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]

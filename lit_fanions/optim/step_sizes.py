@@ -38,8 +38,8 @@ def step_size_factor(
         rows: Outputs of the matrix.
         cols: Inputs of the matrix.
         length: Frobenius norm of the directions; None where it depends on the matrix.
-        blocks: Number of such matrices side by side whose outputs are added, as those of the heads
-            of an output projection: the factor is that of the whole, out x (blocks * in).
+        blocks: Number of such matrices side by side whose outputs are added, such as the heads of
+            an output projection: the factor is the one of the whole, out x (blocks * in).
 
     Returns:
         The factor; None where it depends on a length that is not known beforehand.

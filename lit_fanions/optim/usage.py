@@ -51,7 +51,7 @@ class Rule(NamedTuple):
 
 
 def places(module: nn.Module) -> dict[nn.Parameter, list[Place]]:
-    """Return every place where each parameter of a module is used; tied ones have several."""
+    """Return the places where each parameter of a module is used; tied parameters have several."""
     modules = dict(module.named_modules(remove_duplicate=False))
     found: dict[nn.Parameter, list[Place]] = {}
     for path, owner in modules.items():
