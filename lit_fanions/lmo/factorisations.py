@@ -43,7 +43,7 @@ def scattered_rows(count: int, length: int, like: Tensor, index: int = 0) -> Ten
     """
     device = "cpu" if like.device.type == "mps" else like.device  # Apple GPUs have no float64
     steps = torch.arange(1, count * length + 1, dtype=torch.float64, device=device)
-    chirp = (steps * steps).mul_((2 + index) ** 0.5).sin_().div_((length / 2) ** 0.5)
+    chirp = steps.square_().mul_((2 + index) ** 0.5).sin_().div_((length / 2) ** 0.5)
     return chirp.view(count, length).to(like)
 
 
@@ -70,7 +70,7 @@ def cholesky_rows(x: Tensor) -> Tensor:
     The method is that of Fukaya et al. (SIAM J. Sci. Comput. 42, 2020), with fixed vectors added
     in place of what dependent rows lack.
     """
-    return _cholesky_passes(x.double(), _rounding_rows(x), _CHOLESKY_PASSES).to(x.dtype)
+    return _cholesky_passes(x, _rounding_rows(x), _CHOLESKY_PASSES).to(x.dtype)
 
 
 def _rounding_rows(x: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def _cholesky_passes(x: Tensor, rounding: Tensor, passes: int) -> Tensor:
 
     After the first pass rows that are nearly dependent are not orthogonal yet.
     """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    y = torch.addcdiv(rounding, x, length.clamp_(min=torch.finfo(x.dtype).tiny))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=rounding.dtype)
+    y = torch.addcdiv(rounding, x, length.clamp_(min=torch.finfo(rounding.dtype).tiny))
     y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)
     for step in range(passes):
         gram = y @ y.mT

@@ -266,7 +266,9 @@ def iterate(
     if x.dtype == torch.bfloat16:
         rows = _representable(rows)
     short, long = sorted(shape[-2:])
-    if long >= GRAM_ASPECT * short and x.dtype != torch.bfloat16:
+    # Small products take an accelerator less time than their launches, of which there are more.
+    gains = x.dtype != torch.bfloat16 and (x.device.type == "cpu" or short > _BF16_SIZE)
+    if gains and long >= GRAM_ASPECT * short:
         d, factor = _gram_newton_schulz(x, rows)
         spare = x if overwrite and partner is None and d is not x else None
     else:

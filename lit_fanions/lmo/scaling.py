@@ -55,29 +55,35 @@ def unit_frobenius(
         The same shape, and the norms, (..., 1, 1), in float32 (float64 for float64).
     """
     x, norm, peak = _divided(m, dtype, overwrite)
+    norm = norm.to(torch.promote_types(m.dtype, torch.float32))
     return x, norm if peak is None else peak * norm
 
 
 def normalised(m: Tensor, *, dtype: torch.dtype | None = None, overwrite: bool = False) -> Tensor:
-    """Return the matrices of ``unit_frobenius`` without their norms."""
-    return _divided(m, dtype, overwrite)[0]
+    """Return the matrices of ``unit_frobenius``, for products, without their norms.
+
+    A NaN may stay in the place of a NaN or an infinity: products of the matrix spread it.
+    """
+    return _divided(m, dtype, overwrite, spread=False)[0]
 
 
 def _divided(
-    m: Tensor, dtype: torch.dtype | None, overwrite: bool
+    m: Tensor, dtype: torch.dtype | None, overwrite: bool, spread: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return what ``unit_frobenius`` does; norms are divided by the third result if it is one."""
     given = m if overwrite else None
-    overwrite = overwrite or m.dtype not in _EXACT
-    m = m if m.dtype in _EXACT else m.float()
-    if m.device.type == "cuda" and m.dtype == torch.float32:
+    if m.device.type == "cuda" and m.dtype != torch.float64:
         # In float64 squares of float32 neither under- nor overflow, which saves two passes. Other
         # accelerators may have no float64. The remainder of infinity by infinity is NaN.
         norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-        norm.clamp_(min=torch.finfo(torch.float64).tiny).fmod_(math.inf)
-        kept = given if given is not None and given.dtype == (dtype or m.dtype) else None
-        result = torch.empty_like(m, dtype=dtype) if kept is None else kept
-        return torch.div(m, norm, out=result), norm.to(m.dtype), None
+        norm.clamp_(min=torch.finfo(torch.float64).tiny)
+        norm = norm.fmod_(math.inf) if spread else norm
+        wanted = dtype or torch.float32
+        kept = given if given is not None and given.dtype == wanted else None
+        result = torch.empty_like(m, dtype=wanted) if kept is None else kept
+        return torch.div(m, norm, out=result), norm, None
+    overwrite = overwrite or m.dtype not in _EXACT
+    m = m if m.dtype in _EXACT else m.float()
     on_cpu, peak = m.device.type == "cpu", None
     norm = torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) if on_cpu else None
     if norm is None or not _are_plain(norm):

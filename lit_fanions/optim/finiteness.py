@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from lit_fanions.optim.bases import State
 from lit_fanions.optim.buckets import Bucket, Partition
 from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, local_grad
+from lit_fanions.optim.stacking import stacked
 
 Group = Mapping[str, Any]
 
@@ -67,7 +68,7 @@ def finite_flags(
             if gradients:
                 first = bucket.parameters[0]
                 limit = _largest_gradient(first, states[first], group)
-                small[bucket] = _are_within(gradients, [limit] * len(gradients))[0]
+                small[bucket] = _are_within(gradients, [limit] * len(gradients))
         present = [p for p in others if p.grad is not None]
         policies[group["nonfinite"]] += present
         limits |= {p: _largest_gradient(p, states[p], group) for p in present}
@@ -79,8 +80,8 @@ def finite_flags(
     flags = _FlagsOnDemand(limits, states)
     flags |= _flags_true([*policies["propagate"], *policies["error"]])
     _raise_nonfinite(policies["error"], limits, groups)
-    flags |= are_within(together, limits)
-    return Flags(flags, _count_skips(together, flags, states), small)
+    flags |= (own := are_within(together, limits))
+    return Flags(flags, _count_skips(list(own), own, states), small)
 
 
 class _FlagsOnDemand(dict[Tensor, Tensor]):
@@ -131,7 +132,7 @@ def _count_skips(
             states[p]["skipped"] += 1
     for same in devices.values():
         counters = [states[p]["skipped"] for p in same]
-        stepped = torch.stack([flags[p] for p in same])
+        stepped = stacked([flags[p] for p in same])
         skips = torch.logical_not(stepped, out=counters[0].new_empty(stepped.shape))
         torch._foreach_add_(counters, list(skips.unbind()))
         found_inf.update(zip(same, skips.float().unbind(), strict=True))
@@ -184,8 +185,8 @@ def are_within(
         if is_distributed(p):
             meshes.setdefault(p.device_mesh, []).append(p)
     for same in alike.values():
-        runs = _are_within([local_grad(p) for p in same], [limits[p] for p in same])
-        flags.update(zip(same, chain.from_iterable(map(torch.unbind, runs)), strict=True))
+        within = _are_within([local_grad(p) for p in same], [limits[p] for p in same])
+        flags.update(zip(same, within.unbind(), strict=True))
     for mesh, sharded in meshes.items():
         stacked = torch.stack([flags[p] for p in sharded]).to(torch.uint8)
         for dim in range(mesh.ndim):
@@ -208,22 +209,22 @@ def _all_within(parameters: Sequence[Tensor], limits: Mapping[Tensor, float]) ->
     return bool((torch.stack([norm.double() for norm in norms]) <= own).all())
 
 
-def _are_within(gradients: Sequence[Tensor], limits: Sequence[float]) -> list[Tensor]:
-    """Return whether all entries of each gradient are numbers of at most its limit.
+def _are_within(gradients: Sequence[Tensor], limits: Sequence[float]) -> Tensor:
+    """Return whether all entries of each gradient are numbers of at most its limit, (gradients,).
 
-    Returns:
-        A vector of bools for each run of gradients with the same limit.
+    One launch for each run of gradients with the same limit.
     """
     if not has_fast_maximum_norm(gradients[0].device):
-        return [torch.stack(list(map(_is_within, gradients, limits)))]
+        return torch.stack(list(map(_is_within, gradients, limits)))
     if not all(map(Tensor.numel, gradients)):  # an empty shard has no norm
         gradients = [x if x.numel() else x.new_zeros(()) for x in gradients]
     peaks = torch.stack(list(torch._foreach_norm(list(gradients), torch.inf)))
-    runs = [(limit, len(list(run))) for limit, run in groupby(limits)]
-    parts = peaks.split([size for _, size in runs])
-    largest = torch.finfo(peaks.dtype).max
-    # NaN is not less.
-    return [part <= min(limit, largest) for part, (limit, _) in zip(parts, runs, strict=True)]
+    within, start = torch.empty_like(peaks, dtype=torch.bool), 0
+    for limit, run in groupby(limits):
+        part = slice(start, start := start + len(list(run)))
+        # NaN is not less.
+        torch.le(peaks[part], min(limit, torch.finfo(peaks.dtype).max), out=within[part])
+    return within
 
 
 def _is_within(gradient: Tensor, limit: float) -> Tensor:

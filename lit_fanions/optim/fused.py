@@ -18,7 +18,7 @@ from lit_fanions.checks import check_choice
 from lit_fanions.lmo import polar_dtype
 from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.matrices import column_blocks, is_distributed, to_matrices
-from lit_fanions.optim.stacking import share_memory
+from lit_fanions.optim.stacking import share_memory, stacked
 from lit_fanions.optim.update import (
     Batch,
     Group,
@@ -94,7 +94,7 @@ def apply_by_kernels(pieces: Sequence[Piece], solved: Sequence[Solved], group: G
     if is_zero(group["lr"]) and answer.captured is None:
         return
     feedback = answer.captured is not None
-    numbers, device_numbers = _numbers(group, answer.factor)
+    numbers, device_numbers = _numbers(group, answer.rest)
     norms, radius = _renormalisation(pieces, group)
     weight_pass(
         [piece.weight for piece in pieces],
@@ -116,7 +116,7 @@ def _matrices(x: Tensor, group: Group) -> list[Tensor]:
 
 
 def _flags(pieces: Sequence[Piece]) -> Tensor:
-    return torch.stack([piece.finite for piece in pieces])
+    return stacked([piece.finite for piece in pieces])
 
 
 def _renormalisation(pieces: Sequence[Piece], group: Group) -> tuple[Tensor | None, float]:
@@ -128,15 +128,12 @@ def _renormalisation(pieces: Sequence[Piece], group: Group) -> tuple[Tensor | No
     return norms, math.sqrt(matrices[0].shape[-2] / column_blocks(group))
 
 
-def _numbers(group: Group, factor: Tensor | float) -> tuple[list[float], Tensor | None]:
-    """Return lr * factor, lr * weight decay and 1 - momentum, on the device if lr is there.
-
-    Directions have been multiplied by a factor that is a tensor.
-    """
-    lr, factor = group["lr"], 1.0 if isinstance(factor, Tensor) else factor
+def _numbers(group: Group, rest: float) -> tuple[list[float], Tensor | None]:
+    """Return lr * rest, lr * weight decay and 1 - momentum, on the device if lr is there."""
+    lr = group["lr"]
     if isinstance(lr, Tensor) and lr.device.type == "cpu":
         lr = float(lr)
-    numbers = [lr * factor, lr * group["weight_decay"], 1 - group["momentum"]]
+    numbers = [lr * rest, lr * group["weight_decay"], 1 - group["momentum"]]
     if not isinstance(lr, Tensor):
         return numbers, None
     return [0.0] * len(numbers), torch.stack([torch.as_tensor(x).to(lr) for x in numbers])

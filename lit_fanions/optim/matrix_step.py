@@ -21,16 +21,18 @@ from lit_fanions.optim.matrices import (
     column_blocks,
     from_matrices,
     gather,
+    in_order,
     is_distributed,
     local,
     local_grad,
     scatter,
     to_matrices,
 )
-from lit_fanions.optim.observing import Observation, Observer, observe_step
-from lit_fanions.optim.stacking import Slice, share_memory, slices, stacks
+from lit_fanions.optim.observing import Observation, Observer, observe_step, shown_in_given_order
+from lit_fanions.optim.stacking import Slice, share_memory, slices, stacked, stacks
 from lit_fanions.optim.together import (
     apply_together,
+    memory_order,
     moves_together,
     stack_momenta,
     update_together,
@@ -41,6 +43,7 @@ from lit_fanions.optim.update import (
     Piece,
     Solved,
     apply,
+    dtype_of_n,
     find_oracle,
     normalised,
     renormalise,
@@ -82,17 +85,20 @@ def step_matrices(
     for stack in stacks(parameters, group):
         momenta = [states[p]["momentum"] for p in stack]
         together = moves_together(stack, momenta) and not splits_momentum(group)
+        order = memory_order(stack, momenta, group)
         if together:
-            stack_momenta([states[p] for p in stack])
+            stack_momenta([states[p] for p in stack], order)
         pieces = [
-            Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
+            Piece(p, *(in_order(local(x), order) for x in tensors), finite[p], states[p])
             for p in stack
+            for tensors in [(p, local_grad(p), states[p]["momentum"])]
         ]
         cut = slices(stack[0], pieces[0].momentum, group) if len(stack) == 1 else []
         if cut:
             _step_slices(pieces[0], cut, group, observers)
         else:
-            _step_stack(pieces, group, observers, together=together)
+            shown = [shown_in_given_order(observe, stack[0].shape, order) for observe in observers]
+            _step_stack(pieces, group, shown, together=together)
 
 
 def _step_slices(
@@ -166,7 +172,8 @@ def _step_stack(
         else _Passes(_update_each, _apply_each)
     )
     batches = passes.update(pieces, group)
-    solved, scaled = [], bool(observers) or not by_kernels
+    on_cpu = pieces[0].weight.device.type == "cpu"
+    solved, scaled = [], bool(observers) or on_cpu or len(batches) > 1
     for part in range(len(batches)):
         batch = batches.pop(0)  # which frees its memory
         solved.append(solve_part(pieces, part, batch, group, scaled))
@@ -201,7 +208,8 @@ def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
     Returns:
         A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
-    ns = (gather(update_momentum(piece, group), piece.parameter) for piece in pieces)
+    dtype = dtype_of_n(pieces[0], group)
+    ns = (gather(update_momentum(piece, group, dtype), piece.parameter) for piece in pieces)
     batches = stack_matrices(ns, len(pieces), group)
     if not splits_momentum(group):
         return batches
@@ -259,7 +267,7 @@ def store_stepped(
     if before is None or after is None:
         return
     count = len(before) // len(pieces)
-    stepped = torch.stack([piece.finite for piece in pieces]).repeat_interleave(count)
+    stepped = stacked([piece.finite for piece in pieces]).repeat_interleave(count)
     chosen = torch.where(stepped[:, None, None], after, before).contiguous().split(count)
     for piece in pieces:
         stored = piece.state.get(key)
@@ -280,6 +288,7 @@ def share_of_stack(solved: Solved, i: int, count: int) -> Solved:
         solved.direction.chunk(count)[i],
         factor.chunk(count)[i] if isinstance(factor, Tensor) else factor,
         None if captured is None else captured.chunk(count)[i],
+        rest=solved.rest,
     )
 
 
@@ -298,4 +307,4 @@ def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
             piece.weight.copy_(shard(matrices))
     captured = [answer.captured for answer in solved if answer.captured is not None]
     step = shard([answer.direction for answer in solved])
-    apply(piece, step, shard(captured) if captured else None, group)
+    apply(piece, step, shard(captured) if captured else None, group, solved[0].rest)

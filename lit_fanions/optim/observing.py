@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from lit_fanions.optim.matrices import gather, to_matrices
+from lit_fanions.optim.matrices import gather, inverse, to_matrices
 from lit_fanions.optim.update import Piece, Solved, observed_momentum
 
 Options = Mapping[str, Any]
@@ -50,6 +51,33 @@ class Observation(NamedTuple):
 
 
 Observer = Callable[[Observation], None]
+_MATRICES = ("gradient", "momentum", "direction", "captured", "before", "after")
+
+
+def shown_in_given_order(
+    observe: Observer, shape: torch.Size, order: Sequence[int] | None
+) -> Observer:
+    """Return an observer of steps whose columns are in an order of memory: it sees the given one.
+
+    Args:
+        observe: The observer.
+        shape: Shape of the parameter.
+        order: Order of its dimensions in memory; None: it is the given one.
+    """
+    if order is None:
+        return observe
+
+    def columns(m: Tensor | None) -> Tensor | None:
+        if m is None:
+            return None
+        moved = m.unflatten(-1, [shape[i] for i in order[1:]])
+        return moved.permute(0, *(i + 1 for i in inverse(order))).flatten(2)
+
+    def show(observation: Observation) -> None:
+        given = {name: columns(getattr(observation, name)) for name in _MATRICES}
+        observe(observation._replace(**given))
+
+    return show
 
 
 def observe_step(

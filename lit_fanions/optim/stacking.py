@@ -104,6 +104,18 @@ def _has_views(x: Tensor, group: Mapping[str, Any]) -> bool:
     return all(share_memory(part, x) for part in parts)
 
 
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as one: the tensor that they are views of, or a copy."""
+    first, size = tensors[0], tensors[0].numel()
+    start = first.storage_offset()
+    if all(
+        share_memory(x, first) and x.storage_offset() == start + i * size and x.is_contiguous()
+        for i, x in enumerate(tensors)
+    ):
+        return first.as_strided((len(tensors), *first.shape), (size, *first.stride()))
+    return torch.stack(list(tensors))
+
+
 def share_memory(x: Tensor, y: Tensor) -> bool:
     """Return whether two tensors lie in the same storage."""
     return x.untyped_storage()._cdata == y.untyped_storage()._cdata

@@ -12,14 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_fanions.optim import algorithms
 from lit_fanions.optim.bases import State
-from lit_fanions.optim.matrices import from_matrices, is_distributed, to_matrices
-from lit_fanions.optim.stacking import share_memory
+from lit_fanions.optim.matrices import (
+    from_matrices,
+    in_order,
+    inverse,
+    is_distributed,
+    to_matrices,
+)
+from lit_fanions.optim.stacking import share_memory, stacked
 from lit_fanions.optim.update import (
     Group,
     Piece,
     Solved,
     apply,
+    dtype_of_n,
+    is_zero,
     renormalise,
     renormalises,
     update_momentum,
@@ -39,15 +48,37 @@ def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
     return not any(map(is_distributed, stack)) and len({m.dtype for m in momenta}) == 1
 
 
-def stack_momenta(states: Sequence[State]) -> None:
-    """Make the momenta of parameters of one shape views of one tensor.
+def stack_momenta(states: Sequence[State], order: Sequence[int] | None = None) -> None:
+    """Make the momenta of parameters of one shape views of one tensor, in an order of memory.
 
     Unless some already are views of another, as when a parameter has no gradient in this step.
     """
     if all(has_own_storage(state["momentum"]) for state in states):
-        whole = torch.stack([state["momentum"] for state in states])
+        whole = torch.stack([in_order(state["momentum"], order) for state in states])
         for state, view in zip(states, whole.unbind(), strict=True):
-            state["momentum"] = view
+            state["momentum"] = view if order is None else view.permute(inverse(order))
+
+
+def memory_order(
+    stack: Sequence[Tensor], momenta: Sequence[Tensor], group: Group
+) -> list[int] | None:
+    """Return the order in which dimensions lie in memory, of parameters in channels_last.
+
+    Matrices whose columns are in this order are views, and kernels can take them. None: they are
+    in the order of ``to_matrices``, as on a CPU, where products would be summed in another order,
+    and where a state or a direction may depend on the order of columns.
+    """
+    first = stack[0]
+    if first.ndim < 3 or first.device.type == "cpu" or first.is_contiguous():
+        return None
+    if is_distributed(first) or group["layout"] != "flatten" or group["splits"] is not None:
+        return None
+    oracle = algorithms.oracle(group, len(first), first.numel() // len(first))
+    known = all(ball.in_place or ball.is_polar(oracle.case) for ball, _ in oracle.parts)
+    order = [0, *sorted(range(1, first.ndim), key=first.stride, reverse=True)]
+    tensors = [*stack, *momenta, *(p.grad for p in stack if p.grad is not None)]
+    lie_so = all(x.permute(order).is_contiguous() for x in tensors)
+    return order if lie_so and known and group["adapt"] == "none" else None
 
 
 def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
@@ -55,10 +86,11 @@ def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
 
     That is a batch (pieces * count, rows, cols) for each part of ``to_matrices``.
     """
-    momentum = _stacked([piece.momentum for piece in pieces])
+    momentum = stacked([piece.momentum for piece in pieces])
     gradients = torch.empty_like(momentum)
     torch._foreach_copy_(gradients.unbind(), [piece.gradient for piece in pieces])
-    n = update_momentum(_together(pieces, gradients, gradients, momentum), group)
+    piece = _together(pieces, gradients, gradients, momentum)
+    n = update_momentum(piece, group, dtype_of_n(pieces[0], group))
     _store_momentum(pieces, momentum)
     return _stacked_matrices(n, group)
 
@@ -68,9 +100,15 @@ def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Gro
     weights = [piece.weight for piece in pieces]
     count, shape = len(pieces), weights[0].shape
     captured = [answer.captured for answer in solved if answer.captured is not None]
+    if not captured and len(solved) == 1 and _only_moves(weights[0], solved[0], group):
+        step = _stacked_tensors([solved[0].direction], count, shape, group)
+        flags = stacked([piece.finite for piece in pieces]).view(-1, *[1] * len(shape))
+        moves = step * (flags * (group["lr"] * solved[0].rest))
+        torch._foreach_sub_(weights, moves.unbind())
+        return
     weight = torch.stack(weights)
     momentum = (
-        _stacked([piece.momentum for piece in pieces]) if captured else weight
+        stacked([piece.momentum for piece in pieces]) if captured else weight
     )  # not read without feedback
     together = _together(pieces, weight, weight, momentum)
     if renormalises(group):
@@ -83,22 +121,17 @@ def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Gro
             together = together._replace(weight=weight)
     step = _stacked_tensors([answer.direction for answer in solved], count, shape, group)
     left = _stacked_tensors(captured, count, shape, group) if captured else None
-    apply(together, step, left, group)
+    apply(together, step, left, group, solved[0].rest)
     torch._foreach_copy_(weights, weight.unbind())
     if captured:
         _store_momentum(pieces, momentum)
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Return tensors of one shape as one: the tensor that they are views of, or a copy."""
-    first, size = tensors[0], tensors[0].numel()
-    start = first.storage_offset()
-    if all(
-        share_memory(x, first) and x.storage_offset() == start + i * size and x.is_contiguous()
-        for i, x in enumerate(tensors)
-    ):
-        return first.as_strided((len(tensors), *first.shape), (size, *first.stride()))
-    return torch.stack(list(tensors))
+def _only_moves(weight: Tensor, solved: Solved, group: Group) -> bool:
+    """Return whether a weight is float32 and not decayed or renormalised: it needs no stack."""
+    changes = renormalises(group) or not is_zero(group["weight_decay"]) or is_zero(group["lr"])
+    product = torch.promote_types(solved.direction.dtype, torch.float32)
+    return not changes and weight.dtype == product == torch.float32
 
 
 def _store_momentum(pieces: Sequence[Piece], momentum: Tensor) -> None:
@@ -122,7 +155,7 @@ def own_state(state: State) -> State:
 
 def _together(pieces: Sequence[Piece], weight: Tensor, gradient: Tensor, momentum: Tensor) -> Piece:
     """Return stacked tensors as a piece, with the flags shaped to go with them."""
-    flags = torch.stack([piece.finite for piece in pieces])
+    flags = stacked([piece.finite for piece in pieces])
     finite = flags.view(-1, *[1] * pieces[0].weight.ndim)
     return pieces[0]._replace(weight=weight, gradient=gradient, momentum=momentum, finite=finite)
 

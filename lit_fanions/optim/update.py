@@ -24,7 +24,7 @@ from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
 from lit_fanions.optim.bases import State, next_basis
 from lit_fanions.optim.leading import join_leading, split_leading
-from lit_fanions.optim.matrices import column_blocks
+from lit_fanions.optim.matrices import column_blocks, is_distributed, to_matrices
 from lit_fanions.optim.stacking import stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
@@ -73,11 +73,12 @@ class Solved(NamedTuple):
     """Directions of a batch of matrices.
 
     Attributes:
-        direction: factor * D, (matrices, rows, cols).
+        direction: factor / rest * D, (matrices, rows, cols).
         factor: The step-size factor s: a number, or (matrices, 1, 1).
         captured: The part of the momentum that error feedback subtracts; None without it.
         basis: The basis for the next step; None without one.
         moment: The second moment after this step; None without ``adapt``.
+        rest: What the step multiplies directions by beside lr, which saves a pass.
     """
 
     direction: Tensor
@@ -85,20 +86,21 @@ class Solved(NamedTuple):
     captured: Tensor | None = None
     basis: Tensor | None = None
     moment: Tensor | None = None
+    rest: float = 1.0
 
 
-def update_momentum(piece: Piece, group: Group) -> Tensor:
+def update_momentum(piece: Piece, group: Group, dtype: torch.dtype | None = None) -> Tensor:
     """Update M and return N, the Nesterov form of it if the group has that.
 
     Error feedback accumulates, M <- M + G, and N is M. A gradient that is skipped leaves M as it
-    is.
+    is. The Nesterov form may be written in another dtype.
     """
     gradient = usable_gradient(piece, group)
     if group["error_feedback"]:
         piece.momentum.add_(gradient)
     else:
         piece.momentum.lerp_(gradient, _weight(1 - group["momentum"], gradient))
-    return _nesterov(gradient, piece.momentum, group)
+    return _nesterov(gradient, piece.momentum, group, dtype)
 
 
 def observed_momentum(piece: Piece, group: Group) -> Tensor:
@@ -117,14 +119,17 @@ def usable_gradient(piece: Piece, group: Group) -> Tensor:
     return gradient
 
 
-def _nesterov(gradient: Tensor, momentum: Tensor, group: Group) -> Tensor:
+def _nesterov(
+    gradient: Tensor, momentum: Tensor, group: Group, dtype: torch.dtype | None = None
+) -> Tensor:
     if group["error_feedback"] or not group["nesterov"]:
         return momentum
     # Both are needed later: not in place.
     if isinstance(group["momentum"], Tensor):
         # The weight has the tensors' dtype: a momentum of .999 would be 1 in bfloat16.
         return momentum.lerp(gradient, _weight(1 - group["momentum"], gradient))
-    return gradient.lerp(momentum, group["momentum"])
+    out = None if dtype is None else torch.empty_like(gradient, dtype=dtype)
+    return torch.lerp(gradient, momentum, group["momentum"], out=out)
 
 
 def _weight(number: float | Tensor, like: Tensor) -> float | Tensor:
@@ -136,6 +141,18 @@ def find_oracle(m: Tensor, group: Group) -> tuple[Oracle, bool]:
     """Return the oracle of matrices (..., rows, cols), and whether it gets them normalised."""
     oracle = algorithms.oracle(group, *m.shape[-2:])
     return oracle, takes_unit(oracle, group)
+
+
+def dtype_of_n(piece: Piece, group: Group) -> torch.dtype | None:
+    """Return the dtype in which N of a piece is written; None: the momentum's.
+
+    An accelerator rounds to the solver's before it normalises, which reads and writes less.
+    """
+    if piece.weight.device.type == "cpu" or is_distributed(piece.parameter):
+        return None
+    like, *others = to_matrices(piece.momentum, group["layout"], group["splits"])
+    unit = find_oracle(like, group)[1] and not others
+    return polar_dtype(like, group["polar"]) if unit else None
 
 
 def normalised(m: Tensor, group: Group) -> Tensor:
@@ -172,7 +189,9 @@ def solve(
     elif moment is not None:
         d, moment = adapt(d, moment, group)
     factor = size_factor(d, batch.oracle, group)
-    if isinstance(factor, Tensor) or (scaled and factor != 1):
+    if not scaled and not isinstance(factor, Tensor):
+        return Solved(d, factor, captured, after, moment, rest=factor)
+    if isinstance(factor, Tensor) or factor != 1:
         d = scaling.multiplied(d, factor)
     return Solved(d, factor, captured, after, moment)
 
@@ -247,12 +266,16 @@ def renormalise(matrices: Sequence[Tensor], finite: Tensor, group: Group) -> Non
     stepped = finite & (lr != 0) if isinstance(lr, Tensor) else finite
     for m in matrices:
         # In float32: bfloat16 would round the factor to 1. A norm of 0 says to leave the matrix.
-        norm = frobenius_norm(m) * stepped
-        factor = (math.sqrt(m.shape[-2] / blocks) / norm).nan_to_num_(nan=1.0, posinf=1.0)
-        m.mul_(factor)
+        norm, length = frobenius_norm(m) * stepped, math.sqrt(m.shape[-2] / blocks)
+        # A number over a tensor would be two launches.
+        on_cpu = m.device.type == "cpu"
+        factor = length / norm if on_cpu else torch.tensor(length, device="cpu").div(norm)
+        m.mul_(factor.nan_to_num_(nan=1.0, posinf=1.0))
 
 
-def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> None:
+def apply(
+    piece: Piece, step: Tensor, captured: Tensor | None, group: Group, rest: float = 1.0
+) -> None:
     """Decay and move the weight, and subtract what was captured from the momentum.
 
     Decay and step of a 16-bit weight are added in float32 and rounded together. Where their sum is
@@ -260,9 +283,10 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
 
     Args:
         piece: Weight, momentum and flag.
-        step: factor * D, of the shape of the weight.
+        step: factor / rest * D, of the shape of the weight.
         captured: What error feedback captures, of the same shape; None without it.
         group: Options.
+        rest: What step is multiplied by beside lr.
     """
     weight, momentum, lr = piece.weight, piece.momentum, group["lr"]
     if captured is not None:
@@ -270,18 +294,18 @@ def apply(piece: Piece, step: Tensor, captured: Tensor | None, group: Group) -> 
     if is_zero(lr):
         return
     if is_zero(group["weight_decay"]):
-        _add(weight, step, piece.finite, -lr)
+        _add(weight, step, piece.finite, -lr * rest)
         return
     decay = lr * group["weight_decay"]
     if weight.dtype.itemsize < 4:
         # A decay that is rounded by itself is lost where it is below half the weight's spacing.
         moved = _decayed(weight, step, piece.finite, decay, group["cautious_decay"])
-        _add(moved, step.to(weight.dtype), piece.finite, -lr)
+        _add(moved, step.to(weight.dtype), piece.finite, -lr * rest)
         weight.copy_(moved)
         return
     decayed = _agreeing(weight, step) if group["cautious_decay"] else weight
     _add(weight, decayed, piece.finite, -decay)
-    _add(weight, step, piece.finite, -lr)
+    _add(weight, step, piece.finite, -lr * rest)
 
 
 def _decayed(
