@@ -166,9 +166,10 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> 
 
 def _drop_other_parts(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
     """Delete bases and moments of batches of matrices that other splits of the parameter made."""
-    parts = range(len(matrix_shapes(p.shape, group["layout"], group["splits"])))
-    known = {key(part) for part in parts for key in (basis_key, moment_key)}
-    for key in [key for key in state if is_basis(key) or is_moment(key)]:
+    stored = [key for key in state if is_basis(key) or is_moment(key)]
+    parts = len(matrix_shapes(p.shape, group["layout"], group["splits"])) if stored else 0
+    known = {key(part) for part in range(parts) for key in (basis_key, moment_key)}
+    for key in stored:
         if key not in known:
             del state[key]
 

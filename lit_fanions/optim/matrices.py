@@ -124,13 +124,8 @@ def _cut_columns(m: Tensor, count: int) -> Tensor:
     return m.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def in_order(x: Tensor, order: Sequence[int] | None) -> Tensor:
-    """Return a tensor with its dimensions in an order; None: as it is."""
-    return x if order is None else x.permute(order)
-
-
 def inverse(order: Sequence[int]) -> list[int]:
-    """Return the order that restores dimensions after ``in_order``."""
+    """Return the order that restores permuted dimensions."""
     return sorted(range(len(order)), key=order.__getitem__)
 
 

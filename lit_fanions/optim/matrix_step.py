@@ -21,7 +21,6 @@ from lit_fanions.optim.matrices import (
     column_blocks,
     from_matrices,
     gather,
-    in_order,
     is_distributed,
     local,
     local_grad,
@@ -34,6 +33,7 @@ from lit_fanions.optim.together import (
     apply_together,
     memory_order,
     moves_together,
+    permuted,
     stack_momenta,
     update_together,
 )
@@ -83,16 +83,17 @@ def step_matrices(
         p for p in group["params"] if p.grad is not None and p.numel() and p not in shared
     ]
     for stack in stacks(parameters, group):
-        momenta = [states[p]["momentum"] for p in stack]
+        own = [states[p] for p in stack]
+        momenta = [state["momentum"] for state in own]
         together = moves_together(stack, momenta) and not splits_momentum(group)
         order = memory_order(stack, momenta, group)
         if together:
-            stack_momenta([states[p] for p in stack], order)
+            stack_momenta(own, order)
         pieces = [
-            Piece(p, *(in_order(local(x), order) for x in tensors), finite[p], states[p])
-            for p in stack
-            for tensors in [(p, local_grad(p), states[p]["momentum"])]
+            Piece(p, local(p), local_grad(p), local(state["momentum"]), finite[p], state)
+            for p, state in zip(stack, own, strict=True)
         ]
+        pieces = pieces if order is None else [permuted(piece, order) for piece in pieces]
         cut = slices(stack[0], pieces[0].momentum, group) if len(stack) == 1 else []
         if cut:
             _step_slices(pieces[0], cut, group, observers)

@@ -74,7 +74,7 @@ def shown_in_given_order(
         return moved.permute(0, *(i + 1 for i in inverse(order))).flatten(2)
 
     def show(observation: Observation) -> None:
-        given = {name: columns(getattr(observation, name)) for name in _MATRICES}
+        given: dict[str, Any] = {x: columns(getattr(observation, x)) for x in _MATRICES}
         observe(observation._replace(**given))
 
     return show

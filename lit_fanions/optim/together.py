@@ -16,7 +16,6 @@ from lit_fanions.optim import algorithms
 from lit_fanions.optim.bases import State
 from lit_fanions.optim.matrices import (
     from_matrices,
-    in_order,
     inverse,
     is_distributed,
     to_matrices,
@@ -48,15 +47,16 @@ def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
     return not any(map(is_distributed, stack)) and len({m.dtype for m in momenta}) == 1
 
 
-def stack_momenta(states: Sequence[State], order: Sequence[int] | None = None) -> None:
+def stack_momenta(states: Sequence[State], order: list[int] | None) -> None:
     """Make the momenta of parameters of one shape views of one tensor, in an order of memory.
 
     Unless some already are views of another, as when a parameter has no gradient in this step.
     """
     if all(has_own_storage(state["momentum"]) for state in states):
-        whole = torch.stack([in_order(state["momentum"], order) for state in states])
+        order = order or list(range(states[0]["momentum"].ndim))
+        whole = torch.stack([state["momentum"].permute(order) for state in states])
         for state, view in zip(states, whole.unbind(), strict=True):
-            state["momentum"] = view if order is None else view.permute(inverse(order))
+            state["momentum"] = view.permute(inverse(order))
 
 
 def memory_order(
@@ -79,6 +79,14 @@ def memory_order(
     tensors = [*stack, *momenta, *(p.grad for p in stack if p.grad is not None)]
     lie_so = all(x.permute(order).is_contiguous() for x in tensors)
     return order if lie_so and known and group["adapt"] == "none" else None
+
+
+def permuted(piece: Piece, order: list[int]) -> Piece:
+    """Return a piece whose tensors have their dimensions in an order."""
+    weight, gradient, momentum = (
+        x.permute(order) for x in (piece.weight, piece.gradient, piece.momentum)
+    )
+    return piece._replace(weight=weight, gradient=gradient, momentum=momentum)
 
 
 def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:

@@ -28,7 +28,7 @@ def step(optimizer: Fanion, seeds: range, without: int | None = None) -> None:
     for seed in seeds:
         for i, p in enumerate(group["params"]):
             gradient = gaussian(*p.shape, seed=100 * seed + i).to(p.dtype)
-            p.grad = None if i == without else gradient
+            p.grad = None if i == without else torch.empty_like(p).copy_(gradient)
         with DeviceBranches():
             optimizer.step()
 
@@ -72,6 +72,29 @@ def test_the_second_step_makes_no_new_storage_in_the_state(algorithm, on_cpu):
     else:
         step(optimizer, range(1, 2))
     assert addresses() == before
+
+
+def convolutions() -> Fanion:
+    """Return an optimizer of weights in channels_last."""
+    draws = [gaussian(8, 3, 2, 2, seed=i) for i in range(3)]
+    params = [nn.Parameter(x.to(memory_format=torch.channels_last)) for x in draws]
+    return Fanion(params, algorithm="muon", lr=0.05)
+
+
+def test_momenta_of_weights_in_channels_last_are_stacked_loaded_and_kept_in_this_order():
+    optimizer, resumed = convolutions(), convolutions()
+    step(optimizer, range(2))
+    addresses = [m.data_ptr() for m in momenta(optimizer)]
+    assert are_stacked(optimizer)
+    for p, q in zip(*(x.param_groups[0]["params"] for x in (optimizer, resumed)), strict=True):
+        q.data.copy_(p.data)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    for same in (optimizer, resumed):
+        step(same, range(2, 4))
+        assert all(m.is_contiguous(memory_format=torch.channels_last) for m in momenta(same))
+        assert are_stacked(same)
+    assert [m.data_ptr() for m in momenta(optimizer)] == addresses
+    assert_same(optimizer, resumed)
 
 
 def test_a_saved_state_does_not_carry_its_stack():
