@@ -61,6 +61,10 @@ COMMAND_LINE_MISTAKES = {
         [*FIT, "--model.optimizer.matrix.learning_rate", "1"],
         ["did you mean 'model.optimizer.matrix.lr'?"],
     ),
+    "synonym of two options": (
+        [*FIT, "--model.optimizer.matrix.betas", "1"],
+        ["did you mean 'model.optimizer.matrix.momentum'?"],
+    ),
     "no choice": ([*FIT, "--model.optimizer.matrix.lr", "fast"], ["float", "fast"]),
     "last of another run": (
         ["test", *FIT[1:], "--ckpt_path", "last"],
