@@ -43,20 +43,14 @@ _LOW, _HIGH, _SCALE = 1e-15, 1e15, 2.0**64
 
 
 class Spectrum(NamedTuple):
-    """The singular values of matrices, or a weighted sample of them.
+    """The singular values of matrices, or a weighted sample of them."""
 
-    Attributes:
-        values: Singular values, descending: (..., n) in float64.
-        weights: Number of singular values that each value stands for, (..., n): 1 if exact. The
-            sum is min(rows, cols).
-        frobenius: Frobenius norm, (...); always exact.
-        total: A better estimate of the nuclear norm than sum(weights * values), (...); None if
-            exact.
-    """
-
-    values: Tensor
+    values: Tensor  # singular values, descending: (..., n) in float64
+    # Number of singular values that each value stands for, (..., n): 1 if exact. The sum is
+    # min(rows, cols).
     weights: Tensor
-    frobenius: Tensor
+    frobenius: Tensor  # Frobenius norm, (...); always exact
+    # A better estimate of the nuclear norm than sum(weights * values), (...); None if exact.
     total: Tensor | None = None
 
 

@@ -1,7 +1,7 @@
 """Which gradients can be stepped: flags on the device, equal on all ranks, without a wait.
 
-A finite gradient that would overflow the state, for good, counts as non-finite. A CPU looks at the
-gradient of a matrix just before it steps it, which leaves the gradient in the cache.
+A finite gradient that would make the state infinite for ever counts as non-finite. A CPU looks at
+the gradient of a matrix just before the step, which then finds the gradient in the cache.
 """
 
 from __future__ import annotations
@@ -27,34 +27,26 @@ Group = Mapping[str, Any]
 
 
 class Flags(NamedTuple):
-    """Which parameters are stepped, as tensors on their devices.
+    """Which parameters are stepped, as tensors on their devices."""
 
-    Attributes:
-        finite: Whether each parameter with a gradient is stepped, a 0-dimensional bool; not of
-            those in buckets.
-        found_inf: Whether it is skipped, as torch's fused kernels take it: 1.0 or 0.0. Only of
-            parameters that can be skipped, and not on CPUs, where ``finite`` can be looked at.
-        buckets: Whether each parameter of a bucket with a gradient is stepped, (parameters,). Their
-            skips are counted by the step of the bucket.
-    """
-
+    # Whether each parameter with a gradient is stepped, a 0-dimensional bool; not of those in
+    # buckets.
     finite: dict[Tensor, Tensor]
+    # Whether it is skipped, as torch's fused kernels take it: 1.0 or 0.0. Only of parameters that
+    # can be skipped, and not on CPUs, where ``finite`` can be looked at.
     found_inf: dict[Tensor, Tensor]
+    # Whether each parameter of a bucket with a gradient is stepped, (parameters,). Their skips are
+    # counted by the step of the bucket.
     buckets: dict[Bucket, Tensor]
 
 
 def finite_flags(
     groups: Sequence[Group], states: Mapping[Tensor, State], partitions: Mapping[str, Partition]
 ) -> Flags:
-    """Return which parameters with a gradient are stepped, and count those that are skipped.
+    """Return which parameters with a gradient are stepped, and count in ``skipped`` which are not.
 
-    Args:
-        groups: All groups of the optimizer.
-        states: States of their parameters, whose ``skipped`` is counted up.
-        partitions: Parameters of entrywise groups by the groups' names.
-
-    Raises:
-        FloatingPointError: In a group of ``nonfinite="error"``, with the parameters' names.
+    Partitions of entrywise groups are given by the groups' names. In a group of
+    ``nonfinite="error"`` parameters that are not stepped raise FloatingPointError.
     """
     policies: dict[str, list[Tensor]] = {"error": [], "propagate": [], "skip": []}
     limits: dict[Tensor, float] = {}
@@ -162,14 +154,8 @@ def are_within(
 ) -> dict[Tensor, Tensor]:
     """Return whether all entries of gradients are numbers of at most a limit.
 
-    Shards of one device mesh share one collective, however many parameters there are.
-
-    Args:
-        parameters: Parameters with a gradient.
-        limits: Largest absolute value of each, finite.
-
-    Returns:
-        0-dimensional bools, equal on all ranks.
+    The flags, 0-dimensional bools, are equal on all ranks. Shards of one device mesh share one
+    collective, however many parameters there are.
     """
     on_cpu = all(p.device.type == "cpu" and not is_distributed(p) for p in parameters)
     if on_cpu and _all_within(parameters, limits):
@@ -198,8 +184,8 @@ def are_within(
 def _all_within(parameters: Sequence[Tensor], limits: Mapping[Tensor, float]) -> bool:
     """Return True only if no gradient has an entry beyond its limit; one cheap look, for CPUs.
 
-    A norm is at least as large as any entry, so one within the limit tells. One that is not may be
-    due to many entries, or to an overflow of squares: a look at each tensor then decides.
+    No entry is larger than the norm, so that a norm within the limit suffices. A larger norm may be
+    due to many entries, or to an overflow of squares: then each tensor has to be looked at.
     """
     held = [(p, p.grad) for p in parameters if p.grad is not None and p.grad.numel()]
     if not held:

@@ -120,7 +120,7 @@ def _flags(pieces: Sequence[Piece]) -> Tensor:
 
 
 def _renormalisation(pieces: Sequence[Piece], group: Group) -> tuple[Tensor | None, float]:
-    """Return the norms of all matrices and what they shall be; None without renormalisation."""
+    """Return the norms of all matrices, None without renormalisation, and the norm to be had."""
     if not renormalises(group):
         return None, 0.0
     matrices = [m for piece in pieces for m in _matrices(piece.weight, group)[0].unbind()]

@@ -1,7 +1,7 @@
 """Step a group of matrices: gather each stack's state, compute its step, store what it leaves.
 
-``update`` has the formula. Beside it because a parameter, a slice of one and a stack of several
-run the same formula on different tensors.
+``update`` has the formula. This is beside it because a parameter, a slice of a parameter and a
+stack of parameters run the same formula on different tensors.
 """
 
 from __future__ import annotations
@@ -149,21 +149,18 @@ def _store_slices(whole: State, cut: Sequence[Slice], states: Sequence[State]) -
 
 
 class _Passes(NamedTuple):
-    """How the tensors of pieces of one shape are read and written around the solver.
+    """How the tensors of pieces of one shape are read and written around the solver."""
 
-    Attributes:
-        update: Updates the momenta and returns the N of all matrices, a batch for each part.
-        apply: Applies the directions of each batch.
-    """
-
+    # Updates the momenta and returns the N of all matrices, a batch for each part.
     update: Callable[[Sequence[Piece], Group], list[Batch]]
+    # Applies the directions of each batch.
     apply: Callable[[Sequence[Piece], Sequence[Solved], Group], None]
 
 
 def _step_stack(
     pieces: list[Piece], group: Group, observers: Sequence[Observer], together: bool = False
 ) -> None:
-    """Step pieces of one shape; ``together``: move them as one tensor, too, not only solve them."""
+    """Step pieces of one shape; ``together``: not only solve them but also move them as one."""
     by_kernels = takes_kernels(pieces, group)
     passes = (
         _Passes(update_by_kernels, apply_by_kernels)

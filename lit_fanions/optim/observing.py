@@ -57,12 +57,10 @@ _MATRICES = ("gradient", "momentum", "direction", "captured", "before", "after")
 def shown_in_given_order(
     observe: Observer, shape: torch.Size, order: Sequence[int] | None
 ) -> Observer:
-    """Return an observer of steps whose columns are in an order of memory: it sees the given one.
+    """Return an observer of matrices whose columns are in an order of memory.
 
-    Args:
-        observe: The observer.
-        shape: Shape of the parameter.
-        order: Order of its dimensions in memory; None: it is the given one.
+    It shows ``observe`` the columns in the order of the parameter's shape. ``order`` is that of the
+    dimensions in memory; None: of the shape itself.
     """
     if order is None:
         return observe

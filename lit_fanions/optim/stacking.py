@@ -59,19 +59,12 @@ def _gains_by_batches(p: Tensor, group: Mapping[str, Any]) -> bool:
 
 
 class Slice(NamedTuple):
-    """Some of the matrices of one parameter.
+    """Some of the matrices of one parameter."""
 
-    Attributes:
-        part: Number of their batch in ``to_matrices``.
-        start: Place of the first of them in that batch.
-        stop: Place after the last of them.
-        first: Place of the first of them among all matrices of the parameter.
-    """
-
-    part: int
-    start: int
-    stop: int
-    first: int
+    part: int  # number of their batch in ``to_matrices``
+    start: int  # place of the first of them in that batch
+    stop: int  # place after the last of them
+    first: int  # place of the first of them among all matrices of the parameter
 
 
 def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]:

@@ -1,8 +1,8 @@
 """Momenta and weights of a stack of parameters as one tensor each, for accelerators.
 
-A launch for each parameter is what bounds a step there. On a CPU the tensors of one parameter after
-the other stay in the cache, so that it does better without. The formula is that of ``update``: the
-tensors of a stack have one dimension more.
+There, a step with a launch for each parameter takes as long as the launches. A CPU is faster with
+one parameter after the other, whose tensors stay in the cache. The formula is that of ``update``:
+the tensors of a stack have one dimension more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lit_fanions.optim.update import (
     update_momentum,
 )
 
-# Entries of a parameter whose kernels take longer than their launches, so that stacking would cost
+# Kernels of parameters of this many entries take longer than their launches: stacking would cost
 # more than it saves.
 _LARGE = 2**22
 
@@ -50,7 +50,8 @@ def moves_together(stack: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
 def stack_momenta(states: Sequence[State], order: list[int] | None) -> None:
     """Make the momenta of parameters of one shape views of one tensor, in an order of memory.
 
-    Unless some already are views of another, as when a parameter has no gradient in this step.
+    Nothing is done if some are views of another tensor, as when a parameter has no gradient in this
+    step.
     """
     if all(has_own_storage(state["momentum"]) for state in states):
         order = order or list(range(states[0]["momentum"].ndim))

@@ -32,61 +32,36 @@ Group = Mapping[str, Any]
 
 
 class Piece(NamedTuple):
-    """A parameter, or a slice of its matrices: the tensors that a step reads and writes.
-
-    Attributes:
-        parameter: The parameter.
-        weight: This rank's shard of the parameter, or (count, rows, cols) of it.
-        gradient: The gradient, of the same shape.
-        momentum: The momentum M, of the same shape.
-        finite: Whether it is stepped, a 0-dimensional bool.
-        state: The state of the parameter, or views of it for the slice.
-    """
+    """A parameter, or a slice of its matrices: the tensors that a step reads and writes."""
 
     parameter: Tensor
-    weight: Tensor
-    gradient: Tensor
-    momentum: Tensor
-    finite: Tensor
-    state: State
+    weight: Tensor  # this rank's shard of the parameter, or (count, rows, cols) of it
+    gradient: Tensor  # the gradient, of the same shape
+    momentum: Tensor  # the momentum M, of the same shape
+    finite: Tensor  # whether it is stepped, a 0-dimensional bool
+    state: State  # the state of the parameter, or views of it for the slice
 
 
 class Batch(NamedTuple):
-    """The N of matrices of one shape, and how they are solved.
+    """The N of matrices of one shape, and how they are solved."""
 
-    Attributes:
-        m: Matrices, (matrices, rows, cols); normalised where the oracle takes them so.
-        oracle: Their oracle.
-        unit: Whether they are normalised.
-        overwrite: Whether the memory of m may be used.
-        gradient: Gradients of the matrices; None unless ``adapt`` needs them.
-    """
-
-    m: Tensor
+    m: Tensor  # matrices, (matrices, rows, cols); normalised where the oracle takes them so
     oracle: Oracle
-    unit: bool
-    overwrite: bool
-    gradient: Tensor | None = None
+    unit: bool  # whether they are normalised
+    overwrite: bool  # whether the memory of m may be used
+    gradient: Tensor | None = None  # gradients of the matrices; None unless ``adapt`` needs them
 
 
 class Solved(NamedTuple):
-    """Directions of a batch of matrices.
+    """Directions of a batch of matrices."""
 
-    Attributes:
-        direction: factor / rest * D, (matrices, rows, cols).
-        factor: The step-size factor s: a number, or (matrices, 1, 1).
-        captured: The part of the momentum that error feedback subtracts; None without it.
-        basis: The basis for the next step; None without one.
-        moment: The second moment after this step; None without ``adapt``.
-        rest: What the step multiplies directions by beside lr, which saves a pass.
-    """
-
-    direction: Tensor
-    factor: Tensor | float
+    direction: Tensor  # factor / rest * D, (matrices, rows, cols)
+    factor: Tensor | float  # the step-size factor s: a number, or (matrices, 1, 1)
+    # The part of the momentum that error feedback subtracts; None without it.
     captured: Tensor | None = None
-    basis: Tensor | None = None
-    moment: Tensor | None = None
-    rest: float = 1.0
+    basis: Tensor | None = None  # the basis for the next step; None without one
+    moment: Tensor | None = None  # the second moment after this step; None without ``adapt``
+    rest: float = 1.0  # what the step multiplies directions by beside lr, which saves a pass
 
 
 def update_momentum(piece: Piece, group: Group, dtype: torch.dtype | None = None) -> Tensor:
@@ -104,7 +79,7 @@ def update_momentum(piece: Piece, group: Group, dtype: torch.dtype | None = None
 
 
 def observed_momentum(piece: Piece, group: Group) -> Tensor:
-    """Recompute N: its memory may be overwritten by now."""
+    """Return N once more: the memory of the first one may be overwritten by now."""
     n = _nesterov(usable_gradient(piece, group), piece.momentum, group)
     return n.clone() if n is piece.momentum else n
 
@@ -166,12 +141,8 @@ def solve(
 ) -> Solved:
     """Return the scaled directions of a batch, in slices that the memory limit allows.
 
-    Args:
-        batch: The matrices and their oracle.
-        basis: Start of the solver, (matrices, cols, columns); None without one.
-        moment: Second moments of the directions; None without ``adapt``.
-        group: Options of their group.
-        scaled: Whether directions are multiplied by a factor that is a number, too.
+    The basis starts the solver, (matrices, cols, columns); ``moment`` has the second moments for
+    ``adapt``. Unless ``scaled``, directions are not multiplied by a factor that is a number.
     """
     leading = None
     if batch.gradient is not None:
@@ -232,16 +203,10 @@ def size_factor(
     group: Group,
     norm_of: Callable[[Tensor], Tensor] = frobenius_norm,
 ) -> Tensor | float:
-    """Return the step-size factor of directions (matrices, rows, cols).
+    """Return the step-size factor of directions (matrices, rows, cols), or of strips of them.
 
-    Args:
-        d: The directions, or strips of them.
-        oracle: Their oracle.
-        group: Options of their group.
-        norm_of: Returns the Frobenius norms of d, (matrices, 1, 1).
-
-    Returns:
-        A number, or (matrices, 1, 1) where it depends on the directions.
+    It is a number, or (matrices, 1, 1) where it depends on the directions, whose Frobenius norms,
+    of that shape, ``norm_of`` returns.
     """
     rows, cols = oracle.case.rows, oracle.case.cols
     factor = step_size_factor(group["scale"], rows, cols, oracle.length, column_blocks(group))
@@ -281,12 +246,8 @@ def apply(
     Decay and step of a 16-bit weight are added in float32 and rounded together. Where their sum is
     below half the spacing of the weight's numbers, the weight stays as it is.
 
-    Args:
-        piece: Weight, momentum and flag.
-        step: factor / rest * D, of the shape of the weight.
-        captured: What error feedback captures, of the same shape; None without it.
-        group: Options.
-        rest: What step is multiplied by beside lr.
+    ``step`` is factor / rest * D and ``captured`` what error feedback captures, if there is any,
+    both of the shape of the weight; ``rest`` multiplies the step beside lr.
     """
     weight, momentum, lr = piece.weight, piece.momentum, group["lr"]
     if captured is not None:
@@ -327,7 +288,7 @@ def _agreeing(weight: Tensor, step: Tensor) -> Tensor:
 
 
 def is_zero(number: float | Tensor) -> bool:
-    """Return whether a number of the host is 0; one of the device is not looked at."""
+    """Return whether a number is 0; a tensor counts as another number, as looking would wait."""
     return not isinstance(number, Tensor) and number == 0
 
 
