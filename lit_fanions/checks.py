@@ -72,7 +72,8 @@ def real_number(
 
 def exponent(name: str, value: Any) -> float:
     """Return the exponent of a norm, infinity or a number of at least 1, or raise ValueError."""
-    return math.inf if value == math.inf else real_number(name, value, 1.0)
+    infinite = isinstance(value, numbers.Real) and value == math.inf
+    return math.inf if infinite else real_number(name, value, 1.0)
 
 
 def _interval(least: float, below: float, above: float) -> str:

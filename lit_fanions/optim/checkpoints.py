@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -14,12 +15,18 @@ from lit_fanions.optim import entrywise
 from lit_fanions.optim.adapting import initial_moments, is_moment, moment_key
 from lit_fanions.optim.algorithms import is_entrywise
 from lit_fanions.optim.bases import WARM, basis_key, is_basis, start_bases
-from lit_fanions.optim.groups import check_group, named_parameters
+from lit_fanions.optim.groups import (
+    INITIAL,
+    check_combination,
+    check_group,
+    named_parameters,
+    resolve_heads,
+)
 from lit_fanions.optim.matrices import matrix_shapes, placed_as
-from lit_fanions.optim.options import default_options
+from lit_fanions.optim.options import CHECKS, default_options
+from lit_fanions.optim.saved_states import MOMENTS, check_state
 
 _Groups = Sequence[Mapping[str, Any]]
-_MOMENTS = ("momentum", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of the parameter's shape
 _OWN = {"param_names", "kernels"}  # keys of a group that are not taken from a checkpoint
 _NUMBERS = {"skipped": torch.int64, WARM: torch.bool}  # dtypes of states saved as numbers
 
@@ -40,7 +47,7 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
     for group, saved_group in zip(own, saved, strict=True):
         for (name, p), index in zip(named_parameters(group), saved_group["params"], strict=True):
             state = state_dict["state"].get(index, {})
-            check_same_shape(name, p, state)
+            check_state(name, p, state, group["nonfinite"] != "propagate")
             adamw = group["algorithm"] == "adamw"
             needed = ("exp_avg", "exp_avg_sq", "step") if adamw else ("momentum",)
             check_complete(name, group["algorithm"], state, needed)
@@ -53,8 +60,26 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
     for group, mine in zip(completed, own, strict=True):
         if "param_names" in mine:
             group["param_names"] = list(mine["param_names"])
-    checked = [check_group(g, f"the checkpoint's group {g['name']!r}") for g in completed]
+    checked = [_checked(g, mine["params"]) for g, mine in zip(completed, own, strict=True)]
     return {**state_dict, "param_groups": checked}
+
+
+def _checked(group: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the options of a saved group, checked together and with the parameters."""
+    where = f"the checkpoint's group {group['name']!r}"
+    checked = resolve_heads(check_group(group, where), where)
+    for key in INITIAL.keys() & checked.keys():
+        checked[key] = CHECKS[INITIAL[key]](f"{where}: {key}", checked[key])
+    with warnings.catch_warnings():  # the optimizer has warned of its own options
+        warnings.simplefilter("ignore")
+        check_combination({**checked, "params": parameters}, where)
+    if not is_entrywise(group["algorithm"]):
+        for p in parameters:
+            try:
+                matrix_shapes(p.shape, checked["layout"], checked["splits"])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+    return checked
 
 
 def has_same_options(own: _Groups, state_dict: Mapping[str, Any]) -> bool:
@@ -91,16 +116,6 @@ def _difference(own: _Groups, saved: _Groups) -> str:
             odd = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
             return f"{what}: {odd[1]!r} there, {odd[0]!r} here"
     return ""
-
-
-def check_same_shape(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
-    """Refuse a saved state of a parameter of another shape."""
-    for key in _MOMENTS:
-        if key in state and state[key].shape != p.shape:
-            raise ValueError(
-                f"the checkpoint's {key} of {name} has shape {tuple(state[key].shape)}, the "
-                f"parameter {tuple(p.shape)}: it is another model's"
-            )
 
 
 def check_complete(
@@ -148,7 +163,7 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> 
     if "skipped" not in state:
         state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
     entrywise = is_entrywise(group["algorithm"])
-    for key in _MOMENTS:
+    for key in MOMENTS:
         value = state.get(key)
         if value is None:
             continue
@@ -191,7 +206,7 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
                 cast = entrywise and key != "step" and value.is_floating_point()
                 dtype = p.dtype if cast else value.dtype
                 device = torch.device("cpu") if key == WARM else p.device
-                value = placed_as(value, p) if key in _MOMENTS else value
+                value = placed_as(value, p) if key in MOMENTS else value
                 optimizer.state[p][key] = value.to(device, dtype, copy=True)
 
 

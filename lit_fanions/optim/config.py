@@ -23,6 +23,16 @@ class Override(GroupOptions):
     modules: list[str] = field(default_factory=list)
     schedule: ScheduleConfig | None = None
 
+    def __post_init__(self) -> None:
+        """Check every option, and that selectors are lists of names."""
+        super().__post_init__()
+        for name in ("parameters", "modules"):
+            given = getattr(self, name)
+            if not isinstance(given, (list, tuple)) or not all(isinstance(x, str) for x in given):
+                raise ValueError(f"{name} must be a list of names, got {given!r}")
+        if not isinstance(self.schedule, (ScheduleConfig, type(None))):
+            raise ValueError(f"schedule must be a ScheduleConfig, got {self.schedule!r}")
+
 
 Override.__doc__ = f"""{Override.__doc__}
 

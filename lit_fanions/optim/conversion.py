@@ -16,7 +16,6 @@ from lit_fanions.optim.bases import WARM, State, is_basis
 from lit_fanions.optim.checkpoints import (
     check_complete,
     check_loadable,
-    check_same_shape,
     has_same_options,
     momentum_dtype,
 )
@@ -24,6 +23,7 @@ from lit_fanions.optim.groups import check_group, named_parameters
 from lit_fanions.optim.matrices import placed_as
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.reporting import warn
+from lit_fanions.optim.saved_states import check_form, check_state
 
 Group = Mapping[str, Any]
 OnMismatch = Literal["error", "keep_momentum"]
@@ -74,9 +74,7 @@ def prepare(
 
     A converted state_dict has the options of the optimizer's groups.
     """
-    missing = [key for key in ("state", "param_groups") if key not in state_dict]
-    if missing:
-        raise ValueError(f"no state_dict of an optimizer: {missing[0]!r} is missing in it")
+    check_form(state_dict)
     keeps = on_mismatch == "keep_momentum" and not has_same_options(own, state_dict)
     return check_loadable(own, keep_momentum(own, state_dict) if keeps else state_dict), keeps
 
@@ -166,13 +164,14 @@ def _saved_parameters(
 
 def _kind(group: Group) -> str:
     """Return the row of ``AVERAGES`` of a group; refuse groups of unknown optimizers."""
-    if group.get("algorithm") in ALGORITHMS:
-        return find_algorithm(group["algorithm"]).kind
+    algorithm = group.get("algorithm")
+    if isinstance(algorithm, str) and algorithm in ALGORITHMS:
+        return find_algorithm(algorithm).kind
     kinds = [kind for mark, kind in _MARKS.items() if mark in group]
     if "algorithm" in group or not kinds:
         raise ValueError(
             f"the checkpoint's group {group.get('name', '')!r} is of no known optimizer (algorithm "
-            f"{group.get('algorithm')!r}, options {', '.join(map(str, group))}): its momentum can "
+            f"{algorithm!r}, options {', '.join(map(str, group))}): its momentum can "
             f"be kept from Fanion and {', '.join(dict.fromkeys(_MARKS.values()))}"
         )
     return kinds[0]
@@ -192,13 +191,13 @@ def _completed(group: Group) -> Group:
 
 def _carried(name: str, p: Tensor, group: Group, old_group: Group, old: State) -> dict[str, Any]:
     """Return the new state of a parameter; empty where there is no mean gradient to be kept."""
+    check_state(name, p, old, group["nonfinite"] != "propagate")
     old_kind, kind = _kind(old_group), _kind(group)
     average = AVERAGES[old_kind]
     if not old or (old_kind == "torch.optim.SGD" and old.get(average.key) is None):
         return {}
     adamw = ("exp_avg", "exp_avg_sq", "step")
     check_complete(name, old_kind, old, adamw if average.key == "exp_avg" else (average.key,))
-    check_same_shape(name, p, old)
     step = float(old.get("step", 0))
     unit = average.unit(old_group, step)
     if not unit:  # before the first step of adamw, or error feedback without momentum

@@ -32,8 +32,10 @@ from lit_fanions.optim.groups import (
     check_combination,
     check_gradients,
     check_group,
+    check_keys,
     check_names,
     check_parameters,
+    check_process_group,
     check_torch_options,
     free_name,
     keys_of_others,
@@ -49,6 +51,7 @@ from lit_fanions.optim.options import (
     default_options,
     takes_options,
 )
+from lit_fanions.optim.saved_states import check_form
 from lit_fanions.optim.shared_step import step_shared
 from lit_fanions.optim.sharing import Share, check_agreement, plan_shares, team_of_group
 from lit_fanions.optim.together import own_state
@@ -115,7 +118,7 @@ class Fanion(torch.optim.Optimizer):
         on_mismatch: OnMismatch = "error",
         **options: Any,
     ) -> None:
-        self.process_group = process_group
+        self.process_group = check_process_group(process_group)
         self.on_mismatch = check_on_mismatch(on_mismatch)
         self.keeps_options = on_mismatch == "keep_momentum"
         algorithm = options.pop("algorithm", None)
@@ -179,8 +182,7 @@ class Fanion(torch.optim.Optimizer):
             TypeError: If the group or a parameter is of a wrong type.
             ValueError: If an option is impossible, or a parameter has no matrix form.
         """
-        if not isinstance(param_group, dict):
-            raise TypeError(f"a parameter group must be a dict, got {type(param_group).__name__}")
+        check_keys(param_group)
         given = {key: value for key, value in param_group.items() if value is not None}
         parts = [given]
         if self._is_built and self.param_groups and is_bare(given):
@@ -281,6 +283,8 @@ class Fanion(torch.optim.Optimizer):
             self._restored = loadable
             return loadable
 
+        if not isinstance(state_dict, dict):
+            check_form(state_dict)  # hooks and torch copy it before the check
         handle = self.register_load_state_dict_pre_hook(check)  # the last of them
         try:
             super().load_state_dict(state_dict)

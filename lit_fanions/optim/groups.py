@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lit_fanions.checks import did_you_mean
@@ -25,11 +26,10 @@ from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
 from lit_fanions.optim.options import CHECKS, NAMES, RUNTIME_OPTIONS, default_options
 from lit_fanions.optim.reporting import caller_level
 
+# Values of options from which schedules start, by the key that schedulers keep them under.
+INITIAL = {f"initial_{name}": name for name in ("lr", "momentum", "alpha", "rank")}
 # Keys that torch, its schedulers and the factory keep in a group beside the options.
-KEPT = (
-    "params", "param_names", "name", "algorithm", "config_group", "initial_lr", "initial_momentum",
-    "initial_alpha", "initial_rank",
-)  # fmt: skip
+KEPT = ("params", "param_names", "name", "algorithm", "config_group", *INITIAL)
 # Keys that schedulers and wrappers keep in groups and that look like misspelt options.
 _KEYS_OF_OTHERS = re.compile(
     r"(max|min|base|initial|start|end|final|peak|swa)_(lr|momentum|weight_decay)"
@@ -138,6 +138,30 @@ def check_torch_options(group: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where} has no option {name!r}: {TORCH_OPTIONS[name]}")
 
 
+def check_keys(group: Any) -> None:
+    """Refuse what is no parameter group.
+
+    Raises:
+        TypeError: If it is no dict, has keys that are no strings, or no ``params``.
+    """
+    if not isinstance(group, dict):
+        raise TypeError(f"a parameter group must be a dict, got {type(group).__name__}")
+    odd = [key for key in group if not isinstance(key, str)]
+    if odd:
+        raise TypeError(f"keys of a parameter group must be strings, got {odd[0]!r}")
+    if group.get("params") is None:
+        raise TypeError(
+            f"a parameter group needs params, got {', '.join(group) or 'an empty dict'}"
+        )
+
+
+def check_process_group(group: Any) -> dist.ProcessGroup | None:
+    """Return a process group or None, or raise TypeError."""
+    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {group!r}")
+    return group
+
+
 def as_list(params: Any) -> Any:
     """Return parameters as a list; a set, which torch refuses, stays a set."""
     if isinstance(params, Tensor):
@@ -235,6 +259,8 @@ def check_parameters(group: Mapping[str, Any]) -> None:
     """Refuse parameters that the group's algorithm cannot step, and warn of clamped ranks."""
     clamped = False
     for name, p in named_parameters(group):
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a parameter must be a string, got {name!r}")
         if not p.is_floating_point():
             raise TypeError(f"{name} is {p.dtype}; Fanion steps real floating-point parameters")
         if p.layout != torch.strided:

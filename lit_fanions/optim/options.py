@@ -221,7 +221,7 @@ class GroupOptions:
         "the memory of a step: up to three times theirs in float32, four for blends, kyfan and "
         "large ranks, five for dion, ten for polar=exact. A larger matrix is solved alone. "
         "Default: 2**26, and 5 * 2**20 on CPUs.",
-        _whole(0),
+        _whole(0, 2**63 - 1),
         matrix=None,
     )
     scale: str | None = _option(

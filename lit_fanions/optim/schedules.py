@@ -24,6 +24,7 @@ _SPANS = (
     "warmup", "cooldown", "steps", "freeze_after", "momentum_warmup", "transition_start",
     "transition",
 )  # fmt: skip
+_LONGEST = 10**15  # steps; a float holds each number up to there
 # Stands for the length of the run at its first step, where no multiplier depends on it.
 _UNKNOWN_TOTAL = 10**9
 
@@ -78,7 +79,7 @@ class ScheduleConfig:
                 continue
             whole = isinstance(span, numbers.Integral)
             number = isinstance(span, numbers.Real) and not isinstance(span, bool)
-            if not number or not 0 <= span <= (math.inf if whole else 1):
+            if not number or not 0 <= span <= (_LONGEST if whole else 1):
                 raise ValueError(
                     f"{name} must be a number of steps (an int) or a fraction of the run (a float "
                     f"in [0, 1]), got {span!r}"
@@ -333,19 +334,27 @@ class GroupSchedule(LRScheduler):
         steps is taken from the checkpoint, and this schedule's lr at that step is set.
 
         Args:
-            state_dict: A result of ``state_dict()``; of another scheduler only with keep_momentum.
+            state_dict: A result of ``state_dict()``, or of another scheduler of the optimizer.
+
+        Raises:
+            ValueError: If the steps done are no whole number, or the state is for another number
+                of groups.
         """
-        state = {k: v for k, v in state_dict.items() if k != "total_steps"}
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"no state_dict of a schedule: it is a {type(state_dict).__name__}")
+        known = self.state_dict().keys() - {"total_steps"}
+        state = {key: value for key, value in state_dict.items() if key in known}
+        done = whole_number("the schedule's last_epoch", state.get("last_epoch"), 0)
         if not getattr(self.optimizer, "keeps_options", False):
+            self._check_base_lrs(state.get("base_lrs"))
             super().load_state_dict(state)
             return
         if "_multipliers" not in state:
             warn(
                 "the checkpoint's lr schedule is of another class: its last_epoch, "
-                f"{state.get('last_epoch')}, is taken for the number of optimizer steps done"
+                f"{done}, is taken for the number of optimizer steps done"
             )
-        self.last_epoch = whole_number("the schedule's last_epoch", state.get("last_epoch"), 0)
-        self._step_count = self.last_epoch + 1
+        self.last_epoch, self._step_count = done, done + 1
         if self.steps_left is not None:  # until it can be asked, after the next step
             self.total_steps = state_dict.get("total_steps")
         lrs = self._set_options()
@@ -355,3 +364,13 @@ class GroupSchedule(LRScheduler):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+
+    def _check_base_lrs(self, base_lrs: Any) -> None:
+        least, most = self._first_groups, len(self.optimizer.param_groups)
+        if not isinstance(base_lrs, (list, tuple)) or not least <= len(base_lrs) <= most:
+            raise ValueError(
+                f"the schedule's base_lrs are {base_lrs!r}, and the optimizer has {most} groups: "
+                "load it with the configuration that saved it, after groups that were added"
+            )
+        for lr in base_lrs:
+            CHECKS["lr"]("the schedule's base_lrs", lr)
