@@ -9,7 +9,7 @@ import pickle
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,11 @@ from lit_fanions.cli.errors import similar_file
 
 _TRUST = "pass --weights_only false if you trust its author"
 _DAMAGED = "take an earlier checkpoint, or copy the file again"
+# Parts that Lightning reads without a check.
+_PARTS = {
+    "state_dict": Mapping, "optimizer_states": list, "lr_schedulers": list, "loops": Mapping,
+    "callbacks": Mapping, "pytorch-lightning_version": str,
+}  # fmt: skip
 _ABANDONED = 3600  # seconds without a write after which another run does not write a file any more
 # What the metadata of a distributed checkpoint may be made of, beside dtypes.
 _METADATA_TYPES = {
@@ -75,6 +80,10 @@ class CheckpointFiles(TorchCheckpointIO):
             raise ValueError(_describe(error, path)) from error
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ValueError(f"{path} is no checkpoint of a Trainer: it has no state_dict")
+        for key, kind in _PARTS.items():
+            if key in checkpoint and not isinstance(checkpoint[key], kind):
+                found = type(checkpoint[key]).__name__
+                raise ValueError(f"{path} is damaged (its {key} is a {found}): {_DAMAGED}")
         return checkpoint
 
 

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -89,29 +90,68 @@ class ReportRestoredOptions(Callback):
 class ResumeExactly(Callback):
     """Corrects the counts of epochs and batches that Lightning 2.6 leaves in some checkpoints.
 
+    Refuses to resume where parts of a checkpoint are missing, which Lightning would start anew in
+    silence.
+
     An epoch that begins with a resume at the end of the one before is not counted as started. A
     checkpoint of it then looks as if it was saved between two epochs, and resuming that would take
     up to an epoch of steps too many. And where max_steps is set, a run that is resumed from the end
     of an epoch would leave out the next one, because its batches seem to be done.
     """
 
+    def __init__(self) -> None:
+        self._states: dict[str, int] = {}  # numbers of states in the checkpoint, by its keys
+
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Correct the counts before the loops are restored."""
-        loop = checkpoint.get("loops", {}).get("fit_loop", {})
-        batches = loop.get("epoch_loop.batch_progress")
-        # Epochs of this fit, and of all fits.
-        epochs = [loop["epoch_progress"][part] for part in ("current", "total")] if batches else []
-        if not batches or any(counts["ready"] != counts["completed"] for counts in epochs):
+        if trainer.state.fn == TrainerFn.FITTING and "loops" not in checkpoint:
+            raise MisconfigurationException(
+                "the checkpoint has no loops (the steps and epochs done), so that it cannot be "
+                "resumed: take one that a Trainer has saved"
+            )
+        keys = "optimizer_states", "lr_schedulers"
+        self._states = {key: len(checkpoint[key]) for key in keys if key in checkpoint}
+        try:
+            _correct_counts(checkpoint.get("loops", {}).get("fit_loop", {}))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise MisconfigurationException(
+                f"the checkpoint's loops (the steps and epochs done) are damaged ({error!r}): take "
+                "an earlier one"
+            ) from error
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the numbers of states with those of optimizers and schedules."""
+        if not trainer.ckpt_path:
             return
-        if not batches["is_last_batch"] and batches["current"]["ready"]:
-            for counts in epochs:
-                counts["ready"] += 1
-                counts["started"] += 1
-        elif batches["current"]["ready"] == batches["current"]["completed"]:
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-            batches["is_last_batch"] = False
+        optimizers, schedules = len(trainer.optimizers), len(trainer.lr_scheduler_configs)
+        if (saved := self._states.get("optimizer_states", optimizers)) != optimizers:
+            raise MisconfigurationException(
+                f"the checkpoint has states of {plural(saved, 'optimizer')}, the run has "
+                f"{optimizers}: resume with the configuration that saved it"
+            )
+        if (saved := self._states.get("lr_schedulers", schedules)) != schedules:
+            print_warning(
+                f"the checkpoint has states of {plural(saved, 'lr schedule')}, the run has "
+                f"{schedules}: those without a state start at their beginning"
+            )
+
+
+def _correct_counts(loop: dict[str, Any]) -> None:
+    """Correct the counts of the loop of a fit in place (``ResumeExactly``)."""
+    batches = loop.get("epoch_loop.batch_progress")
+    # Epochs of this fit, and of all fits.
+    epochs = [loop["epoch_progress"][part] for part in ("current", "total")] if batches else []
+    if not batches or any(counts["ready"] != counts["completed"] for counts in epochs):
+        return
+    if not batches["is_last_batch"] and batches["current"]["ready"]:
+        for counts in epochs:
+            counts["ready"] += 1
+            counts["started"] += 1
+    elif batches["current"]["ready"] == batches["current"]["completed"]:
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
 
 
 class SaveLastStep(Callback):

@@ -58,6 +58,44 @@ def test_another_algorithm_is_refused_with_the_option_that_resumes(checkpoint, c
     assert saved["model"]["init_args"]["optimizer"]["on_mismatch"] == "keep_momentum"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer_states": []}, "states of 0 optimizers, the run has 1"),
+        ({"loops": None}, "odd.ckpt is damaged (its loops is a NoneType)"),
+        ({"loops": {"fit_loop": 5}}, "loops (the steps and epochs done) are damaged"),
+        ({"loops": {"fit_loop": {"epoch_loop.batch_progress": {"ready": 1}}}}, "are damaged"),
+        ({"callbacks": [1]}, "odd.ckpt is damaged (its callbacks is a list)"),
+        ({"pytorch-lightning_version": 5}, "odd.ckpt is damaged"),
+        ({"state_dict": [1]}, "odd.ckpt is damaged (its state_dict is a list)"),
+        ({"lr_schedulers": [5]}, "no state_dict of a schedule: it is a int"),
+        ({"lr_schedulers": []}, ""),
+    ],
+)
+def test_checkpoints_with_odd_parts_are_refused_in_a_line(checkpoint, capfd, changes, message):
+    torch.save({**torch.load(checkpoint, weights_only=True), **changes}, "odd.ckpt")
+    capfd.readouterr()
+    args = [*FIT, "--ckpt_path", "odd.ckpt"]
+    if not message:
+        assert main(args) == 0
+        assert "states of 0 lr schedules, the run has 1" in capfd.readouterr().err
+        return
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_checkpoint_without_counts_of_steps_cannot_be_resumed(checkpoint, capfd):
+    state = torch.load(checkpoint, weights_only=True)
+    del state["loops"]
+    torch.save(state, "odd.ckpt")
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--ckpt_path", "odd.ckpt"])
+    assert stop.value.code == 2
+    assert "the checkpoint has no loops" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_last_without_a_checkpoint_is_refused(project, capfd):
     with pytest.raises(SystemExit) as stop:
         main([*FIT, "--ckpt_path", "last"])

@@ -256,3 +256,22 @@ def test_help_describes_the_options_of_an_override(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for words in ("Patterns of parameter names", "The norm ball", "Rank of the direction: a whole"):
         assert words in text
+
+
+@pytest.mark.parametrize("value", ["blocks.*", True, 5, [1], b"x", {"a": 1}, None, torch.ones(2)])
+@pytest.mark.parametrize("name", ["parameters", "modules"])
+def test_selectors_that_are_no_lists_of_names_are_refused(name, value):
+    # The letters of a pattern would be patterns of their own, and * one for everything.
+    with pytest.raises(ValueError, match=rf"overrides\.x\.{name} must be a list of names"):
+        FanionConfig.from_dict({"overrides": {"x": {name: value}}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": {"warmup": 10**400}}, {"schedule": {"steps": 10**16}},
+     {"matrix": {"stack_entries": 10**30}}, {"matrix": {"p": torch.ones(2)}},
+     {"matrix": {"p": [3]}}],
+)  # fmt: skip
+def test_numbers_beyond_every_use_and_tensors_are_refused(options):
+    with pytest.raises(ValueError, match=r"warmup|steps|stack_entries|p must be"):
+        FanionConfig.from_dict(options)

@@ -79,3 +79,23 @@ def test_every_group_keeps_its_own_options():
         for optimizer in (both, first, second):
             optimizer.step()
     assert torch.equal(ps[0], alone[0]) and torch.equal(ps[1], alone[1])
+
+
+@pytest.mark.parametrize("value", [5, "world", True])
+def test_what_is_no_process_group_is_refused(value):
+    with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup"):
+        Fanion([parameter(4, 3)], process_group=value)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({}, "a parameter group needs params, got an empty"),
+        ({"params": None}, "a parameter group needs params"),
+        ({"params": [parameter(4, 3)], 5: 1}, "keys of a parameter group must be strings, got 5"),
+        ({"params": [(5, parameter(4, 3))]}, "name of a parameter must be a string, got 5"),
+    ],
+)
+def test_what_is_no_group_is_refused_in_words(group, message):
+    with pytest.raises(TypeError, match=message):
+        Fanion([group])
