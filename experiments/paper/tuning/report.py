@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.paper import repetitions, verdicts
-from experiments.paper.outcome import Outcome
+from experiments.paper.outcome import Claim, Outcome
 from experiments.paper.tuning import figure
 from experiments.paper.tuning.comparison import (
+    NO_BEST,
     Comparison,
     Finals,
     Results,
@@ -93,10 +94,21 @@ def make_outcome(
         },
         draw=draw,
         size=size,
-        claims=comparison.judge(certain, data) if repetitions.has_claims(options) else (),
+        claims=_claims(certain, data, comparison, options),
         notes=[EDGE] if edge else [],
         arguments=options.arguments,
     )
+
+
+def _claims(
+    finals: Finals, data: str, comparison: Comparison, options: argparse.Namespace
+) -> list[Claim]:
+    """Return the verdicts on the claims that the recipes of the command can test."""
+    if not repetitions.has_claims(options, some=True):
+        return []
+    some = options.config is not None or options.only is not None
+    claims = comparison.judge(finals, data)
+    return [claim for claim in claims if not (some and claim.rule == NO_BEST)]
 
 
 def _summarise(name: str, lr: float, results: Results, metric: str) -> Summary:

@@ -141,6 +141,18 @@ def test_variants_are_compared_at_equal_seeds(trained, capfd, monkeypatch):
     assert re.search(r"^b +a +\+0\.1200 ± 0\.0497 \(95 %\)", capfd.readouterr().out, re.M)
 
 
+def test_some_of_the_default_recipes_test_some_claims(trained):
+    trained(bowl(1.0))
+    Path("configs/nanogpt").mkdir(parents=True)
+    recipes = [f"configs/nanogpt/{name}_cpu.yaml" for name in ("muon", "f_muon", "s_muon")]
+    for path in recipes:
+        recipe_file(path, 1.0)
+    for configs, claims in ((recipes, {"final-match"}), (recipes[:2], set()), (["b.yaml"], set())):
+        assert compare(configs=configs) == 0
+        outcome = json.loads(Path("out/nanogpt.json").read_text())
+        assert {claim["id"] for claim in outcome["claims"]} == claims
+
+
 def test_diverged_training_is_never_the_best(trained):
     trained(lambda name, lr, seed: math.nan if lr < 0.1 else lr)
     compare("--seeds", "1")
