@@ -37,7 +37,7 @@ FEEDBACK = "-feedback"
 _MATRIX = "--model.init_args.optimizer.matrix"
 # Other variants: name -> options, and the first lr as a multiple of the recipe's.
 _OTHERS: Mapping[str, tuple[Mapping[str, object], float]] = {
-    "s_muon": ({"algorithm": "s_muon", "rank": "full", "sign_scale": 0.05}, 0.4),
+    "s_muon": ({"algorithm": "s_muon", "rank": "full"}, 1.2),
     "kyfan-16": ({"algorithm": "kyfan", "rank": "16"}, 4.0),
 }
 

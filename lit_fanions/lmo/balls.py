@@ -331,7 +331,7 @@ BALLS: dict[str, Ball] = {
         reads=SOLVER_OPTIONS,
     ),
     "sign": Ball(
-        "largest entry", "sign(M)",
+        "largest entry", "s sign(M)",
         sign,
         norm=lambda case: norms.MaxEntry(),
         dual=lambda s, x, case: wide(x).abs().sum((-2, -1)).to(s.frobenius),
