@@ -95,7 +95,7 @@ BLENDS = """\
 With `alpha` below 1 the step is a mixture, α · D + (1 − α) · D′, where D′ is the direction of the
 ball `blend`. It is the oracle of the Minkowski sum of the two balls, each scaled by its weight: the
 dual norm is α ‖·‖† + (1 − α) ‖·‖′† (Lemma 9 of the article). Any ball of the table can be the
-partner. `sign_scale` is s, the size of the entries of the sign direction: by default 1 for `signum`,
+partner. `sign_scale` is s, the size of the entries of the sign direction: by default 1 for `signum`
 and 1 / √(rows · cols) for a partner, which is then as long as that of `nsgd`. Outside [0, 1] the
 mixture is allowed, with a warning, and is the oracle of no norm.
 
