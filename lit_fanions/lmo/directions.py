@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +33,7 @@ class Oracle:
     alpha: float = 1.0
     partner: Ball = BALLS["frobenius"]
 
-    @functools.cached_property
+    @property
     def parts(self) -> list[tuple[Ball, float]]:
         """The balls whose weights are not 0, with these weights."""
         weighted = [(self.ball, self.alpha), (self.partner, 1 - self.alpha)]
@@ -114,12 +113,12 @@ class Oracle:
             return None
         return self.ball.products_solver(self.case, device)
 
-    @functools.cached_property
+    @property
     def takes_unit(self) -> bool:
         """Whether matrices may come normalised in the dtype of ``polar_dtype``."""
         return bool(self.alpha) and self.ball.is_polar(self.case)
 
-    @functools.cached_property
+    @property
     def basis_columns(self) -> int | None:
         """Columns of the basis that the solvers start from; None without a solver."""
         columns = [ball.basis_columns(self.case) for ball, _ in self.parts]
