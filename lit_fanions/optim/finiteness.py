@@ -32,8 +32,8 @@ class Flags(NamedTuple):
     # Whether each parameter with a gradient is stepped, a 0-dimensional bool; not of those in
     # buckets.
     finite: dict[Tensor, Tensor]
-    # Whether it is skipped, as torch's fused kernels take it: 1.0 or 0.0. Only of parameters that
-    # can be skipped, and not on CPUs, where ``finite`` can be looked at.
+    # Whether each of them is skipped, as torch's fused kernels take it: 1.0 or 0.0. Only for
+    # parameters that can be skipped, and not on CPUs, where ``finite`` can be read.
     found_inf: dict[Tensor, Tensor]
     # Whether each parameter of a bucket with a gradient is stepped, (parameters,). Their skips are
     # counted by the step of the bucket.

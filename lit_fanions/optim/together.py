@@ -63,11 +63,11 @@ def stack_momenta(states: Sequence[State], order: list[int] | None) -> None:
 def memory_order(
     stack: Sequence[Tensor], momenta: Sequence[Tensor], group: Group
 ) -> list[int] | None:
-    """Return the order in which dimensions lie in memory, of parameters in channels_last.
+    """Return the order in which the dimensions of parameters in channels_last lie in memory.
 
-    Matrices whose columns are in this order are views, and kernels can take them. None: they are
-    in the order of ``to_matrices``, as on a CPU, where products would be summed in another order,
-    and where a state or a direction may depend on the order of columns.
+    Matrices with their columns in this order are views, which kernels can take. None where the
+    order is that of ``to_matrices``; on a CPU, where products would be summed in another order; and
+    where a state or a direction may depend on the order of the columns.
     """
     first = stack[0]
     if first.ndim < 3 or first.device.type == "cpu" or first.is_contiguous():
@@ -116,9 +116,8 @@ def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Gro
         torch._foreach_sub_(weights, moves.unbind())
         return
     weight = torch.stack(weights)
-    momentum = (
-        stacked([piece.momentum for piece in pieces]) if captured else weight
-    )  # not read without feedback
+    # Not read without feedback.
+    momentum = stacked([piece.momentum for piece in pieces]) if captured else weight
     together = _together(pieces, weight, weight, momentum)
     if renormalises(group):
         flags = together.finite.view(count, 1)
