@@ -71,6 +71,8 @@ def check_state(name: str, p: Tensor, state: Mapping[str, Any], is_finite: bool)
         state: Its saved state.
         is_finite: Whether NaN and infinities are refused, which would reach the weights.
     """
+    if p.is_meta:  # nothing has values yet
+        return
     for key, value in state.items():
         where = f"the checkpoint's {key} of {name}"
         if not isinstance(key, str):
