@@ -66,7 +66,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "f_neon": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
     "f_fanion": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
     "s_muon": (
-        "For experiments; set sign_scale to 1 / √(rows · cols) or so, or the sign dominates.",
+        "For the final version's blend: on NanoGPT here between Muon and F-Muon.",
         "Ky Fan Norms and Beyond, arXiv 2512.09678",
     ),
     "s_neon": ("For experiments.", "Ky Fan Norms and Beyond, arXiv 2512.09678"),
