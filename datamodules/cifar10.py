@@ -1,8 +1,12 @@
 """CIFAR-10 on the training device."""
 
+import contextlib
+import io
 import pickle
+import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -69,8 +73,10 @@ def download(folder: Path) -> None:
         with only_writer(folder):
             if is_cached(folder):  # by another process meanwhile
                 return
+            print(f"downloading CIFAR-10 (170 MB) into {folder}", file=sys.stderr, flush=True)
             for split in ("train", "test"):
-                data = CIFAR10(folder, train=split == "train", download=True)
+                with _without_bars():
+                    data = CIFAR10(folder, train=split == "train", download=True)
                 images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
                 save_cache(folder / f"{split}.pt", images, labels, data.classes)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
@@ -81,6 +87,16 @@ def download(folder: Path) -> None:
             f"put train.pt and test.pt into {folder}, point data_dir to the folder that has them, "
             "or delete a damaged download there"
         ) from None
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence the bar that torchvision draws where there is no terminal, too."""
+    if sys.stderr.isatty():
+        yield
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
 
 
 class CIFAR10DataModule(ImageDataModule):

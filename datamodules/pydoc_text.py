@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from datamodules.files import only_writer
-from datamodules.shards import Shard, write_shard
+from datamodules.shards import Shard, Split, write_shard
 from datamodules.tokenizers import ByteTokenizer
-from datamodules.tokens import Split, TokenDataModule
+from datamodules.tokens import TokenDataModule
 
 SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages"}
 HELD_OUT = 16  # one document in that many is for validation

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from datamodules.files import whole_file
 
 Tokens = NDArray[np.uint16]
+Split = Literal["train", "val"]
 
 MAGIC, VERSION = 20240520, 1
 HEADER = np.dtype("<i4"), 256

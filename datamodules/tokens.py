@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,7 +21,7 @@ from datamodules.loader import (
     resolve_seed,
     warn_if_changed,
 )
-from datamodules.shards import Shards
+from datamodules.shards import Shards, Split
 from datamodules.tokenizers import Tokenizer
 from datamodules.whole_steps import WholeSteps
 from datamodules.windows import (
@@ -34,8 +34,6 @@ from datamodules.windows import (
     shuffled,
 )
 from lit_fanions.checks import check_flag, whole_number
-
-Split = Literal["train", "val"]
 
 
 class TokenDataModule(LightningDataModule):

@@ -26,7 +26,7 @@ def main(folder: str, steps: int = 20) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    optimizer = (optimizer_factory, {"algorithm": "f_muon", "lr": 0.02, "other": {"lr": 3e-3}})
+    optimizer = (optimizer_factory, {"algorithm": "muon", "lr": 0.02, "other": {"lr": 3e-3}})
 
     def train(checkpoint: str | None) -> GPT2LMHeadModel:
         torch.manual_seed(0)

@@ -27,7 +27,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self):
         """Return the optimizer: F-Muon for filters and matrices, AdamW for the rest."""
-        return configure_optimizers(self, algorithm="f_muon", lr=0.02)
+        return configure_optimizers(self, algorithm="muon", lr=0.02)
 
 
 def main(steps: int = 3) -> float:

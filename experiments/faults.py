@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -26,14 +27,14 @@ from typing import Any
 
 import torch
 
-from lit_fanions.cli._checkpoint_io import check_checkpoint
-from lit_fanions.cli.app import main as run_command_line
 from lit_fanions.cli.console import Table
+from lit_fanions.progress import Progress
 
 SAVING = (
     "[{class_path: ModelCheckpoint, init_args: {dirpath: %s, save_last: true, save_top_k: 0,"
     " every_n_train_steps: 2}}]"
 )
+COMMAND_LINE = "lit_fanions.cli.app"
 RECIPES = {
     "airbench": ["--config=configs/quickstart.yaml", "--trainer.max_epochs=4"],
     "nanogpt": [
@@ -60,6 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = command.parse_args(args)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    importlib.import_module(COMMAND_LINE)  # for the trainings, which are forks of this process
     recipes = options.recipe or list(RECIPES)
     if options.fault == "disk":
         table, lost = fill_disks(options.out, recipes)
@@ -73,6 +75,7 @@ def kill_trainings(out: Path, recipes: Sequence[str], kills: int, seed: int) -> 
     """Return a table with a row for each recipe, and how many checkpoints or runs were lost."""
     rows: list[list[object]] = []
     lost = 0
+    progress = Progress(kills * len(recipes))
     for name in recipes:
         start = time.monotonic()
         assert start_training(name, out / name / "whole").wait() == 0
@@ -88,6 +91,7 @@ def kill_trainings(out: Path, recipes: Sequence[str], kills: int, seed: int) -> 
                     break
                 training.kill()
                 killed += 1
+                print(progress.advance(name, "killed"), file=sys.stderr, flush=True)
                 writing += any(folder.glob(".*.partial"))
                 damaged += not is_whole(folder / "last.ckpt")
             status = training.wait() if status is None else status
@@ -133,6 +137,7 @@ def fill_disks(out: Path, recipes: Sequence[str]) -> tuple[Table, int]:
                 last = training.output().splitlines()[-1:]
                 named = status == 1 and last and str(folder) in last[0]
                 ends["done" if status == 0 else "named" if named else "other"] += 1
+                print(f"{name}, {size} kB: status {status}", file=sys.stderr, flush=True)
                 if "Traceback" in training.output() or not is_whole(folder / "run/last.ckpt"):
                     ends["other"] += 1
             size += step
@@ -158,7 +163,7 @@ class Training:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         try:
-            status = run_command_line(args)
+            status = importlib.import_module(COMMAND_LINE).main(args)
         except SystemExit as stop:
             status = int(stop.code or 0)
         sys.stdout.flush()
@@ -194,6 +199,8 @@ def start_training(name: str, folder: Path, logger: bool = False) -> Training:
 
 def is_whole(path: Path) -> bool:
     """Return True unless a checkpoint exists and is damaged."""
+    from lit_fanions.cli._checkpoint_io import check_checkpoint
+
     with contextlib.suppress(FileNotFoundError):
         try:
             check_checkpoint(path)

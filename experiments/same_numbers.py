@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.cli import console, tensors
+from lit_fanions.progress import Meter
 
 TRAININGS = Path(__file__).with_name("same_numbers_trainings.py")
 CHECKOUT = Path(__file__).parents[1]
@@ -83,12 +85,24 @@ def train(
                     stderr=subprocess.STDOUT,
                 )
             )
+    with Meter(f"training in {len(places)} checkouts", 1.0) as meter:
+        while any(process.poll() is None for process in processes):
+            time.sleep(0.2)
+            meter.reach(min(map(_share, places)))
     statuses = [process.wait() for process in processes]
     for checkout, place, status in zip(checkouts, places, statuses, strict=True):
         if status:
             lines = (place / "log.txt").read_text(errors="replace").splitlines()
             raise console.Refused(f"{checkout}: {lines[-1] if lines else f'status {status}'}")
     return [torch.load(place / "weights.pt") for place in places]
+
+
+def _share(place: Path) -> float:
+    """Return the share of the cases that a process has trained."""
+    try:
+        return float((place / "share.txt").read_text())
+    except (FileNotFoundError, ValueError):  # not begun, or being written
+        return 0.0
 
 
 def main(args: Sequence[str] | None = None) -> int:

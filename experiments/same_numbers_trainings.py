@@ -287,13 +287,15 @@ def main() -> None:
     torch.set_num_threads(1)
     make_data(folder / "data")
     results: dict[str, Weights | str] = {}
-    for name, train in cases(folder / "data", steps).items():
-        if name.startswith(prefixes):
-            try:
-                results[name] = train()
-            except Exception as error:
-                traceback.print_exc()
-                results[name] = f"{type(error).__name__}: {error}"
+    every = cases(folder / "data", steps).items()
+    chosen = {name: train for name, train in every if name.startswith(prefixes)}
+    for i, (name, train) in enumerate(chosen.items()):
+        (folder / "share.txt").write_text(f"{i / len(chosen)}")
+        try:
+            results[name] = train()
+        except Exception as error:
+            traceback.print_exc()
+            results[name] = f"{type(error).__name__}: {error}"
     torch.save(results, folder / "weights.pt")
 
 

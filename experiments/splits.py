@@ -23,6 +23,7 @@ from torch import nn
 
 from lit_fanions.optim.parameters import Assignment, assign
 from lit_fanions.optim.usage import DOUBTFUL
+from lit_fanions.progress import Meter
 
 _TIMEOUT = 60  # seconds for a model
 
@@ -191,10 +192,11 @@ def report(models: Models, match: str = "", verbose: bool = False) -> int:
         verbose: As in ``describe``.
     """
     guesses = failed = count = 0
-    for name, build in models:
-        if not re.search(match, name):
-            continue
+    chosen = [(name, build) for name, build in models if re.search(match, name)]
+    meter = Meter("splitting models", len(chosen))
+    for name, build in chosen:
         count += 1
+        meter.advance()
         try:
             with _time_limit(_TIMEOUT):
                 lines = describe(split_of(build), verbose)

@@ -24,12 +24,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from experiments.bench import race
 from lit_fanions.cli import console
+from lit_fanions.progress import Progress
 
 HEAD_WIDTH = 32
 ADAMW = {"algorithm": "adamw", "momentum": 0.9, "beta2": 0.95, "eps": 1e-10}
@@ -118,12 +118,14 @@ def slopes(changes: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
 
 def coordinates(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the changes at all widths, and print them with their slopes."""
+    from lightning.pytorch import seed_everything
+
     found: dict[str, Any] = {}
     rows = []
     for rule in RULES:
         changes = {}
         for width in options.widths:
-            pl.seed_everything(options.seed, verbose=False)
+            seed_everything(options.seed, verbose=False)
             module = build(width, options.widths[0], rule)
             changes[width] = feature_changes(module, options.steps or 4, options.seed)
         found[rule] = {"changes": changes, "slopes": slopes(changes)}
@@ -139,10 +141,12 @@ def coordinates(options: argparse.Namespace) -> dict[str, Any]:
 
 def validation_loss(module: Any, options: argparse.Namespace) -> float:
     """Train on Python's documentation, and return the loss in nats per byte."""
+    from lightning.pytorch import Trainer
+
     from datamodules import PydocDataModule
 
     data = PydocDataModule(shuffle=True, val_tokens=65536)
-    trainer = pl.Trainer(
+    trainer = Trainer(
         max_steps=options.steps or 300, accelerator="auto", devices=1, logger=False,
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
         num_sanity_val_steps=0, limit_val_batches=0,
@@ -154,13 +158,17 @@ def validation_loss(module: Any, options: argparse.Namespace) -> float:
 
 
 def _losses(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from lightning.pytorch import seed_everything
+
+    progress = Progress(len(RULES) * len(options.widths) * len(options.factors))
     for rule in RULES:
         for width in options.widths:
             for factor in options.factors:
-                pl.seed_everything(options.seed, verbose=False)
+                seed_everything(options.seed, verbose=False)
                 module = build(width, options.widths[0], rule, factor, layers=4)
                 loss = validation_loss(module, options)
-                print(f"{rule}, width {width}, lr x {factor:g}: {loss:.4f}", flush=True)
+                name = f"{rule}, width {width}, lr x {factor:g}"
+                print(progress.advance(name, f"{loss:.4f}"), flush=True)
                 yield {"rule": rule, "width": width, "factor": factor, "loss": loss}
 
 

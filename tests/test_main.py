@@ -22,7 +22,7 @@ def test_version(capfd):
     "args",
     [
         *(["list"], ["--version"], ["--help"], ["report", "logs"], ["compare", "logs", "logs"]),
-        *(["sweep", "--help"], ["lst"]),
+        *(["lst"],),
     ],
     ids=" ".join,
 )
@@ -40,6 +40,35 @@ def test_light_commands_do_not_load_lightning(args, project):
     )
     done = subprocess.run([sys.executable, "-c", code], env=subprocess_environment())
     assert done.returncode == (2 if args == ["lst"] else 0)
+
+
+COMMANDS = [
+    *(f"lit_fanions {name}".strip() for name in ("", *OTHER_COMMANDS)),
+    *("experiments.bench", "experiments.bench overhead", "experiments.bench monitor"),
+    *("experiments.paper", "experiments.paper nanogpt", "experiments.gpu", "experiments.gpu.kit"),
+    *("experiments.faults", "experiments.same_numbers", "experiments.splits"),
+    *("experiments.width_transfer", "datamodules.fineweb", "datamodules.fineweb tokenize"),
+]
+SLOW_IMPORTS = ("lightning", "torch._dynamo", "torchvision", "torchmetrics", "scipy", "sklearn",
+                "matplotlib", "transformers", "optuna", "tensorboard", "pandas")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_slow_import(command):
+    """Modules are counted, not seconds: with torch alone a help takes a second or two."""
+    module, *args = command.split()
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{module!r}, *{args!r}, '--help']\n"
+        f"try:\n    runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"loaded = {{*{SLOW_IMPORTS!r}}} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    environment = subprocess_environment()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-300:]
+    assert b"usage: " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from datamodules.shards import Shards, Tokens
 from datamodules.tokenizers import GPT2Tokenizer
 
 Document = str | Tokens  # tokens are GPT-2's
-Read = Callable[[Path, str], Iterator[Document]]
+Note = Callable[[float], object]  # is told the share of a file that was read
+Read = Callable[[Path, str, Note], Iterator[Document]]
 
 BYTE_ORDER_MARK = "\ufeff"
 OTHER_ENCODINGS = {  # UTF-32 first: its little-endian mark starts with UTF-16's
@@ -45,7 +46,7 @@ def decode(data: bytes, place: str) -> str:
     return text
 
 
-def read_text(path: Path, column: str) -> Iterator[str]:
+def read_text(path: Path, column: str, note: Note) -> Iterator[str]:
     """Yield a whole file as one document, with line feeds as line ends.
 
     Byte order marks are left out, also those in the middle of concatenated files.
@@ -54,9 +55,9 @@ def read_text(path: Path, column: str) -> Iterator[str]:
     yield text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n")
 
 
-def read_json_lines(path: Path, column: str) -> Iterator[str]:
+def read_json_lines(path: Path, column: str, note: Note) -> Iterator[str]:
     """Yield the field ``column`` of each line's JSON object."""
-    for number, line in _numbered_lines(path):
+    for number, line in _numbered_lines(path, note):
         if line.isspace():
             continue
         content = decode(line, f"{path}, line {number},").removeprefix(BYTE_ORDER_MARK)
@@ -75,22 +76,23 @@ def read_json_lines(path: Path, column: str) -> Iterator[str]:
         yield text
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    zipped = path.suffix == ".gz"
-    if zipped and not path.stat().st_size:
+def _numbered_lines(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
+    zipped, size = path.suffix == ".gz", path.stat().st_size
+    if zipped and not size:
         raise ValueError(f"{path} is empty, which no gzip file is: {REMEDY}")
     number = 0
     try:
-        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+        with path.open("rb") as raw, gzip.open(raw) if zipped else raw as file:
             for number, line in enumerate(file, 1):
                 yield number, line
+                note(raw.tell() / size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
             f"{path} is damaged or no gzip file, after line {number} ({_one_line(error)}): {REMEDY}"
         ) from None
 
 
-def read_parquet(path: Path, column: str) -> Iterator[str]:
+def read_parquet(path: Path, column: str, note: Note) -> Iterator[str]:
     """Yield each row's ``column``; rows without a text are left out."""
     try:
         from pyarrow import ArrowException, parquet
@@ -113,13 +115,14 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
                     raise ValueError(f"{path}: column {column!r} is no text: give one by --column")
                 yield from (text for text in texts if text is not None)
                 row += len(texts)
+                note(row / max(1, file.metadata.num_rows))
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is damaged or no parquet file, after row {row} ({_one_line(error)}): {REMEDY}"
         ) from None
 
 
-def read_shards(paths: Sequence[Path]) -> Iterator[Tokens]:
+def read_shards(paths: Sequence[Path], note: Note) -> Iterator[Tokens]:
     """Yield the documents of GPT-2 shards, which may continue from one shard to the next."""
     tokenizer = GPT2Tokenizer()
     shards = Shards(paths, tokenizer.vocab_size)
@@ -131,6 +134,7 @@ def read_shards(paths: Sequence[Path]) -> Iterator[Tokens]:
         for part in others:
             yield np.concatenate(unfinished)
             unfinished = [part[1:]]
+        note(min(1.0, (start + step) / len(shards)))
     yield np.concatenate(unfinished)
 
 
@@ -143,24 +147,33 @@ READERS: dict[str, Read] = {
 SUFFIXES = (*READERS, ".bin")
 
 
-def read_documents(paths: Sequence[Path], column: str) -> Iterator[Document]:
+def read_documents(
+    paths: Sequence[Path], column: str, note: Note = lambda size: None
+) -> Iterator[Document]:
     """Yield the documents of all files in order, without empty ones and leading byte order marks.
 
     Args:
         paths: Files with one of ``SUFFIXES``.
         column: Field of JSON lines, or column of parquet files, that holds the text.
+        note: Called with the bytes of the files that were read.
     """
-    remaining = deque(paths)
+    remaining, before = deque(paths), 0
     while remaining:
         path = remaining.popleft()
+        run = [path]
+        while path.suffix == ".bin" and remaining and remaining[0].suffix == ".bin":
+            run.append(remaining.popleft())
+        size = sum(each.stat().st_size for each in run)
+
+        def note_share(share: float, before: int = before, size: int = size) -> None:
+            note(before + share * size)
+
         documents: Iterator[Document]
         if path.suffix == ".bin":
-            run = [path]
-            while remaining and remaining[0].suffix == ".bin":
-                run.append(remaining.popleft())
-            documents = read_shards(run)
+            documents = read_shards(run, note_share)
         else:
-            documents = READERS[suffix(path)](path, column)
+            documents = READERS[suffix(path)](path, column, note_share)
+        before += size
         for document in documents:
             if isinstance(document, str):  # the text of a file may have been copied with its mark
                 document = document.removeprefix(BYTE_ORDER_MARK)

@@ -11,14 +11,13 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from datamodules.files import only_writer, whole_file
 from datamodules.shards import Shard, Tokens, write_shard
 from datamodules.tokenizers import TokenizerName, load_tokenizer
 from datamodules.tokenizing.documents import SUFFIXES, read_documents, suffix
 from datamodules.tokenizing.encoding import TokenStream, encoded, take_validation
 from lit_fanions.checks import whole_number
+from lit_fanions.progress import Meter
 
 MANIFEST = "tokenize.json"
 
@@ -55,7 +54,7 @@ def tokenize(
             VAL_TOKENS.
         val_documents: Number of documents of the validation shard, instead of val_tokens.
         column: Field of JSON lines, or column of parquet files, that holds the text.
-        progress: Show a bar on a terminal.
+        progress: Report on stderr how far the work is.
 
     Returns:
         The shards' paths.
@@ -215,16 +214,18 @@ def _check_same_settings(folder: Path, saved: dict[str, Any], settings: dict[str
 def _leading_intact(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the entries before the first shard that is missing or damaged."""
     intact = []
-    for entry in shards:
-        try:
-            shard = Shard(folder / entry["name"])
-            shard.verify()
-        except (OSError, ValueError):
-            break
-        checksum = entry.get("crc32", 0)  # a manifest of 0.1.0 has none
-        if (len(shard), shard.checksum) != (entry["tokens"], checksum):
-            break
-        intact.append(entry)
+    with Meter(f"checking the shards in {folder}", len(shards)) as meter:
+        for entry in shards:
+            try:
+                shard = Shard(folder / entry["name"])
+                shard.verify()
+            except (OSError, ValueError):
+                break
+            checksum = entry.get("crc32", 0)  # a manifest of 0.1.0 has none
+            if (len(shard), shard.checksum) != (entry["tokens"], checksum):
+                break
+            intact.append(entry)
+            meter.advance()
     return intact
 
 
@@ -236,16 +237,26 @@ def _write_shards(
 ) -> None:
     settings = manifest.settings
     document, offset = manifest.position
-    documents = islice(read_documents(inputs, settings.column), document, None)
+    read = 0.0
+
+    def note(size: float) -> None:
+        nonlocal read
+        read = size
+
+    documents = islice(read_documents(inputs, settings.column, note), document, None)
     with (
-        tqdm(unit=" tokens", unit_scale=True, disable=None if progress else True) as bar,
+        Meter("tokenizing", sum(path.stat().st_size for path in inputs)) as meter,
         encoded(documents, settings.tokenizer, processes) as results,
     ):
-        bar.update(sum(shard["tokens"] for shard in manifest.shards))
 
         def counted() -> Iterator[Tokens]:
-            for tokens in results:
-                bar.update(len(tokens))
+            count = sum(shard["tokens"] for shard in manifest.shards)
+            for i, tokens in enumerate(results):
+                if i == 0:  # what a resumed run skips takes no time
+                    meter.restart(read)
+                count += len(tokens)
+                if progress:
+                    meter.reach(read, f"{count / 1e6:.1f} million tokens")
                 yield tokens
 
         stream = TokenStream(counted(), document, offset)

@@ -10,21 +10,21 @@ The figures that TensorBoard gets after each validation are timed by themselves.
 All options of fit are accepted.
 """
 
+from __future__ import annotations
+
 import argparse
 import statistics
 from collections.abc import Sequence
-from typing import Any
-
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from typing import TYPE_CHECKING
 
 from experiments.bench import race, report
-from lit_fanions.callbacks import SpectralMonitor
-from lit_fanions.callbacks.quantities import parse_tag
 from lit_fanions.cli import console
 
+if TYPE_CHECKING:
+    from experiments.bench.timed_fits import Looks
+
 GOAL = 0.02
-_EVERY = 2
+_EVERY = 2  # steps between two looks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> report.Report:
         options: Options of ``add_arguments``.
         recipe: Arguments of fit, such as ``--config FILE``.
     """
-    timing = _train(recipe, options.steps, SpectralMonitor(_EVERY, exact=options.exact))
+    timing = _train(recipe, options.steps, options.exact)
     plain, looking = (statistics.median(turns) for turns in (timing.plain, timing.looking))
     look = looking - plain
     overhead = look / (options.every * plain)
@@ -84,70 +84,23 @@ def run(options: argparse.Namespace, recipe: Sequence[str]) -> report.Report:
     )
 
 
-def _train(recipe: Sequence[str], steps: int, monitor: SpectralMonitor) -> "Timing":
-    """Train a recipe with this monitor instead of its own, and return the timings.
+def _train(recipe: Sequence[str], steps: int, exact: bool) -> Looks:
+    """Train a recipe with a monitor instead of its own, and return the timings.
 
     Raises:
         Refused: If jsonargparse is missing.
     """
     console.require("jsonargparse", "training a recipe")
     from experiments.bench.recipe import builder
+    from experiments.bench.timed_fits import Looks
+    from lit_fanions.callbacks import SpectralMonitor
 
+    monitor = SpectralMonitor(_EVERY, exact=exact)
     limits = f"--trainer.max_steps={_EVERY + steps}", "--trainer.limit_val_batches=0"
     with builder(*recipe, *limits) as build:
-        fit, timing = build(), Timing(monitor)
+        fit, timing = build(), Looks(monitor, _EVERY)
         callbacks = fit.trainer.callbacks  # type: ignore[attr-defined]
         others = [each for each in callbacks if not isinstance(each, SpectralMonitor)]
         fit.trainer.callbacks = [*others, monitor, timing]  # type: ignore[attr-defined]
         fit.trainer.fit(fit.model, datamodule=fit.datamodule)
     return timing
-
-
-class Timing(Callback):
-    """Times optimizer steps, those with a look of the monitor apart from those without.
-
-    Args:
-        monitor: The monitor.
-
-    Attributes:
-        plain: Seconds of each step without a look; the first steps are left out.
-        looking: Seconds of each step with a look; the first one is left out.
-        figures: Seconds that drawing takes; None if no logger takes figures.
-        matrices: Number of monitored matrices.
-    """
-
-    def __init__(self, monitor: SpectralMonitor) -> None:
-        self.monitor = monitor
-        self.plain: list[float] = []
-        self.looking: list[float] = []
-        self.figures: float | None = None
-        self.matrices = 0
-        self._steps = 0
-        self._clock = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self.device = trainer.strategy.root_device
-        self._clock = report.now(self.device)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Note the time if an optimizer step has ended."""
-        if trainer.global_step == self._steps:
-            return
-        self._steps, now = trainer.global_step, report.now(self.device)
-        seconds, self._clock = now - self._clock, now
-        if self._steps > _EVERY:
-            # The monitor counts steps from 0, so the step that has just ended is global_step - 1.
-            looked = (self._steps - 1) % _EVERY == 0
-            (self.looking if looked else self.plain).append(seconds)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Time the figures."""
-        self.monitor.draw(trainer)  # untimed: the first call imports matplotlib
-        start = report.now(self.device)
-        if self.monitor.draw(trainer):
-            self.figures = report.now(self.device) - start
-        tags = filter(None, map(parse_tag, trainer.callback_metrics))
-        self.matrices = sum(tag.quantity == "update_rms" and not tag.is_group for tag in tags)

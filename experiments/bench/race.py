@@ -12,6 +12,7 @@ import torch
 
 from experiments.bench import report
 from lit_fanions.cli import console
+from lit_fanions.progress import Meter
 
 T = TypeVar("T")
 # One turn of a competitor; its argument is the number of the turn, which is also the random seed.
@@ -163,16 +164,18 @@ def take_turns(
         Seconds of every round, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    for turn in (0, *range(repeats)):
-        if before is not None:
-            before(turn)
-        for name in random.Random(turn).sample(list(competitors), len(competitors)):
-            if seconds[name] and seconds[name][0] > longest:
-                continue
-            taken, result = timed(lambda: competitors[name](turn), device)  # noqa: B023
-            seconds[name].append(taken)
-            if watch is not None:
-                watch(name, result)
+    with Meter(f"racing {len(competitors)} in turns", (1 + repeats) * len(competitors)) as meter:
+        for turn in (0, *range(repeats)):
+            if before is not None:
+                before(turn)
+            for name in random.Random(turn).sample(list(competitors), len(competitors)):
+                meter.advance()
+                if seconds[name] and seconds[name][0] > longest:
+                    continue
+                taken, result = timed(lambda: competitors[name](turn), device)  # noqa: B023
+                seconds[name].append(taken)
+                if watch is not None:
+                    watch(name, result)
     return {name: taken[1:] or taken for name, taken in seconds.items()}
 
 
@@ -248,6 +251,7 @@ def cheapest(
     taken: dict[int, list[float]] = {}  # seconds of each seed, by the place of the level
     errors: dict[int, list[float]] = {}
     spent = 0.0
+    meter = Meter("trying settings")
 
     def holds(place: int, wanted: int) -> bool | None:
         """Try a level; return whether it reaches the goal, or None if no seed fits the budget."""
@@ -263,6 +267,7 @@ def cheapest(
                     break
             seconds, result = timed(lambda: level.solve(seed), device)  # noqa: B023
             spent += seconds
+            meter.reach(spent, f"{level.setting}; at most {max(0.0, budget - spent):.0f} s left")
             taken.setdefault(place, []).append(seconds)
             errors.setdefault(place, []).append(error(result))
             if watch is not None:

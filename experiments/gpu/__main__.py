@@ -69,7 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
     for ending in run_items(chosen, options.seconds, out / "log.txt"):
         seconds = round(ending.seconds, 1)
         rows.append([ending.name, ending.status, seconds, summary(ending.name, out)])
-        print(f"[{time.monotonic() - start:.0f} s] {' '.join(map(str, rows[-1]))}", flush=True)
+        passed = f"[{time.monotonic() - start:.0f} of at most {options.seconds:.0f} s]"
+        print(passed, *rows[-1], flush=True)
     columns = ["item", "status", "seconds", "result"]
     device = torch.device("cpu" if options.quick else "cuda")
     facts = {"commit": commit(), "quick": options.quick, "machine": console.machine()}

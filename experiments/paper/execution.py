@@ -13,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_fanions.cli import runner
-from lit_fanions.cli.console import Progress, Refused, machine
+from lit_fanions.cli.console import Refused, machine
 from lit_fanions.cli.curves import Curve, Curves, read_curves
 from lit_fanions.cli.results import commit, recipe_digests
 from lit_fanions.cli.runner import Run, Stopped, Training
+from lit_fanions.progress import Progress
 
 FINISHED = "result.json"  # in the folder of a training that has succeeded
 

@@ -14,6 +14,7 @@ It is Lightning's own command line with these differences:
   differ;
 * validate, test and predict ask for a checkpoint;
 * `--trainer.callbacks.CLASS.OPTION VALUE` sets an option of a callback in the recipe's list;
+* without a terminal plain lines say how far a run is, instead of a progress bar;
 * `params` shows which parameter is trained by which algorithm, and why;
 * `list`, `report` and `sweep` (`lit_fanions.cli.catalogue`, `lit_fanions.cli.report`,
   `lit_fanions.sweep`) come from `lit_fanions.__main__`, without Lightning.
@@ -49,6 +50,7 @@ from lit_fanions.cli._hooks import (
     WatchSkippedSteps,
     reserve_version,
 )
+from lit_fanions.cli._progress import without_bars
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
 from lit_fanions.cli.errors import config_files, one_line
 from lit_fanions.cli.messages import SUBCOMMANDS
@@ -241,6 +243,8 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
+        if not sys.stdout.isatty():
+            trainer.callbacks = without_bars(trainer.callbacks)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             reserve_version(logger, self._progress.folders)
         return trainer

@@ -56,11 +56,12 @@ def _exported_classes(package: Path) -> Iterator[Line]:
     """Yield the classes that a package exports, with the first line of their docstrings."""
     prefix = "lit_fanions." if package == _CALLBACKS else ""
     for node in _parse(package / "__init__.py").body:
-        # The callbacks are imported below `if TYPE_CHECKING`.
+        # Callbacks and data are imported below `if TYPE_CHECKING`.
         for face in node.body if isinstance(node, ast.If) else [node]:
             if not isinstance(face, ast.ImportFrom) or not face.module:
                 continue
-            module = _parse(package / f"{face.module.rpartition('.')[2]}.py")
+            inside = face.module.rpartition(f"{package.name}.")[2].split(".")
+            module = _parse(package.joinpath(*inside).with_suffix(".py"))
             names = {alias.name for alias in face.names}
             for cls in module.body:
                 # A decorated class is a dataclass of options, not something to train.

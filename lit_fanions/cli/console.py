@@ -1,4 +1,4 @@
-"""Parts that commands share: their parser, refusals, tables, progress, the machine."""
+"""Parts that commands share: their parser, refusals, tables, the machine."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,6 @@ import importlib
 import io
 import platform
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -61,34 +60,6 @@ class Table:
 
     def __str__(self) -> str:
         return "\n".join([self.title, "", table(self.columns, self.rows), ""])
-
-
-class Progress:
-    """Count trainings that have ended, and estimate how long the others will take."""
-
-    def __init__(self, total: int, ended: int = 0) -> None:
-        self._total, self._before, self._ended = total, ended, ended
-        self._start = time.monotonic()
-
-    def advance(self, name: str, outcome: str, ended: int | None = None) -> str:
-        """Count a training that has ended, and return the line that reports its outcome.
-
-        ``ended`` is the number that have ended where other processes work on them too.
-        """
-        self._ended = self._ended + 1 if ended is None else ended
-        line = f"[{self._ended}/{self._total}] {name}: {outcome}"
-        left, done = self._total - self._ended, self._ended - self._before
-        if left <= 0 or done <= 0:
-            return line
-        seconds = (time.monotonic() - self._start) / done * left
-        return f"{line}; about {format_duration(seconds)} left"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in the unit that leaves it two or three digits at most."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def require(module: str, purpose: str) -> ModuleType:

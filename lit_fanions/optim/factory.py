@@ -116,7 +116,7 @@ def configure_optimizers(
     schedules = [(own and own.schedule) or config.schedule for own in exceptions]
     _state_scheduled_options(groups, schedules)
     optimizer = _optimizer(module, groups, config)
-    inform("Parameters by group:\n%s", split)
+    inform("Parameters by group:\n%s", split.summary())
     if config.matrix.given() and not any(a.group == "matrix" for a in split):
         warn(
             "no parameter is in the group 'matrix', so its options have no effect: the table of "

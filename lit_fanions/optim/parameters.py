@@ -17,7 +17,7 @@ from lit_fanions.optim.heads import find_heads, is_adapter
 from lit_fanions.optim.matrices import column_blocks, shape_text
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.reporting import caller_level
-from lit_fanions.optim.split_table import Row, format_table
+from lit_fanions.optim.split_table import Row, format_summary, format_table
 from lit_fanions.optim.step_sizes import step_size_factor
 from lit_fanions.optim.usage import (
     DOUBTFUL,
@@ -197,6 +197,10 @@ class Split(list[Assignment]):
     def __str__(self) -> str:
         """Return the table; parameters of repeated blocks that are treated alike share a line."""
         return format_table([self._row(assignment) for assignment in self])
+
+    def summary(self) -> str:
+        """Return the table, or one line for each group where the table is long."""
+        return format_summary([self._row(assignment) for assignment in self])
 
     def _row(self, assignment: Assignment) -> Row:
         options = self.group_options(assignment)

@@ -10,9 +10,13 @@ import math
 import textwrap
 from typing import NamedTuple
 
-__all__ = ["Row", "format_table"]
+from lit_fanions.optim.usage import DOUBTFUL
+
+__all__ = ["Row", "format_summary", "format_table"]
 
 _WIDTH = 120  # columns, at which logs and terminals still show a line whole
+_LINES = 20  # of a table that needs no summary
+_REASONS = 3  # in the line of a group
 _SHORTEST = {"parameter": 24, "reason": len("weight of Linear")}
 
 
@@ -41,6 +45,37 @@ def format_table(rows: list[Row]) -> str:
     left = _WIDTH - sum(width + 2 for width in widths[1:]) - 2 - _SHORTEST["reason"]
     widths[0] = min(widths[0], max(left, _SHORTEST["parameter"]))
     return "\n".join(line for row in cells for line in _lines(row, widths))
+
+
+def format_summary(rows: list[Row]) -> str:
+    """Return the table if it is short, else a line for each group and how to see the table.
+
+    The line of a group has its first parameter, and guesses before other reasons.
+    """
+    table = format_table(rows)
+    if len(table.splitlines()) <= _LINES:
+        return table
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.group, row.algorithm, row.ball, row.lr), []).append(row)
+    every = "every parameter: print(split_parameters(module)), or python -m lit_fanions params"
+    return f"{format_table([_sum(own) for own in groups.values()])}\n{every}"
+
+
+def _sum(rows: list[Row]) -> Row:
+    """Return the line of a group."""
+    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    shapes, radii = ({getattr(row, name) for row in rows} for name in ("shape", "radius"))
+    every = dict.fromkeys(row.reason for row in rows)
+    reasons = sorted(every, key=lambda text: not text.startswith(DOUBTFUL))
+    more = [f"and {len(reasons) - _REASONS} other reasons"] if len(reasons) > _REASONS else []
+    return rows[0]._replace(
+        parameter=rows[0].parameter + others,
+        shape=rows[0].shape if len(shapes) == 1 else f"{len(shapes)} shapes",
+        radius=rows[0].radius if len(radii) == 1 else "several",
+        size=sum(row.size for row in rows),
+        reason="; ".join([*reasons[:_REASONS], *more]),
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

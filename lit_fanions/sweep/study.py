@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_fanions.cli.console import Progress
 from lit_fanions.cli.results import plural, recipe_digests
 from lit_fanions.cli.runner import Stopped
+from lit_fanions.progress import Progress
 from lit_fanions.sweep import storage
 from lit_fanions.sweep.plan import Plan, Request, Settings, short
 from lit_fanions.sweep.training import MetricMissing, TrainingFailed, TrialTraining

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import optuna
 from optuna.trial import Trial
@@ -16,6 +18,9 @@ from lit_fanions.cli.runner import Run, Training
 from lit_fanions.sweep.plan import Plan, Settings, run_name, short
 
 LOOK = 1.0  # seconds between looks at the logs of a training that may be pruned
+
+
+UNREAD = "without_metric.json"  # beside the logs of a training that did not log the metric
 
 
 class MetricMissing(Refused):
@@ -45,7 +50,11 @@ class TrialTraining:
         A received signal and an error that has ended the sweep raise ``TrainingFailed``, as a
         training that fails does.
         """
-        training = self._start(slot)
+        run = self._describe()
+        if (curve := self._unread_curve(run)) is not None:
+            self._report(curve)
+            return self._comparable(curve[-1][1])
+        training = self._start(run, slot)
         try:
             if recipe_digests(self.plan.recipe) != self._recipes:
                 raise Refused("the recipe was changed during the sweep: choose another --out")
@@ -65,7 +74,7 @@ class TrialTraining:
         finally:
             runner.end([training.process], received)
 
-    def _start(self, slot: int) -> Training:
+    def _describe(self) -> Run:
         plan, seed = self.plan, self.trial.user_attrs["seed"]
         name = run_name(self.trial.number, self._settings, seed)
         self.trial.set_user_attr("folder", name)
@@ -73,10 +82,37 @@ class TrialTraining:
         names = {short(name): name for name in plan.space}
         options = [f"--{names[name]}={value}" for name, value in self._settings.items()]
         args = (*plan.recipe, *options, f"--seed_everything={seed}", "--trainer.devices=1")
-        environment = runner.shared_threads(plan.jobs)
-        if plan.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = plan.devices[slot % len(plan.devices)]
-        return runner.start(Run(name, args), plan.out / "runs", environment)
+        return Run(name, args)
+
+    def _start(self, run: Run, slot: int) -> Training:
+        environment = runner.shared_threads(self.plan.jobs)
+        if devices := self.plan.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        (self._folder(run) / UNREAD).unlink(missing_ok=True)
+        return runner.start(run, self._folder(run).parent, environment)
+
+    def _folder(self, run: Run) -> Path:
+        return self.plan.out / "runs" / run.name
+
+    def _unread_curve(self, run: Run) -> curves.Curve | None:
+        """Return the curve of a training that a call with a mistyped metric left, if it is equal.
+
+        The names of metrics are known when the first training has ended; it need not be repeated.
+        """
+        note = self._folder(run) / UNREAD
+        if not note.is_file() or json.loads(note.read_text()) != self._identity(run):
+            return None
+        return self._read_curve(run)
+
+    def _identity(self, run: Run) -> dict[str, object]:
+        return {"args": [*run.args], "recipes": {**self._recipes}, "commit": commit()}
+
+    def _read_curve(self, run: Run) -> curves.Curve:
+        try:
+            return curves.read_curves(self._folder(run), [self.plan.metric])[self.plan.metric]
+        except Refused as error:
+            (self._folder(run) / UNREAD).write_text(json.dumps(self._identity(run)))
+            raise MetricMissing(str(error)) from None
 
     def _final_curve(self, training: Training, received: Sequence[int]) -> curves.Curve:
         status = training.process.poll()
@@ -87,10 +123,7 @@ class TrialTraining:
             if status in runner.KILLED:
                 self.trial.set_user_attr("stopped", True)
             raise TrainingFailed
-        try:
-            return curves.read_curves(training.logs, [self.plan.metric])[self.plan.metric]
-        except Refused as error:
-            raise MetricMissing(str(error)) from None
+        return self._read_curve(training.run)
 
     def _report(self, curve: curves.Curve) -> None:
         """Report the values of a curve that the study does not have yet."""

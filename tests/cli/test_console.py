@@ -1,4 +1,4 @@
-"""Tables are plain text of a readable width; durations are short."""
+"""Tables are plain text of a readable width."""
 
 import argparse
 
@@ -6,7 +6,7 @@ import pytest
 
 from lit_fanions.cli import console
 from lit_fanions.cli.app import Reader
-from lit_fanions.cli.console import Progress, Refused, format_duration, table
+from lit_fanions.cli.console import Refused, table
 
 LONG = "a sentence that is repeated; " * 6
 
@@ -52,23 +52,6 @@ def test_numbers_and_words_are_never_cut():
 
 def test_table_without_rows_has_its_headings():
     assert table(["a", "b"], []).splitlines() == ["a  b", "-  -"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")],
-)
-def test_duration_has_a_fitting_unit(seconds, text):
-    assert format_duration(seconds) == text
-
-
-def test_progress_estimates_the_rest_from_this_call(monkeypatch):
-    clock = iter([0.0, 20.0, 40.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress(7, ended=4)
-    assert progress.advance("a", "1") == "[5/7] a: 1; about 40 s left"
-    assert progress.advance("b", "2", ended=6) == "[6/7] b: 2; about 20 s left"
-    assert progress.advance("c", "3") == "[7/7] c: 3"
 
 
 RESERVED = {"--model.optimizer.matrix.lr": "use --factors", "--trainer.logger": "they are in --out"}

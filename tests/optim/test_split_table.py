@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from lit_fanions import split_parameters
-from lit_fanions.optim.split_table import Row, format_table
+from lit_fanions.optim.split_table import Row, format_summary, format_table
 from tests.optim.networks import GPT, body
 
 
@@ -96,6 +96,25 @@ def test_twenty_four_blocks_are_as_long_as_one():
     few, many = (str(split_parameters(GPT(layers=layers))) for layers in (12, 24))
     assert len(many.splitlines()) == len(few.splitlines())
     assert "blocks.0..23.attention.in_proj_weight" in many
+
+
+def test_summary_of_a_long_table_has_a_line_for_each_group():
+    rows = [row(f"layer{chr(97 + i)}.w", size=10) for i in range(30)]
+    rows.append(row("guess.w", "doubtful: no module uses it", size=5))
+    rows += [row(f"z{chr(97 + i)}.w", f"reason {i}") for i in range(4)]
+    rows.append(row("bias", "1-D")._replace(group="vector", algorithm="adamw", ball="", shape="4"))
+    lines = format_summary(rows).splitlines()
+    assert sum(not line.startswith(" ") for line in lines) == 4
+    assert lines[1].split()[:7] == ["layera.w", "and", "34", "more", "4x3", "matrix", "muon"]
+    text = " ".join(lines[2].split())
+    assert text == "doubtful: no module uses it; weight of Linear; reason 0; and 3 other reasons"
+    assert lines[1].endswith(" 353")
+    assert "print(split_parameters(module))" in lines[-1]
+
+
+def test_short_table_is_its_own_summary():
+    split = split_parameters(body())
+    assert split.summary() == str(split)
 
 
 def test_table_shows_the_matrices_and_the_ball():

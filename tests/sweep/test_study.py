@@ -73,8 +73,8 @@ def test_killed_training_is_repeated_by_the_next_call(fake, capfd):
     assert points() == [(1, 0), (2, 0), (2, 0)]
 
 
-def test_missing_metric_ends_the_sweep_and_frees_its_name(fake, monkeypatch):
-    fake("time.sleep(0 if x == 1 else 60)")
+def test_missing_metric_ends_the_sweep_and_keeps_its_training(fake, monkeypatch):
+    fake(f"{SIMPLE}; time.sleep(0 if x == 1 else 60)")
 
     def read_curves(logs, metrics):
         if metrics == ["typo"]:
@@ -86,9 +86,15 @@ def test_missing_metric_ends_the_sweep_and_frees_its_name(fake, monkeypatch):
         go(seeds=2, metric="typo", direction="maximize")
     assert len(trained()) <= 2
     assert_gone(pid for _, _, pid, *_ in trained())
+    # A second mistyped name is refused without a training.
+    before = len(trained())
+    with pytest.raises(Refused, match="no metric"):
+        go(jobs=1, metric="typo", direction="maximize")
+    assert len(trained()) == before
     # The name is free for a corrected command, as there are no results; then it is not.
     fake()
     assert go() == {(1, 0): 1.0, (2, 0): 2.0}
+    assert sum(x == 1 and seed == 0 for x, seed, *_ in trained()) == 1
     with pytest.raises(Refused, match="another metric"):
         go(metric="typo")
 

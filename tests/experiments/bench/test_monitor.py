@@ -4,14 +4,14 @@ import json
 import statistics
 import time
 
-from experiments.bench import monitor
 from experiments.bench.__main__ import main
+from lit_fanions.callbacks import SpectralMonitor
 
 
 def test_steps_with_a_look_are_timed_apart(project, monkeypatch, capfd):
-    record, seconds = monitor.SpectralMonitor.record, 0.05
+    record, seconds = SpectralMonitor.record, 0.05
     monkeypatch.setattr(
-        monitor.SpectralMonitor,
+        SpectralMonitor,
         "record",
         lambda self, step: (time.sleep(seconds), record(self, step)),
     )
