@@ -116,6 +116,7 @@ def on_page_markdown(markdown: str, page: Page, **others: Any) -> str:
     if page.file.src_uri in ("index.md", "changelog.md"):
         markdown = markdown.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
     markdown = markdown.replace("```python runnable", "```python")  # a mark for the tests alone
+    markdown = markdown.replace(" ± ", "\u00a0±\u00a0")  # a cell must not break there
     markdown = markdown.replace("](../README.md", "](index.md")
     markdown = markdown.replace("](../CHANGELOG.md", "](changelog.md")
     return re.sub(
@@ -124,14 +125,28 @@ def on_page_markdown(markdown: str, page: Page, **others: Any) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write llms.txt: every page with its title."""
-    lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
-    for path in sorted((ROOT / "docs").rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        title = re.search(r"^# (.*)$", text, re.MULTILINE)
-        where = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
-        lines.append(f"- [{title[1] if title else where}]({where}/)")
-    Path(config.site_dir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Write llms.txt: every page with its title and its first sentence."""
+    Path(config.site_dir, "llms.txt").write_text(
+        llms_text(config.site_name, str(config.site_description)), encoding="utf-8"
+    )
+
+
+def llms_text(name: str, description: str) -> str:
+    """Return the list of pages in the form of llms.txt."""
+    found = sorted((ROOT / "docs").rglob("*.md"))
+    pages = {path.relative_to(ROOT / "docs").as_posix(): path.read_text() for path in found}
+    pages |= {f"algorithms/{algorithm}.md": algorithm_page(algorithm) for algorithm in ALGORITHMS}
+    start = f"# {name}\n\n> {description}\n\n## Pages\n\n- [Start](index.html): "
+    lines = [f"{start}what it is, installation, the first lines of code"]
+    for where, text in pages.items():
+        title, *paragraphs = re.split(r"\n\n+", text.strip())
+        paragraph = next((text for text in paragraphs if not text.startswith("![")), "")
+        plain = " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraph).split())
+        first = re.split(r"(?<=[.:]) (?=[A-Z])", plain)[0].rstrip(".:")
+        is_text = not plain.startswith((":::", "|", "```"))
+        line = f"- [{title.removeprefix('# ')}]({where.removesuffix('.md')}/)"
+        lines.append(f"{line}: {first}" if is_text else line)
+    return "\n".join(lines) + "\n"
 
 
 def algorithm_page(name: str) -> str:
@@ -151,7 +166,7 @@ def algorithm_page(name: str) -> str:
     options = "\n".join(f"| `{key}` | {value} |" for key, value in default_options(name).items())
     title = f"{name}: {summary}" if summary else name
     return (
-        f"# {title}\n\n{use}\n\n| | |\n| --- | --- |\n{rows}\n\n## Defaults\n\n"
+        f"# {title}\n\n{use}\n\n| quantity | value |\n| --- | --- |\n{rows}\n\n## Defaults\n\n"
         f"| option | default |\n| --- | --- |\n{options}\n\n"
         "What the options do: [algorithms and options](../algorithms.md#options-of-a-group).\n"
     )

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from lit_fanions.optim.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs/images"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 
 # What a reader replaces by something of their own, as in LOGDIR, CONFIG.yaml and logs/NAME.
@@ -107,6 +111,59 @@ def test_runnable_python_runs(block, capsys):
     exec(compile(block, "block", "exec"), {"__name__": "example"})
 
 
+def reader_names(page: str) -> dict[str, Any]:
+    """Return what a reader of a page has before its fragments of code."""
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    names: dict[str, Any] = {"torch": torch, "Fanion": lit_fanions.Fanion, "network": network}
+    names |= {"configure_optimizers": lit_fanions.configure_optimizers, "self": network}
+    if page == "docs/integrations.md":
+        transformers = pytest.importorskip("transformers")
+        pytest.importorskip("accelerate")
+        names |= {"model": network, "arguments": transformers.TrainingArguments(use_cpu=True)}
+    return {**names, "params": [torch.nn.Parameter(torch.ones(4, 3))]}
+
+
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [
+        pytest.param(page, block, id=f"{page}-{number}")
+        for page in TEXTS
+        # tests/test_extending.py runs that page as a whole; the CUDA graph needs a GPU, and
+        # make gpu-check captures one.
+        if page not in ("docs/extending.md", "docs/gpu/README.md")
+        for number, block in enumerate(blocks(page, "python"))
+    ],
+)
+def test_fragment_runs_with_what_a_reader_has(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "block", "exec"), reader_names(page))
+
+
+def test_every_block_has_a_language_that_a_test_knows():
+    """Blocks without a test: text shows what is printed, and none of bash is looked at."""
+    found = {
+        (page, mark)
+        for page, text in TEXTS.items()
+        for mark in re.findall(r"^```(\S.*)$", text, re.MULTILINE)
+    }
+    known = ("python", "python runnable", "sh", "yaml", "text")
+    assert [each for each in sorted(found) if each[1] not in known] == []
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = {
+        (page, word)
+        for page in TEXTS
+        for line in "\n".join(blocks(page, "sh")).splitlines()
+        if line.startswith("make ")
+        for word in line.partition("#")[0].split()[1:]
+        if "=" not in word
+    }
+    assert [each for each in sorted(used) if each[1] not in targets] == []
+    assert len(used) > 5
+
+
 @pytest.mark.parametrize("block", every_block("yaml"))
 def test_yaml_names_classes_and_options_that_exist(block):
     config = yaml.safe_load(block)
@@ -133,6 +190,9 @@ def test_command_exists(command, monkeypatch, capsys):
     module, *args = shlex.split(command)
     if module == "lit_fanions":
         check_lightning_command(args)
+        return
+    if module == "pytest":
+        assert [arg for arg in args if not (ROOT / arg).exists()] == []
         return
     check_config_files(args)
     names = args[0].split("|") if args and re.fullmatch(r"[a-z_|]+", args[0]) else [""]
@@ -234,6 +294,17 @@ def test_readme_names_algorithms_that_exist():
     ]
     assert len(named) > 10
     assert [name for name in named if name not in (*ALGORITHMS, "rank")] == []
+
+
+@pytest.mark.parametrize("package", [lit_fanions, lmo])
+def test_api_pages_have_every_public_name_and_each_has_a_docstring(package):
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    for name in package.__all__:
+        public = getattr(package, name)
+        # Tables and aliases of types have comments.
+        if callable(public) and typing.get_origin(public) is None:
+            assert re.search(rf"[\[ .]{name}\b", pages), name
+            assert public.__doc__, name
 
 
 def test_configuration_names_every_option_of_a_schedule():

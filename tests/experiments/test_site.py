@@ -1,5 +1,6 @@
 """Pages of the site that are made from the tables and from the checkout."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,21 @@ def test_length_and_cost_follow_from_the_table():
     assert f"| ‖D‖_F of a 768 × 3072 matrix | {768**0.5:.4g} |" in site.algorithm_page("muon")
     assert "none, entries only" in site.algorithm_page("nsgd")
     assert "depends on the matrix" in site.algorithm_page("kyfan")
+
+
+def test_navigation_has_every_page():
+    navigation = (site.ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
+    pages = [page.relative_to(site.ROOT / "docs") for page in (site.ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"[ \[]{page}", navigation)] == []
+
+
+def test_llms_text_has_every_page_with_a_sentence():
+    text = site.llms_text("lit_fanions", "a test")
+    assert text.startswith("# lit_fanions\n\n> a test\n")
+    pages = [path.relative_to(site.ROOT / "docs") for path in (site.ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f"]({page.with_suffix('').as_posix()}/)" not in text] == []
+    assert "- [muon: spectral](algorithms/muon/): The default for the matrices" in text
+    assert max(map(len, text.splitlines())) < 500
 
 
 @pytest.mark.parametrize(
