@@ -250,12 +250,10 @@ def cheapest(
     """
     taken: dict[int, list[float]] = {}  # seconds of each seed, by the place of the level
     errors: dict[int, list[float]] = {}
-    spent = 0.0
-    meter = Meter("trying settings")
+    meter = Meter("trying settings within a budget", budget)
 
     def holds(place: int, wanted: int) -> bool | None:
         """Try a level; return whether it reaches the goal, or None if no seed fits the budget."""
-        nonlocal spent
         level = levels[place]
         for seed in range(len(taken.get(place, [])), wanted):
             if any(e > goal for e in errors.get(place, [])):
@@ -263,11 +261,10 @@ def cheapest(
             if taken:
                 last = place if place in taken else next(reversed(taken))
                 expected = taken[last][-1] * level.cost / levels[last].cost
-                if spent + expected > budget:
+                if meter.done + expected > budget:
                     break
             seconds, result = timed(lambda: level.solve(seed), device)  # noqa: B023
-            spent += seconds
-            meter.reach(spent, f"{level.setting}; at most {max(0.0, budget - spent):.0f} s left")
+            meter.advance(seconds)
             taken.setdefault(place, []).append(seconds)
             errors.setdefault(place, []).append(error(result))
             if watch is not None:
