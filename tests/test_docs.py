@@ -5,6 +5,7 @@ import importlib
 import re
 import shlex
 import typing
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,13 @@ def test_runnable_python_runs(block, capsys):
 
 def reader_names(page: str) -> dict[str, Any]:
     """Return what a reader of a page has before its fragments of code."""
-    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    network = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(2)))
     names: dict[str, Any] = {"torch": torch, "Fanion": lit_fanions.Fanion, "network": network}
     names |= {"configure_optimizers": lit_fanions.configure_optimizers, "self": network}
+    if page == "docs/configuration.md":
+        names |= {"model": network, "schedule": unittest.mock.Mock()}
+        old = lit_fanions.Fanion(network.named_parameters())
+        torch.save({"optimizer": old.state_dict()}, "old.pt")
     if page == "docs/integrations.md":
         transformers = pytest.importorskip("transformers")
         pytest.importorskip("accelerate")
@@ -128,8 +133,7 @@ def reader_names(page: str) -> dict[str, Any]:
     [
         pytest.param(page, block, id=f"{page}-{number}")
         for page in TEXTS
-        # tests/test_extending.py runs that page as a whole; the CUDA graph needs a GPU, and
-        # make gpu-check captures one.
+        # tests/test_extending.py runs that page as a whole; a CUDA graph needs a GPU.
         if page not in ("docs/extending.md", "docs/gpu/README.md")
         for number, block in enumerate(blocks(page, "python"))
     ],
