@@ -124,6 +124,7 @@ def test_progress_bar_of_a_run_resumed_in_the_middle_of_an_epoch_has_a_total(
         update(self, *args)
 
     monkeypatch.setattr(TQDMProgressBar, "on_train_batch_end", record)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     args = ["--ckpt_path", checkpoint, "--trainer.enable_progress_bar", "true"]
     assert main([*FIT, *args, "--trainer.callbacks+", "TQDMProgressBar"]) == 0
     assert totals[0] == (8, "Epoch 0: ")
