@@ -9,7 +9,6 @@ They are callbacks for recipes, and no part of the library:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,15 +19,12 @@ from torch import Tensor
 from lit_fanions.lmo import BALLS, Answer, Problem
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise, matrix_algorithm
 from lit_fanions.optim.bases import default_seed
+from lit_fanions.optim.schedules import ScheduleConfig, alpha_at
 
 NAME = "random_spectrum"
 _MUONS = ("muon", "f_muon", "s_muon")
-
-
-@functools.cache
-def _generator() -> torch.Generator:
-    """Return a generator of its own, so that a control sees the data in the recipe's order."""
-    return torch.Generator().manual_seed(default_seed())
+# Of its own, so that a control sees the data in the recipe's order; seeded when a run starts.
+_GENERATOR = torch.Generator()
 
 
 def random_spectrum(problem: Problem) -> Answer:
@@ -37,20 +33,23 @@ def random_spectrum(problem: Problem) -> Answer:
     Singular values are drawn anew for every matrix and step: Kaon (arXiv 2605.11181).
     """
     u, s, vh = torch.linalg.svd(problem.normalised()[0].float(), full_matrices=False)
-    w = torch.rand(s.shape, generator=_generator()).to(s)
+    w = torch.rand(s.shape, generator=_GENERATOR).to(s)
     length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    direction: Tensor = (u * (w * (s.shape[-1] ** 0.5 / length)).unsqueeze(-2)) @ vh
+    w = torch.where(s > 0, w * (s.shape[-1] ** 0.5 / length), 0.0)
+    direction: Tensor = (u * w.unsqueeze(-2)) @ vh
     return Answer(direction)
 
 
-BALLS[NAME] = dataclasses.replace(
-    BALLS["spectral"],
-    summary="none: random singular values",
-    direction="U diag(w) Vᵀ",
-    oracle=random_spectrum,
-    is_polar=lambda case: False,
-)
-ALGORITHMS[NAME] = matrix_algorithm(NAME)
+def register() -> None:
+    """Add the oracle to the tables of balls and of algorithms, in this process alone."""
+    BALLS[NAME] = dataclasses.replace(
+        BALLS["spectral"],
+        summary="none: random singular values",
+        direction="U diag(w) Vᵀ",
+        oracle=random_spectrum,
+        is_polar=lambda case: False,
+    )
+    ALGORITHMS[NAME] = matrix_algorithm(NAME)
 
 
 def _matrix_groups(trainer: Trainer) -> Iterator[dict[str, Any]]:
@@ -63,7 +62,7 @@ def _matrix_groups(trainer: Trainer) -> Iterator[dict[str, Any]]:
 class RandomSpectrum(Callback):
     """Steps of muon and its blends with random singular values: is it the norm that matters?
 
-    A resumed run draws other values than one that was not stopped.
+    Such a run cannot be resumed: its checkpoints name an algorithm that no table has at the start.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,6 +74,8 @@ class RandomSpectrum(Callback):
         muons = [group for group in _matrix_groups(trainer) if group["algorithm"] in _MUONS]
         if not muons:
             raise ValueError(f"RandomSpectrum: no group has the algorithm {' or '.join(_MUONS)}")
+        register()
+        _GENERATOR.manual_seed(default_seed())
         for group in muons:
             group["algorithm"] = NAME
 
@@ -90,19 +91,18 @@ class ShuffledAlpha(Callback):
     def __init__(self, first: float = 1.1, last: float = 0.5) -> None:
         self.first = first
         self.last = last
+        self._alphas: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the order of the alphas of all steps."""
+        total = int(trainer.estimated_stepping_batches)
+        schedule = ScheduleConfig(alpha_end=self.last)
+        order = torch.randperm(total, generator=_GENERATOR.manual_seed(default_seed())).tolist()
+        self._alphas = [alpha_at(schedule, self.first, step, total) for step in order]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Set the alpha of this step."""
-        total = int(trainer.estimated_stepping_batches)
-        alpha = _shuffled(self.first, self.last, total)[trainer.global_step]
         for group in _matrix_groups(trainer):
-            group["alpha"] = alpha
-
-
-@functools.cache
-def _shuffled(first: float, last: float, total: int) -> list[float]:
-    """Return the alphas of all steps."""
-    order = torch.randperm(total, generator=_generator())
-    return torch.linspace(first, last, total)[order].tolist()
+            group["alpha"] = self._alphas[trainer.global_step]

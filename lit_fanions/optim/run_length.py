@@ -55,5 +55,11 @@ def _steps_left_in_epochs(trainer: Any) -> int:
 
     batches, current = trainer.num_training_batches, trainer.current_epoch
     begun = min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-    later = sum(steps(batches, epoch) for epoch in range(current + 1, trainer.max_epochs))
+    epochs = range(current + 1, trainer.max_epochs)
+    # Schedules ask after every step: one product where all epochs are alike.
+    later = (
+        sum(steps(batches, epoch) for epoch in epochs)
+        if by_epoch
+        else len(epochs) * steps(batches, current)
+    )
     return steps(batches, current) - steps(begun, current) + later

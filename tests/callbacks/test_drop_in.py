@@ -91,7 +91,7 @@ def test_training_is_bit_equal_to_the_factorys(tmp_path):
 def test_the_split_is_printed(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         fit(tmp_path, Theirs(), FanionOptimizer(CONFIG))
-    assert "in_proj_weight" in caplog.text and "f_muon" in caplog.text
+    assert "q, k, v of MultiheadAttention" in caplog.text and "f_muon" in caplog.text
 
 
 def test_a_method_set_on_the_instance_is_restored(tmp_path):

@@ -57,7 +57,7 @@ def test_algorithms_are_listed_with_ball_and_direction(project, capfd):
             given = {"algorithm": name, **entry.options}
             assert all(text in lines[name] for text in describe_step(given))
     assert lines["neon"] == "nuclear: u₁ v₁ᵀ, rank 1"
-    assert lines["s_muon"] == "spectral + largest entry: 0.5 (U Vᵀ) + 0.5 (sign(M))"
+    assert lines["s_muon"] == "spectral + largest entry: 0.5 (U Vᵀ) + 0.5 (s sign(M))"
 
 
 def test_polar_methods_are_listed_with_what_they_are(project, capfd):

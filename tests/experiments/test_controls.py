@@ -3,13 +3,27 @@
 import lightning
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from experiments import controls
 from lit_fanions import Fanion
-from lit_fanions.lmo import Case, Problem
+from lit_fanions.lmo import BALLS, Case, Problem
+from lit_fanions.optim.algorithms import ALGORITHMS
+from lit_fanions.optim.schedules import ScheduleConfig, alpha_at
+
+
+@pytest.fixture(autouse=True)
+def tables(monkeypatch):
+    """Leave the tables of balls and algorithms as they were."""
+    for table in (BALLS, ALGORITHMS):
+        for name in [*table]:
+            monkeypatch.setitem(table, name, table[name])
+        monkeypatch.delitem(table, controls.NAME, raising=False)
+    yield
+    for table in (BALLS, ALGORITHMS):
+        table.pop(controls.NAME, None)
 
 
 def test_random_spectrum_keeps_singular_vectors_and_length():
@@ -23,6 +37,8 @@ def test_random_spectrum_keeps_singular_vectors_and_length():
     assert torch.allclose(torch.linalg.matrix_norm(d), torch.tensor(2.0))  # as U V^T
     other = controls.random_spectrum(Problem(m, Case(4, 4, 6))).direction
     assert not torch.allclose(d, other)
+    zero = controls.random_spectrum(Problem(torch.zeros(4, 6), Case(4, 4, 6))).direction
+    assert not zero.any()
 
 
 class Net(lightning.LightningModule):
@@ -47,6 +63,15 @@ class Net(lightning.LightningModule):
         )
 
 
+class ScheduledAlpha(Callback):
+    """Sets alpha as a schedule from .9 to .5 does."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        schedule = ScheduleConfig(alpha_end=0.5)
+        for group in optimizer.param_groups:
+            group["alpha"] = alpha_at(schedule, 0.9, trainer.global_step, 4)
+
+
 def train(callback, tmp_path, **options):
     net = Net(**options)
     trainer = Trainer(
@@ -68,6 +93,20 @@ def test_random_spectrum_refuses_a_training_without_muon(tmp_path):
 
 
 def test_shuffled_alphas_are_those_of_the_schedule_in_another_order(tmp_path):
-    net = train(controls.ShuffledAlpha(0.9, 0.6), tmp_path, algorithm="f_muon")
-    alphas = [alpha for _, alpha in net.seen]
-    assert sorted(alphas) == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    lightning.seed_everything(1)
+    alphas = [
+        [alpha for _, alpha in train(callback, tmp_path, algorithm="f_muon", alpha=0.9).seen]
+        for callback in (controls.ShuffledAlpha(0.9, 0.5), ScheduledAlpha())
+    ]
+    assert sorted(alphas[0]) == pytest.approx(sorted(alphas[1]))
+    assert alphas[0] != alphas[1]
+    assert alphas[1] == pytest.approx([0.9, 0.8, 0.7, 0.6])
+
+
+def test_another_seed_is_another_order(tmp_path):
+    orders = []
+    for seed in (1, 2, 1):
+        lightning.seed_everything(seed)
+        net = train(controls.ShuffledAlpha(0.9, 0.5), tmp_path, algorithm="f_muon")
+        orders.append(net.seen)
+    assert orders[0] == orders[2] != orders[1]

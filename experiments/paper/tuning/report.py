@@ -77,7 +77,7 @@ def make_outcome(
     data = repetitions.describe_data(comparison.data, recipe)
     draw, size = _picture(summaries, comparison)
     return Outcome(
-        tables=[_table(summaries, comparison), *_differences(summaries, comparison)],
+        tables=[_table(summaries, comparison), *_differences(certain, comparison)],
         columns=["recipe", "lr", "seed", "step", *comparison.metrics],
         rows=[
             [name, lr, seed, step, *(dict(curves[m]).get(step, math.nan) for m in curves)]
@@ -140,16 +140,12 @@ def _table(summaries: Mapping[str, Summary], comparison: Comparison) -> Table:
     return Table(title, ["recipe", "lr", *comparison.metrics, "seeds", "by lr, seed 0"], cells)
 
 
-def _differences(summaries: Mapping[str, Summary], comparison: Comparison) -> list[Table]:
-    """Return the table of variants minus what they are compared with, if there are such pairs."""
+def _differences(finals: Finals, comparison: Comparison) -> list[Table]:
+    """Return the table of variants minus what they are compared with, each at a certain best lr."""
     cells = [
-        [
-            name,
-            other,
-            str(verdicts.mean_difference(summaries[name].finals, summaries[other].finals)),
-        ]
+        [name, other, str(verdicts.mean_difference(finals[name], finals[other]))]
         for name, other in comparison.beside.items()
-        if {name, other} <= summaries.keys()
+        if {name, other} <= finals.keys()
     ]
     title = f"{comparison.metrics[0]}: mean difference at equal seeds"
     return [Table(title, ["variant", "minus", "difference"], cells)] if cells else []
