@@ -254,20 +254,40 @@ class FollowedSchedule(LRScheduler):
         """Restore both schedulers, and the lr from which the other one continues.
 
         The optimizer may keep its options (on_mismatch keep_momentum); its lr then follows from
-        them. The state may be that of the other scheduler alone, of a run without the callback.
+        them. The state may be that of the other scheduler alone, of a run without the callback. If
+        the module's own lr was changed since, the schedule's share of it is what is restored.
+
+        Raises:
+            ValueError: If the state is that of ``GroupSchedule``, or for another number of groups.
         """
+        if "_multipliers" in state_dict:
+            raise ValueError(
+                "the checkpoint's lr schedule is that of configure_optimizers, and the module's "
+                "own scheduler is followed here: start the schedule anew, or resume without "
+                "keep_schedule"
+            )
         if "followed" not in state_dict:
             state_dict = {
                 "last_epoch": state_dict["last_epoch"], "base_lrs": self.base_lrs,
                 "followed": state_dict, "lrs": state_dict["_last_lr"],
             }  # fmt: skip
+        groups = self.followed.optimizer.param_groups
+        if len(state_dict["lrs"]) != len(groups):
+            raise ValueError(
+                f"the checkpoint's lr schedule has {len(state_dict['lrs'])} lrs, and the module's "
+                f"own optimizer {len(groups)} groups: resume with the module that saved it"
+            )
         self.last_epoch = state_dict["last_epoch"]
         keeps_options = getattr(self.optimizer, "keeps_options", False)
         if not keeps_options:
             self.base_lrs = state_dict["base_lrs"]
         self.followed.load_state_dict(state_dict["followed"])
-        for group, lr in zip(self.followed.optimizer.param_groups, state_dict["lrs"], strict=True):
-            group["lr"] = lr
+        saved = state_dict["followed"].get("base_lrs", [None] * len(groups))
+        for i, (group, lr, base) in enumerate(zip(groups, state_dict["lrs"], saved, strict=True)):
+            initial = group.get("initial_lr", base)
+            group["lr"] = lr if not base or initial == base else lr / base * initial
+            if base:
+                self.followed.base_lrs[i] = initial
         if keeps_options:
             for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=False):
                 group["lr"] = lr

@@ -83,14 +83,19 @@ def _checked(group: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, A
 
 
 def has_same_options(own: _Groups, state_dict: Mapping[str, Any]) -> bool:
-    """Return whether a state_dict was saved with the same groups and options, before schedules."""
+    """Return whether a state_dict was saved with the same groups and options, before schedules.
+
+    Seeds do not count, nor an lr that was changed without a schedule's ``initial_lr``: by
+    ReduceLROnPlateau, or by hand.
+    """
     saved = state_dict["param_groups"]
     if _difference(own, saved):
         return False
     return all(
         _before_schedules(theirs, name, ours.get(name)) == _before_schedules(ours, name)
         for ours, theirs in zip(own, saved, strict=True)
-        for name in default_options(ours["algorithm"]).keys() - _OWN
+        for name in default_options(ours["algorithm"]).keys() - _OWN - {"seed"}
+        if name != "lr" or "initial_lr" in theirs
     )
 
 

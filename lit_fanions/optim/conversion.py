@@ -129,8 +129,45 @@ def keep_momentum(own: Sequence[Group], state_dict: Mapping[str, Any]) -> dict[s
     states = {number: state for number, state in states.items() if state}
     _report(named, states, saved, missing)
     numbers = iter(range(len(named)))
-    groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in own]
+    lrs = _scheduled_lrs(own, state_dict["param_groups"])
+    groups = [
+        {**group, "params": [next(numbers) for _ in group["params"]], "lr": lr}
+        for group, lr in zip(own, lrs, strict=True)
+    ]
     return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _scheduled_lrs(own: Sequence[Group], saved: Sequence[Group]) -> list[Any]:
+    """Return the lr of each group where a schedule of the checkpoint stood, for a new initial lr.
+
+    torch's schedulers go on from the lr of the groups, which their own state does not restore.
+    """
+    ratios = [
+        float(group["lr"]) / float(group["initial_lr"]) if group.get("initial_lr") else 1.0
+        for group in saved
+    ]
+    names = [group.get("name") for group in saved]
+    if names == [group["name"] for group in own]:
+        new = ratios
+    elif ratios and max(ratios) - min(ratios) <= 1e-6 * max(ratios):
+        new = ratios[:1] * len(own)
+    else:
+        new = [1.0] * len(own)
+    if new != ratios and new.count(1.0) == len(new) and any(ratio != 1 for ratio in ratios):
+        warn(
+            "the checkpoint's schedule had multiplied the lr of its groups by "
+            f"{', '.join(f'{ratio:.4g}' for ratio in ratios)}, and they are not the groups here: "
+            "every lr starts undecayed; set lr, or make a new scheduler"
+        )
+    lrs = []
+    for group, ratio in zip(own, new, strict=True):
+        lr = group["lr"]
+        # Where they differ, a schedule has set the lr already.
+        if ratio != 1 and "initial_lr" in group and bool(lr == group["initial_lr"]):
+            value = float(group["initial_lr"]) * ratio
+            lr = torch.full_like(lr, value) if isinstance(lr, Tensor) else value
+        lrs.append(lr)
+    return lrs
 
 
 def _named(group: Group) -> list[tuple[str, Tensor]]:

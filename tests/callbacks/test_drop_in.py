@@ -22,6 +22,7 @@ from torch.optim import lr_scheduler
 
 from lit_fanions import Fanion
 from lit_fanions.callbacks import FanionOptimizer
+from lit_fanions.callbacks.drop_in import FollowedSchedule
 from lit_fanions.cli.app import main
 from tests.callbacks.nets import BATCHES, Net, assert_bit_equal, everything, fit
 from tests.conftest import toy_recipe
@@ -302,6 +303,36 @@ def test_resume_of_a_kept_schedule_is_bit_equal(tmp_path, schedule):
     straight = run(keep)
     (saved,) = (tmp_path / "saved").glob("*step=6.ckpt")
     assert_bit_equal(everything(run(ckpt_path=saved)), everything(straight))
+
+
+def followed(lr: float) -> tuple[Any, FollowedSchedule]:
+    p = nn.Parameter(torch.ones(6, 4))
+    module = torch.optim.AdamW([("w", nn.Parameter(torch.ones(6, 4)))], lr=lr)
+    schedule = lr_scheduler.CosineAnnealingLR(module, 20)
+    fanion = Fanion([("w", p)], lr=0.02, algorithm="muon", on_mismatch="keep_momentum")
+    return schedule, FollowedSchedule(fanion, schedule)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.02])
+def test_schedule_of_the_module_alone_is_restored_as_a_share_of_its_lr(lr):
+    schedule, _ = followed(1e-3)
+    for _ in range(5):
+        schedule.optimizer.step()
+        schedule.step()
+    _, new = followed(lr)
+    new.optimizer.keeps_options = True
+    new.load_state_dict(copy.deepcopy(schedule.state_dict()))
+    share = schedule.get_last_lr()[0] / 1e-3
+    assert new.get_last_lr()[0] == pytest.approx(0.02 * share)
+
+
+def test_foreign_schedules_are_refused():
+    schedule, new = followed(1e-3)
+    state = schedule.state_dict()
+    with pytest.raises(ValueError, match="that of configure_optimizers"):
+        new.load_state_dict({**state, "_multipliers": [1.0]})
+    with pytest.raises(ValueError, match="has 2 lrs, and the module's own optimizer 1 groups"):
+        new.load_state_dict({**state, "_last_lr": [0.1, 0.2]})
 
 
 def test_manual_optimization_is_refused(tmp_path):

@@ -188,9 +188,37 @@ def test_options_of_the_new_run_stay_and_are_reported():
     assert after == before and optimizer.param_groups[0]["params"] == [p]
 
 
-def test_another_lr_alone_is_kept_too():
-    _, optimizer = loaded(saved_by(algorithm="muon", lr=0.3), algorithm="muon", lr=0.1)
-    assert optimizer.param_groups[0]["lr"] == 0.1
+def test_lr_without_a_schedule_and_seed_are_the_checkpoints():
+    saved = saved_by(algorithm="fanion", lr=0.3, seed=1)
+    _, optimizer = loaded(saved, algorithm="fanion", lr=0.1, seed=2)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["seed"], optimizer.keeps_options) == (0.3, 1, False)
+
+
+@pytest.mark.parametrize("algorithm", ["neon", "adamw"])
+def test_schedulers_of_torch_go_on_from_the_decayed_share_of_the_new_lr(algorithm):
+    optimizers = [one(algorithm=a, lr=lr)[1] for a, lr in (("muon", 0.02), (algorithm, 0.1))]
+    old, new = (torch.optim.lr_scheduler.CosineAnnealingLR(o, 20) for o in optimizers)
+    for _ in range(15):
+        optimizers[0].step()
+        old.step()
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    new.load_state_dict(old.state_dict())
+    for _ in range(3):
+        lrs = [o.param_groups[0]["lr"] for o in optimizers]
+        assert lrs[1] == pytest.approx(5 * lrs[0])
+        for optimizer, schedule in zip(optimizers, (old, new), strict=True):
+            optimizer.step()
+            schedule.step()
+
+
+def test_decays_of_groups_that_are_not_here_are_warned_of():
+    saved = saved_by(algorithm="muon")
+    group = saved["param_groups"][0]
+    other = {**group, "params": [1], "param_names": ["v"], "name": "v", "lr": 0.01}
+    saved["param_groups"] = [{**group, "initial_lr": 0.02}, {**other, "initial_lr": 0.02}]
+    with pytest.warns(UserWarning, match="its groups by 1, 0.5"):
+        loaded(saved, algorithm="neon")
 
 
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
