@@ -22,7 +22,7 @@ from lit_fanions.optim.groups import (
     named_parameters,
     resolve_heads,
 )
-from lit_fanions.optim.matrices import matrix_shapes, placed_as
+from lit_fanions.optim.matrices import is_distributed, matrix_shapes, placed_as
 from lit_fanions.optim.options import CHECKS, default_options
 from lit_fanions.optim.saved_states import MOMENTS, check_state
 
@@ -212,7 +212,18 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
                 dtype = p.dtype if cast else value.dtype
                 device = torch.device("cpu") if key == WARM else p.device
                 value = placed_as(value, p) if key in MOMENTS else value
-                optimizer.state[p][key] = value.to(device, dtype, copy=True)
+                form = memory_format(p) if key in MOMENTS else torch.preserve_format
+                optimizer.state[p][key] = value.to(device, dtype, copy=True, memory_format=form)
+
+
+def memory_format(p: Tensor) -> torch.memory_format:
+    """Return the memory format of a parameter: channels_last where it is stored so."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = formats.get(p.ndim)
+    stored = form is not None and not is_distributed(p) and not p.is_contiguous()
+    return (
+        form if form and stored and p.is_contiguous(memory_format=form) else torch.preserve_format
+    )
 
 
 def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,9 @@ _MARKS = {
     "betas": "torch.optim.AdamW",
 }
 
+# Options of which each optimizer of torch with betas has one.
+_ADAMS = {"amsgrad", "momentum_decay", "decoupled_weight_decay"}
+
 
 def check_on_mismatch(value: Any) -> OnMismatch:
     """Return what to do with a state of another configuration; refuse an unknown name."""
@@ -202,9 +205,13 @@ def _saved_parameters(
 def _kind(group: Group) -> str:
     """Return the row of ``AVERAGES`` of a group; refuse groups of unknown optimizers."""
     algorithm = group.get("algorithm")
-    if isinstance(algorithm, str) and algorithm in ALGORITHMS:
+    # Optimizers of other packages call an option so too.
+    own = "name" in group and not {"mu", "betas"} & group.keys()
+    if own and isinstance(algorithm, str) and algorithm in ALGORITHMS:
         return find_algorithm(algorithm).kind
     kinds = [kind for mark, kind in _MARKS.items() if mark in group]
+    if kinds[:1] == ["torch.optim.AdamW"] and not _ADAMS & group.keys():
+        kinds = []
     if "algorithm" in group or not kinds:
         raise ValueError(
             f"the checkpoint's group {group.get('name', '')!r} is of no known optimizer (algorithm "
@@ -220,10 +227,16 @@ def _completed(group: Group) -> Group:
     if "algorithm" in group:
         where = f"the checkpoint's group {group.get('name', '')!r}"
         return check_group({**default_options(group["algorithm"]), **group}, where)
-    betas = tuple(group["betas"]) if kind == "torch.optim.AdamW" else ()
-    for name, value in (("momentum", group.get("momentum", 0.0)), *(("betas", b) for b in betas)):
+    complete = {"momentum": 0.0, **group}
+    betas = group["betas"] if kind == "torch.optim.AdamW" else []
+    if not isinstance(betas, (tuple, list)) or len(betas) == 1:
+        raise ValueError(f"the checkpoint's betas must be two numbers, got {betas!r}")
+    if betas:
+        complete["betas"] = betas = [float(b) if isinstance(b, Tensor) else b for b in betas]
+    for name, value in [("momentum", complete["momentum"]), *(("betas", beta) for beta in betas)]:
         real_number(f"the checkpoint's {name}", value, 0.0, 1.0)
-    return group
+    real_number("the checkpoint's dampening", complete.get("dampening", 0.0))
+    return complete
 
 
 def _carried(name: str, p: Tensor, group: Group, old_group: Group, old: State) -> dict[str, Any]:
@@ -236,13 +249,17 @@ def _carried(name: str, p: Tensor, group: Group, old_group: Group, old: State) -
     adamw = ("exp_avg", "exp_avg_sq", "step")
     check_complete(name, old_kind, old, adamw if average.key == "exp_avg" else (average.key,))
     step = float(old.get("step", 0))
+    # Of a momentum that a schedule warms up, the value it ends with.
+    own = {**group, "momentum": group.get("initial_momentum", group["momentum"])}
+    configured = old_group.get("initial_momentum", old_group.get("momentum"))
+    if kind == old_kind and configured == own["momentum"]:  # nothing to convert but feedback
+        old_group = {**old_group, "momentum": configured}
     unit = average.unit(old_group, step)
-    if not unit:  # before the first step of adamw, or error feedback without momentum
+    # Before the first step of adamw, error feedback without momentum, or SGD with dampening 1.
+    if not unit:
         return {}
     buffer = placed_as(old[average.key], p)
     buffer = buffer.to(torch.promote_types(buffer.dtype, torch.float32))
-    # Of a momentum that a schedule warms up, the value it ends with.
-    own = {**group, "momentum": group.get("initial_momentum", group["momentum"])}
     new: dict[str, Any] = {}
     dtype = momentum_dtype(p, group) if kind == "matrix" else p.dtype
     if kind == "adamw":
@@ -255,7 +272,10 @@ def _carried(name: str, p: Tensor, group: Group, old_group: Group, old: State) -
             square = (buffer / unit).square() * (1 - group["beta2"] ** step)
             new["exp_avg_sq"] = square.clamp(max=torch.finfo(dtype).max).to(dtype)
         new["step"] = torch.tensor(step)
-    new[AVERAGES[kind].key] = buffer.mul(AVERAGES[kind].unit(own, step) / unit).to(dtype)
+    mean = buffer.mul(AVERAGES[kind].unit(own, step) / unit)
+    # Sums of gradients may be larger than float16 has numbers.
+    most = min(torch.finfo(x).max for x in (dtype, mean.dtype))
+    new[AVERAGES[kind].key] = mean.clamp(-most, most).to(dtype)
     if kind == old_kind == "matrix":
         new |= {key: old[key] for key in old if _stays(key, group, old_group)}
     return new | {key: old[key] for key in old if key == "skipped"}

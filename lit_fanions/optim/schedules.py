@@ -356,7 +356,8 @@ class GroupSchedule(LRScheduler):
             )
         self.last_epoch, self._step_count = done, done + 1
         if self.steps_left is not None:  # until it can be asked, after the next step
-            self.total_steps = state_dict.get("total_steps")
+            total = state_dict.get("total_steps")
+            self.total_steps = total and whole_number("the schedule's total_steps", total)
         lrs = self._set_options()
         self._last_lr = [*lrs]
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
