@@ -113,8 +113,8 @@ def keep_momentum(own: Sequence[Group], state_dict: Mapping[str, Any]) -> dict[s
             parameters have names: ``param_names``, or names in place of numbers.
 
     Raises:
-        ValueError: If parameters have no names, no name or not the shape is the same, or the groups
-            are of an optimizer that is not known here.
+        ValueError: If parameters have no names, none has the name of one here, a shape differs, or
+            the groups are of an optimizer that is not known here.
     """
     saved = _saved_parameters(state_dict["param_groups"], state_dict["state"])
     named = [(group, *pair) for group in own for pair in _named(group)]
