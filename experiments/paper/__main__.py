@@ -19,6 +19,7 @@ from experiments.paper import (
     nanogpt_alpha,
     norms,
     outcome,
+    pairs,
     ranks,
     topk,
 )
@@ -36,6 +37,7 @@ COMMANDS = {
     "nanogpt_alpha": nanogpt_alpha,
     "ranks": ranks,
     "family": family,
+    "pairs": pairs,
 }
 # Commands that train recipes; arguments that they do not know are passed to fit.
 TRAINING = (
@@ -46,6 +48,7 @@ TRAINING = (
     "nanogpt_alpha",
     "ranks",
     "family",
+    "pairs",
 )
 TIME = "about five hours; quick: three minutes"  # as all times, on 2 cores with --jobs 2
 RESULTS = Path("results")

@@ -77,7 +77,10 @@ def make_outcome(
     data = repetitions.describe_data(comparison.data, recipe)
     draw, size = _picture(summaries, comparison)
     return Outcome(
-        tables=[_table(summaries, comparison), *_differences(certain, comparison)],
+        tables=[
+            _table(summaries, comparison),
+            *tabulate_differences(certain, comparison.beside, metric),
+        ],
         columns=["recipe", "lr", "seed", "step", *comparison.metrics],
         rows=[
             [name, lr, seed, step, *(dict(curves[m]).get(step, math.nan) for m in curves)]
@@ -140,14 +143,20 @@ def _table(summaries: Mapping[str, Summary], comparison: Comparison) -> Table:
     return Table(title, ["recipe", "lr", *comparison.metrics, "seeds", "by lr, seed 0"], cells)
 
 
-def _differences(finals: Finals, comparison: Comparison) -> list[Table]:
-    """Return the table of variants minus what they are compared with, each at a certain best lr."""
+def tabulate_differences(finals: Finals, beside: Mapping[str, str], metric: str) -> list[Table]:
+    """Return the table of variants minus what they are compared with, or none without a pair.
+
+    Args:
+        finals: Last values by variant and seed.
+        beside: The variant that each is compared with.
+        metric: Name of the values.
+    """
     cells = [
         [name, other, str(verdicts.mean_difference(finals[name], finals[other]))]
-        for name, other in comparison.beside.items()
+        for name, other in beside.items()
         if {name, other} <= finals.keys()
     ]
-    title = f"{comparison.metrics[0]}: mean difference at equal seeds"
+    title = f"{metric}: mean difference at equal seeds"
     return [Table(title, ["variant", "minus", "difference"], cells)] if cells else []
 
 
