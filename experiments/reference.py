@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fanions.lmo import BALLS, Case
-from lit_fanions.lmo.newton_schulz import METHODS
+from lit_fanions.lmo.presets import SUMMARIES
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
 from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry, describe_step
@@ -33,15 +33,6 @@ SCALE_TEXTS = {
         "updates of RMS .2 lr for every ball, rank and alpha: an lr of AdamW fits",
     ),
     "spectral_unclamped": ("√(out / in)", "the RMS → RMS operator norm; dion's default"),
-}
-POLAR_TEXTS = {
-    "jordan": "K. Jordan's quintic, 5 steps: fast at first, singular values end between .7 and 1.2",
-    "quintic": "five fitted steps, exactly 5",
-    "polar_express": "minimax polynomials (arXiv 2505.16932), 6 steps",
-    "cans": "Chebyshev-type polynomials (arXiv 2506.10935), 5 steps",
-    "convergent": "converges from everywhere, slowly, 12 steps",
-    "exact": "singular value decomposition",
-    "auto": "polar_express",
 }
 ADAPT_TEXTS = {
     "none": "the direction as it is; the default",
@@ -182,7 +173,7 @@ def render() -> str:
         for name in SCALES
     ]
     adapting = [(f"`{name}`", _text(name, ADAPT_TEXTS.get(name, ""))) for name in ADAPTS]
-    polar = [(f"`{name}`", _text(name, POLAR_TEXTS.get(name, ""))) for name in METHODS]
+    polar = [(f"`{name}`", summary) for name, summary in SUMMARIES.items()]
     solvers = [(f"`{name}`", _text(name, SOLVER_TEXTS.get(name, ""))) for name in SOLVER_NAMES]
     parts = [
         INTRODUCTION,

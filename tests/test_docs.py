@@ -275,7 +275,7 @@ def test_option_without_text_is_refused(monkeypatch):
         reference.render()
 
 
-@pytest.mark.parametrize("texts", ["ADAPT_TEXTS", "POLAR_TEXTS", "SCALE_TEXTS", "SOLVER_TEXTS"])
+@pytest.mark.parametrize("texts", ["ADAPT_TEXTS", "SCALE_TEXTS", "SOLVER_TEXTS"])
 def test_choice_without_text_is_refused(texts, monkeypatch):
     name = next(iter(getattr(reference, texts)))
     monkeypatch.delitem(getattr(reference, texts), name)

@@ -26,6 +26,7 @@ METHODS: tuple[tuple[lmo.PolarMethod, int | None], ...] = (
     ("quintic", None),
     ("polar_express", 6),
     ("cans", 5),
+    ("fast", None),
     ("convergent", None),
     ("exact", None),
     ("auto", None),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.bench import polar, report
-from lit_fanions.lmo.newton_schulz import coefficients, polynomials
+from lit_fanions.lmo.presets import coefficients, polynomials
 
 SHAPES = ((256, 256), (256, 1024))
 QUICK_SHAPES = ((32, 64),)

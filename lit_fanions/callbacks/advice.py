@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_fanions.lmo import spectrum as spectra
-from lit_fanions.lmo.newton_schulz import polynomials
+from lit_fanions.lmo.presets import polynomials
 from lit_fanions.lmo.spectrum import Spectrum
 from lit_fanions.optim.parameters import STANDARD_GROUPS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lit_fanions.checks import check_choice
 from lit_fanions.cli.console import CommandParser
 from lit_fanions.cli.errors import one_line
-from lit_fanions.lmo.newton_schulz import SUMMARIES
+from lit_fanions.lmo.presets import SUMMARIES
 from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
 
 Line = tuple[str, str]  # name, description

@@ -24,7 +24,7 @@ from lit_fanions.cli.bundling import Bundle
 from lit_fanions.cli.console import CommandParser
 from lit_fanions.cli.messages import PROGRAM
 from lit_fanions.lmo import BALLS
-from lit_fanions.lmo.newton_schulz import METHODS, check_polar, polynomials
+from lit_fanions.lmo.presets import METHODS, check_polar, polynomials, rescales
 from lit_fanions.optim.algorithms import ALGORITHMS, AlgorithmEntry
 from lit_fanions.optim.options import argument_docs
 
@@ -75,7 +75,11 @@ def single_file(algorithm: str, polar: str = "auto", polar_steps: int | None = N
     options += ["sign_scale"] if partner == "sign" else []
     options += ["rank", "oversampling", "seed"] if has_rank else []
     values = Fanion([torch.nn.Parameter(torch.ones(2, 2))], algorithm=algorithm).param_groups[0]
-    constants = {"POLAR": polar, "POLYNOMIALS": polynomials(polar, polar_steps)}
+    constants = {
+        "POLAR": polar,
+        "POLYNOMIALS": polynomials(polar, polar_steps),
+        "RESCALE": rescales(polar),
+    }
     bundle = Bundle(_PARTS, aliases, {key: _literal(value) for key, value in constants.items()})
     bundle.add(_PARTS, "Exported")
     title = "".join(map(str.capitalize, algorithm.split("_")))

@@ -23,7 +23,8 @@ from lit_fanions.lmo import (
 )
 from lit_fanions.lmo.block_power import subspace
 from lit_fanions.lmo.factorisations import noise, wide
-from lit_fanions.lmo.newton_schulz import iterate, polynomials
+from lit_fanions.lmo.newton_schulz import iterate
+from lit_fanions.lmo.presets import polynomials, rescales
 from lit_fanions.optim.algorithms import resolve_rank
 from lit_fanions.optim.bases import next_basis
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
@@ -36,6 +37,8 @@ Direction = tuple[Tensor, float | None]  # and its Frobenius norm, None where it
 POLAR = "auto"
 # The (a, b, c) of its steps.
 POLYNOMIALS = polynomials(POLAR)
+# Whether they are those of x / |x x^T|_F^(1/2).
+RESCALE = rescales(POLAR)
 # On a CPU an SVD is faster for matrices up to this size.
 EXACT_SIZE = 32
 
@@ -62,7 +65,7 @@ def normalised_direction(m: Tensor, state: State, group: Group) -> Direction:
 def polar_direction(m: Tensor, state: State, group: Group) -> Direction:
     """Return U V^T by Newton-Schulz iterations."""
     x, _ = unit_frobenius(m, dtype=polar_dtype(m, POLAR))
-    return iterate(x, POLYNOMIALS, overwrite=True), math.sqrt(min(m.shape[-2:]))
+    return iterate(x, POLYNOMIALS, overwrite=True, rescale=RESCALE), math.sqrt(min(m.shape[-2:]))
 
 
 def blended_polar_direction(m: Tensor, state: State, group: Group) -> Direction:
@@ -72,7 +75,9 @@ def blended_polar_direction(m: Tensor, state: State, group: Group) -> Direction:
     def rest(unit: Tensor) -> Tensor:
         return partner(unit, group)
 
-    return iterate(x, POLYNOMIALS, alpha=group["alpha"], partner=rest, overwrite=True), None
+    alpha: float = group["alpha"]
+    d = iterate(x, POLYNOMIALS, alpha=alpha, partner=rest, overwrite=True, rescale=RESCALE)
+    return d, None
 
 
 def rank_k_direction(m: Tensor, state: State, group: Group) -> Direction:

@@ -8,7 +8,8 @@ exact counterparts are in ``lit_fanions.norms``.
 from lit_fanions.lmo.balls import BALLS, Ball
 from lit_fanions.lmo.block_power import start_block, warmed, widened
 from lit_fanions.lmo.directions import Oracle, direction
-from lit_fanions.lmo.newton_schulz import PolarMethod, polar, polar_dtype
+from lit_fanions.lmo.newton_schulz import polar, polar_dtype
+from lit_fanions.lmo.presets import PolarMethod
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
 from lit_fanions.lmo.singular_triplets import (

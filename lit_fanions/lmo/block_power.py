@@ -14,7 +14,8 @@ from lit_fanions.lmo.factorisations import (
     rows_outside,
     wide,
 )
-from lit_fanions.lmo.newton_schulz import AUTO, unit_polar
+from lit_fanions.lmo.newton_schulz import unit_polar
+from lit_fanions.lmo.presets import AUTO
 from lit_fanions.lmo.problems import OVERSAMPLING
 from lit_fanions.lmo.scaling import largest_entry, unit_frobenius
 

@@ -6,7 +6,7 @@ Products of matrices alone are counted, as ``torch.utils.flop_counter`` counts t
 
 from __future__ import annotations
 
-from lit_fanions.lmo.newton_schulz import coefficients
+from lit_fanions.lmo.presets import coefficients
 from lit_fanions.lmo.problems import Case
 from lit_fanions.lmo.singular_triplets import SOLVERS
 

@@ -11,7 +11,8 @@ from lit_fanions import norms
 from lit_fanions.checks import check_choice, exponent, real_number, whole_number
 from lit_fanions.lmo.balls import BALLS, Ball, polar_input
 from lit_fanions.lmo.low_rank import ProductsSolver
-from lit_fanions.lmo.newton_schulz import check_polar, unit_polar
+from lit_fanions.lmo.newton_schulz import unit_polar
+from lit_fanions.lmo.presets import check_polar
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.lmo.spectrum import Spectrum

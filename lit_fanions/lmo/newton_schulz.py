@@ -1,7 +1,7 @@
 """Full rank: the orthogonal polar factor U V^T, the oracle of the spectral ball (Muon).
 
 Newton-Schulz iterations are matrix products alone, x <- a x + b (x x^T) x + c (x x^T)^2 x, which
-drive every singular value to about 1. A preset is a table of (a, b, c), a row a step.
+drive every singular value to about 1. ``presets`` has the (a, b, c) of their steps.
 """
 
 from __future__ import annotations
@@ -9,110 +9,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_fanions import norms
-from lit_fanions.checks import check_choice, whole_number
+from lit_fanions.lmo.presets import Row, check_polar, polynomials, rescales
 from lit_fanions.lmo.scaling import unit_frobenius
 
-_Row = tuple[float, float, float]
 # Write x x^T, and a polynomial of a Gram matrix.
-_Products = tuple[Callable[[Tensor, Tensor], object], Callable[[Tensor, _Row, Tensor], object]]
+_Products = tuple[Callable[[Tensor, Tensor], object], Callable[[Tensor, Row, Tensor], object]]
 
-
-class _Preset(NamedTuple):
-    summary: str
-    rows: tuple[_Row, ...]
-    steps: int
-    repeats: bool  # whether its last row may be repeated past the end of the table
-    margin: float = 1.0  # the input is divided by this as well, against rounding
-
-
-def _safe(rows: tuple[_Row, ...], margin: float) -> tuple[_Row, ...]:
-    # These polynomials are optimal on an interval and diverge outside, where rounding may lead.
-    return tuple((a / margin, b / margin**3, c / margin**5) for a, b, c in rows)
-
-
-_PRESETS: dict[str, _Preset] = {
-    "jordan": _Preset(
-        "K. Jordan et al., Muon (2024): fast at first, never settles at 1",
-        ((3.4445, -4.7750, 2.0315),),
-        5,
-        True,
-    ),
-    # A sixth step would start far from where the fifth row is good.
-    "quintic": _Preset(
-        "fitted for exactly five steps",
-        (
-            (4.0848, -6.8946, 2.9270),
-            (3.9505, -6.3029, 2.6377),
-            (3.7418, -5.5913, 2.3037),
-            (2.8769, -3.1427, 1.2046),
-            (2.8366, -3.0525, 1.2012),
-        ),
-        5,
-        False,
-    ),
-    # The published seventh row is that of the limit but for rounding.
-    "polar_express": _Preset(
-        "arXiv 2505.16932: minimax optimal for singular values from 1e-3 to 1",
-        (
-            *_safe(
-                (
-                    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-                    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-                    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-                    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-                    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-                    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-                ),
-                1.01,
-            ),
-            (1.875, -1.25, 0.375),
-        ),
-        6,
-        True,
-        1.01,
-    ),
-    # Steep at the ends of its intervals, so in bfloat16 it needs the safety margin even more.
-    "cans": _Preset(
-        "arXiv 2506.10935: equioscillates up to the very ends of its intervals",
-        (
-            *_safe(
-                (
-                    (8.4703, -25.1081, 18.6293),
-                    (4.1828, -3.1087, 0.5806),
-                    (3.9619, -2.9541, 0.5630),
-                    (3.2866, -2.4647, 0.5074),
-                ),
-                1.02,
-            ),
-            (2.2737, -1.6447, 0.4162),
-        ),
-        5,
-        True,
-        1.02,
-    ),
-    "convergent": _Preset(
-        "converges from everywhere in (0, 1], slowly", ((2.0, -1.5, 0.5),), 12, True
-    ),
-}
-# The preset of "auto": the fewest products that keep <m, d> at .97 of the nuclear norm for
-# condition numbers up to 1e3.
-AUTO = "polar_express"
-SUMMARIES = {
-    **{name: f"{own.summary} ({own.steps} steps)" for name, own in _PRESETS.items()},
-    "exact": "the singular value decomposition",
-    "auto": f"the same as {AUTO}",
-}
-METHODS = tuple(SUMMARIES)
-if TYPE_CHECKING:
-    PolarMethod = str
-else:
-    PolarMethod = Literal[METHODS]
 
 # Matrices up to this size gain nothing from bfloat16 and are the most sensitive to its rounding.
 _BF16_SIZE = 64
@@ -123,13 +30,13 @@ GRAM_ASPECT = 2.5
 _GRAM_STEPS = 3
 
 
-def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+def _representable(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """Rescale the polynomials so that every a is exact in bfloat16.
 
     Rounding a to bfloat16 would shift the whole diagonal by up to .4 % at every step. The input is
     scaled down by a factor of at most 2 in exchange, which every preset allows.
     """
-    found: list[_Row] = []
+    found: list[Row] = []
     unit = 1.0  # of the step's output
     for a, b, c in reversed(rows):
         mantissa, exponent = math.frexp(a / unit)
@@ -138,40 +45,6 @@ def _representable(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
         found.append((new_a, b * ratio**3 / unit, c * ratio**5 / unit))
         unit = ratio
     return tuple(reversed(found))
-
-
-def coefficients(method: str, steps: int | None = None) -> tuple[_Row, ...]:
-    """Return the (a, b, c) of each step of a Newton-Schulz preset; None: its own number of steps.
-
-    Past the end of its table a preset repeats the last row; one that cannot is refused there.
-    """
-    check_polar(method, steps)
-    preset = _PRESETS[AUTO if method == "auto" else method]
-    steps = preset.steps if steps is None else steps
-    return (preset.rows + preset.rows[-1:] * steps)[:steps]
-
-
-def polynomials(method: str, steps: int | None = None) -> tuple[_Row, ...]:
-    """Return ``coefficients`` for matrices of Frobenius norm 1, with the preset's margin."""
-    rows = coefficients(method, steps)
-    margin = _PRESETS[AUTO if method == "auto" else method].margin
-    return (*_safe(rows[:1], margin), *rows[1:])
-
-
-def check_polar(method: str, steps: int | None) -> None:
-    """Refuse a method that does not exist and a number of steps that it cannot take."""
-    check_choice("polar method", method, METHODS)
-    if steps is None:
-        return
-    if method == "exact":
-        raise ValueError(f"the exact polar factor takes no steps, got {steps}: leave them out")
-    whole_number("steps", steps)
-    preset = _PRESETS[AUTO if method == "auto" else method]
-    if not preset.repeats and steps != preset.steps:
-        raise ValueError(
-            f"polar method {method!r} is fitted for exactly {preset.steps} steps, got {steps}; "
-            'choose "polar_express" for another number'
-        )
 
 
 def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None) -> Tensor:
@@ -183,7 +56,7 @@ def polar(m: Tensor, *, method: str = "polar_express", steps: int | None = None)
 
     Args:
         m: Matrices, (..., rows, cols), of any float dtype and scale.
-        method: jordan | quintic | polar_express | cans | convergent | exact | auto.
+        method: jordan | quintic | polar_express | cans | fast | convergent | exact | auto.
         steps: Newton-Schulz steps; None is the preset's own number.
 
     Returns:
@@ -240,6 +113,7 @@ def unit_polar(
             alpha=alpha,
             partner=partner,
             overwrite=overwrite,
+            rescale=rescales(method),
             products=_triton_products() if by_triton else None,
         )
     d = _exact(x)
@@ -248,17 +122,18 @@ def unit_polar(
 
 def iterate(
     x: Tensor,
-    rows: tuple[_Row, ...],
+    rows: tuple[Row, ...],
     *,
     alpha: float = 1.0,
     partner: Callable[[Tensor], Tensor] | None = None,
     overwrite: bool = False,
+    rescale: bool = False,
     products: _Products | None = None,
 ) -> Tensor:
     """Return the polar factor of matrices of Frobenius norm 1, or a blend, see ``unit_polar``.
 
     ``rows`` are the (a, b, c) of the Newton-Schulz steps, ``products`` functions in place of
-    ``_gram`` and ``_polynomial``.
+    ``_gram`` and ``_polynomial``. With ``rescale`` the steps are those of x / |x x^T|_F^(1/2).
     """
     shape = x.shape
     x = x.reshape(-1, *shape[-2:])
@@ -269,11 +144,11 @@ def iterate(
     # Small products take an accelerator less time than their launches, of which there are more.
     gains = x.dtype != torch.bfloat16 and (x.device.type == "cpu" or short > _BF16_SIZE)
     if gains and long >= GRAM_ASPECT * short:
-        d, factor = _gram_newton_schulz(x, rows)
+        d, factor = _gram_newton_schulz(x, rows, rescale)
         spare = x if overwrite and partner is None and d is not x else None
     else:
         used = products or (_gram, _polynomial)
-        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None, used)
+        d, factor, spare = _newton_schulz(x, rows, overwrite and partner is None, rescale, used)
     product = (factor, d) if shape[-2] <= shape[-1] else (d, factor)
     if partner is None:
         return torch.matmul(*product, out=spare).reshape(shape)
@@ -286,8 +161,9 @@ def iterate(
 
 def _newton_schulz(
     x: Tensor,
-    rows: tuple[_Row, ...],
+    rows: tuple[Row, ...],
     overwrite: bool,
+    rescale: bool,
     products: _Products,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the iterate before the last product, its factor on the short side, and free memory."""
@@ -303,15 +179,27 @@ def _newton_schulz(
             spare = used
         gram = spare.view(-1)[: factor.numel()].view(small)
         write_gram(x if wide else x.mT, gram)
+        unit = _divide_by_norm(gram) if rescale and not i else None
         write_polynomial(gram, row, factor)
+        if unit is not None:
+            factor.mul_(unit)
     return x, factor, spare
+
+
+def _divide_by_norm(gram: Tensor) -> Tensor:
+    """Divide x x^T by its Frobenius norm; return what divides x as much."""
+    dtype = torch.promote_types(gram.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True, dtype=dtype)
+    norm = norm.clamp_(min=torch.finfo(dtype).tiny).to(gram.dtype)  # zero stays zero
+    gram.div_(norm)
+    return norm.rsqrt_()
 
 
 def _gram(x: Tensor, out: Tensor) -> None:
     torch.matmul(x, x.mT, out=out)
 
 
-def _polynomial(gram: Tensor, row: _Row, out: Tensor) -> None:
+def _polynomial(gram: Tensor, row: Row, out: Tensor) -> None:
     """Write a I + b gram + c gram^2."""
     a, b, c = row
     _multiply_add(b, gram, gram, gram, c, out=out)
@@ -328,7 +216,7 @@ def _triton_products() -> _Products:
     )
 
 
-def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tensor]:
+def _gram_newton_schulz(x: Tensor, rows: tuple[Row, ...], rescale: bool) -> tuple[Tensor, Tensor]:
     """Run the same iteration on the small Gram matrix, multiplying x after a few steps.
 
     Rounding errors of the Gram matrix grow as the small singular values do, so the Gram matrix is
@@ -344,11 +232,14 @@ def _gram_newton_schulz(x: Tensor, rows: tuple[_Row, ...]) -> tuple[Tensor, Tens
                 x = product @ x if wide else x @ product
             product = None
             _gram(x if wide else x.mT, gram)
+            unit = _divide_by_norm(gram) if rescale and not i else None
         factor = _multiply_add(b, gram, gram, gram, c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
         if (i + 1) % _GRAM_STEPS and i + 1 < len(rows):
             torch.matmul(factor @ gram, factor, out=gram)
+        if not i and unit is not None:
+            product = product * unit
     assert product is not None
     return x, product
 

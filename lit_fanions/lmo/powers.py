@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo.factorisations import noise, wide
-from lit_fanions.lmo.newton_schulz import AUTO, polynomials, unit_polar
+from lit_fanions.lmo.newton_schulz import unit_polar
+from lit_fanions.lmo.presets import AUTO, polynomials
 
 # Added to the eigenvalues of a matrix of norm 1 before its square root is taken: the iteration
 # diverges on the negative eigenvalues that rounding may leave.

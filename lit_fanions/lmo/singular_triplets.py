@@ -16,7 +16,8 @@ from lit_fanions.lmo.convergence import Goal
 from lit_fanions.lmo.cupy_svds import BEYOND, svds
 from lit_fanions.lmo.factorisations import wide
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
-from lit_fanions.lmo.newton_schulz import AUTO, GRAM_ASPECT, coefficients, fast_dtype
+from lit_fanions.lmo.newton_schulz import GRAM_ASPECT, fast_dtype
+from lit_fanions.lmo.presets import AUTO, coefficients
 from lit_fanions.lmo.problems import OVERSAMPLING, Settings, Triplets
 from lit_fanions.lmo.scaling import has_plain_norm, unit_frobenius
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_fanions.checks import did_you_mean
 from lit_fanions.lmo import BALLS, SOLVERS
-from lit_fanions.lmo.newton_schulz import check_polar
+from lit_fanions.lmo.presets import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_fanions.checks import check_choice, check_flag, exponent, real_number, whole_number
 from lit_fanions.lmo import BALLS, OVERSAMPLING
-from lit_fanions.lmo.newton_schulz import METHODS
+from lit_fanions.lmo.presets import METHODS
 from lit_fanions.lmo.singular_triplets import SOLVER_NAMES
 from lit_fanions.optim.adapting import NAMES as ADAPTS
 from lit_fanions.optim.algorithms import ALGORITHMS, find_algorithm

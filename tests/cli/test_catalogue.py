@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_fanions.__main__ import start as main
-from lit_fanions.lmo.newton_schulz import METHODS
+from lit_fanions.lmo.presets import METHODS
 from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
 from tests.conftest import TESTS
 

@@ -101,9 +101,10 @@ def test_options_are_those_of_fanion(algorithm, options, tmp_path):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
 
 
-def test_newton_schulz_method_is_chosen_when_exporting(tmp_path):
-    cls = load(tmp_path / "exported_jordan.py", single_file("muon", "jordan", 3))
-    options = {"polar": "jordan", "polar_steps": 3, "stack_entries": 0}
+@pytest.mark.parametrize(("polar", "steps"), [("jordan", 3), ("fast", None)])
+def test_newton_schulz_method_is_chosen_when_exporting(polar, steps, tmp_path):
+    cls = load(tmp_path / f"exported_{polar}.py", single_file("muon", polar, steps))
+    options = {"polar": polar, "polar_steps": steps, "stack_entries": 0}
     expected = train(lambda p: Fanion(p, **options))
     assert all(map(torch.equal, train(cls), expected))
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lit_fanions import lmo, norms
 from lit_fanions.lmo import singular_triplets
-from lit_fanions.lmo.newton_schulz import check_polar, coefficients, unit_polar
+from lit_fanions.lmo.newton_schulz import unit_polar
+from lit_fanions.lmo.presets import check_polar, coefficients
 from tests.lmo.conftest import DeviceBranches, polar_module
 from tests.lmo.matrices import MATRICES, broken, quality
 from tests.matrices import gaussian, orthonormal, with_spectrum
@@ -21,6 +22,8 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # The smallest and the largest singular value that a method may make of one of at least 1e-3:
 # Jordan's is never to settle at 1, the fitted ones stop at an error that they spread evenly.
 REACH = {"jordan": (0.67, 1.21), "quintic": (0.97, 1.15), "cans": (0.83, 1.13)}
+REACH["fast"] = (0.91, 1.085)
+FITTED = {"quintic": 5, "fast": 4}  # methods that take no other number of steps
 
 
 def reach(method: str, *dtypes: torch.dtype) -> tuple[float, float]:
@@ -108,13 +111,24 @@ def test_more_steps_of_polar_express_come_closer():
     assert errors[-1] < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(192, 192), (96, 384), (384, 96)])
+def test_the_closer_bound_of_fast_saves_two_steps(shape, products):
+    short = min(shape)
+    spectra = [torch.arange(1, short + 1) ** -0.7, torch.logspace(0, -3, short)]
+    for m in (gaussian(*shape), *(with_spectrum(s, *shape) for s in spectra)):
+        fast, four = lmo.polar(m, method="fast"), lmo.polar(m, steps=4)
+        assert quality(m, fast, norms.Spectral()) >= 0.97
+        assert norms.Spectral().value(fast) <= 1.09
+        assert norms.Spectral().value(four) > 1.2
+
+
 @pytest.mark.parametrize("method", NEWTON_SCHULZ)
 def test_presets_repeat_their_last_row(method):
     own = coefficients(method)
     assert coefficients(method, len(own)) == own
-    if method == "quintic":
-        for steps in (4, 6):
-            with pytest.raises(ValueError, match="exactly 5 steps"):
+    if fitted := FITTED.get(method):
+        for steps in (fitted - 1, fitted + 1):
+            with pytest.raises(ValueError, match=f"exactly {fitted} steps"):
                 coefficients(method, steps)
     else:
         longer = coefficients(method, 20)
@@ -123,7 +137,7 @@ def test_presets_repeat_their_last_row(method):
 
 
 @pytest.mark.parametrize("shape", [(70, 80), (30, 10), (2, 70, 200)])
-@pytest.mark.parametrize("method", [method for method in NEWTON_SCHULZ if method != "quintic"])
+@pytest.mark.parametrize("method", [method for method in NEWTON_SCHULZ if method not in FITTED])
 def test_every_number_of_steps_goes_uphill(method, shape, products):
     m = gaussian(*shape)
     found = [
@@ -165,7 +179,8 @@ def test_rounding_to_bfloat16_moves_no_singular_value_one_way(method):
     x, _ = lmo.unit_frobenius(gaussian(100, 30, seed=3))
     wanted = torch.linalg.svdvals(unit_polar(x.double(), method)).mean()
     found = torch.linalg.svdvals(unit_polar(x.bfloat16(), method).double()).mean()
-    assert found.item() == pytest.approx(wanted.item(), rel=6e-3)
+    # fast has not converged: its values move with the scale that makes coefficients exact.
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-2 if method == "fast" else 6e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)

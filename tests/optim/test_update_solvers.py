@@ -35,11 +35,13 @@ def test_the_default_solvers_are_close_to_exact_ones(algorithm, shape):
 
 
 @pytest.mark.parametrize(
-    "polar", ["jordan", "quintic", "polar_express", "cans", "convergent", "exact", "auto"]
+    "polar", ["jordan", "quintic", "polar_express", "cans", "fast", "convergent", "exact", "auto"]
 )
 def test_every_polar_method_steps_almost_along_the_polar_factor(polar):
     grad = decaying(48, 32).float()
-    share = {"exact": 0.999, "jordan": 0.85}.get(polar, 0.97)  # jordan never settles at 1
+    share = {"exact": 0.999, "jordan": 0.85, "fast": 0.91}.get(
+        polar, 0.97
+    )  # jordan never settles at 1
     got = first_update((48, 32), grad, polar=polar, scale="none").double()
     u, _, vh = torch.linalg.svd(grad.double(), full_matrices=False)
     assert (got * grad).sum() >= share * (u @ vh * grad).sum()

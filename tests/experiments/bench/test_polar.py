@@ -18,7 +18,7 @@ def test_polar_table(polar_outcome):
         own = {e["method"]: e for e in entries if (tuple(e["shape"]), e["batch"]) == (shape, batch)}
         assert list(own) == [
             polar.TORCH, "SVD in float64", "jordan 5", "quintic", "polar_express 6", "cans 5",
-            "convergent", "exact", "auto",
+            "fast", "convergent", "exact", "auto",
         ]  # fmt: skip
         for entry in own.values():
             assert entry["ratio_to_torch"] == pytest.approx(

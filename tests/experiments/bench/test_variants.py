@@ -6,7 +6,7 @@ import torch
 
 from experiments.bench import variants
 from lit_fanions import lmo
-from lit_fanions.lmo.newton_schulz import polynomials
+from lit_fanions.lmo.presets import polynomials
 from tests.matrices import gaussian
 
 
