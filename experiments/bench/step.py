@@ -29,10 +29,10 @@ from lit_fanions.optim.stacking import stack_entries
 
 WIDTH, QUICK_WIDTH = 768, 64
 COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95}  # both with Nesterov
-TORCH, OURS, FEWER = "torch.optim.Muon", "muon", "muon, 4 steps"
+TORCH, OURS, FAST = "torch.optim.Muon", "muon", "muon, fast"
 ALGORITHMS: dict[str, dict[str, Any]] = {
     OURS: {"algorithm": "muon"},
-    FEWER: {"algorithm": "muon", "polar_steps": 4},
+    FAST: {"algorithm": "muon", "polar": "fast"},
     "f_muon": {"algorithm": "f_muon"},
     "s_muon": {"algorithm": "s_muon"},
     "neon": {"algorithm": "neon"},
@@ -242,12 +242,12 @@ def _qualities(shapes: list[tuple[int, int]], device: torch.device) -> Iterator[
                 "spectrum": spectrum,
                 TORCH: polar.quality(m, polar.torch_newton_schulz(m), norm),
                 OURS: polar.quality(m, lmo.direction(m), norm),
-                FEWER: polar.quality(m, lmo.direction(m, polar_steps=4), norm),
+                FAST: polar.quality(m, lmo.direction(m, polar="fast"), norm),
             }
 
 
 def _quality_table(judged: Sequence[Mapping[str, Any]]) -> console.Table:
-    names = TORCH, OURS, FEWER
+    names = TORCH, OURS, FAST
     return console.Table(
         "<M, D> / |M|_* of the direction D of a matrix M",
         ["shape", "spectrum", *names],

@@ -14,7 +14,7 @@ def test_step_table(step_outcome):
     result = step_outcome.result
     own = {e["optimizer"]: e for e in result["results"]}
     assert list(own) == [
-        "torch.optim.Muon", "muon", "muon, 4 steps", "f_muon", "s_muon", "neon",
+        "torch.optim.Muon", "muon", "muon, fast", "f_muon", "s_muon", "neon",
         "fanion, rank 8", "fanion, rank 32", "dion, rank 32", "nsgd", "signum",
     ]  # fmt: skip
     for entry in own.values():
