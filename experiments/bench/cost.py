@@ -40,7 +40,7 @@ from lit_fanions.optim.sharing import assign_owners, is_worth_sending, solve_flo
 GPUS = (8, 64, 512, 4096)
 ALGORITHM_NAMES = ("muon", "f_muon", "kyfan", "fanion", "dion", "neon", "nsgd")
 _COUNTED = (1024, 1024)  # a matrix whose memory traffic is counted
-_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
 _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 Shape = tuple[int, int]
 
@@ -237,7 +237,7 @@ class CountBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
         name = func.overloadpacket.__name__
-        if not is_view and name not in (*_PRODUCTS, *_ALLOCATIONS):
+        if not is_view and name not in (*PRODUCTS, *_ALLOCATIONS):
             read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
             self.total += sum(_bytes(x) for x in (*read, *written))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.bench import polar, race, report
+from experiments.bench import polar, race, report, roofline
 from lit_fanions import Fanion, lmo
 from lit_fanions.cli import console
 from lit_fanions.optim.stacking import stack_entries
@@ -78,6 +78,11 @@ def run(options: argparse.Namespace) -> report.Report:
     stack = largest_stack(parameters, competitors[OURS])
     entries = _race(competitors, parameters, stack, options)
     judged = list(_qualities(sorted(set(shapes)), options.device))
+    rates = roofline.measure_rates(options.device)
+    for entry in entries:
+        work = roofline.count(competitors[entry["optimizer"]].step)
+        flops = {str(dtype).removeprefix("torch."): x for dtype, x in work.flops.items()}
+        entry |= {"flops": flops, "traffic": work.traffic, "bound_seconds": rates.bound(work)}
     size = sum(p.numel() for p in parameters)
     products = {**polar.products(options.device), "the solvers of rank k": "float32"}
     table = console.Table(
@@ -98,7 +103,7 @@ def run(options: argparse.Namespace) -> report.Report:
         rows=table.rows,
         notes=notes,
         data={**race.conditions(options, products), **facts, **results},
-        more=[_quality_table(judged)],
+        more=[_roofline_table(entries, rates), _quality_table(judged)],
         panels=[
             _panel("one optimizer step", "ms", entries, "median_seconds", 1e3),
             _panel("extra memory of a step", "MiB", entries, "peak_bytes", 2**-20),
@@ -244,6 +249,28 @@ def _qualities(shapes: list[tuple[int, int]], device: torch.device) -> Iterator[
                 OURS: polar.quality(m, lmo.direction(m), norm),
                 FAST: polar.quality(m, lmo.direction(m, polar="fast"), norm),
             }
+
+
+def _roofline_table(entries: Sequence[Mapping[str, Any]], rates: roofline.Rates) -> console.Table:
+    """Return each step's products, traffic and the time that they need on this machine."""
+    title = (
+        "rates here: {:.3g} GFLOP/s in bfloat16, {:.3g} in float32, {:.3g} GB/s of memory".format(
+            *(rates.products[dtype] / 1e9 for dtype in (torch.bfloat16, torch.float32)),
+            rates.memory / 1e9,
+        )
+    )
+    rows = [
+        [
+            entry["optimizer"],
+            *(entry["flops"].get(name, 0) / 1e9 for name in ("bfloat16", "float32")),
+            entry["traffic"] / 1e9,
+            1e3 * entry["bound_seconds"],
+            entry["bound_seconds"] / entry["median_seconds"],
+        ]
+        for entry in entries
+    ]
+    columns = ["optimizer", "bf16 GFLOP", "fp32 GFLOP", "GB", "ms at these rates", "of its time"]
+    return console.Table(title, columns, rows)
 
 
 def _quality_table(judged: Sequence[Mapping[str, Any]]) -> console.Table:

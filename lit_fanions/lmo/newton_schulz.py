@@ -188,9 +188,8 @@ def _newton_schulz(
 
 def _divide_by_norm(gram: Tensor) -> Tensor:
     """Divide x x^T by its Frobenius norm; return what divides x as much."""
-    dtype = torch.promote_types(gram.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True, dtype=dtype)
-    norm = norm.clamp_(min=torch.finfo(dtype).tiny).to(gram.dtype)  # zero stays zero
+    norm = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True)
+    norm.clamp_(min=torch.finfo(norm.dtype).tiny)  # zero stays zero
     gram.div_(norm)
     return norm.rsqrt_()
 
