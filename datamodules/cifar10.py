@@ -6,7 +6,6 @@ import pickle
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -74,8 +73,10 @@ def download(folder: Path) -> None:
             if is_cached(folder):  # by another process meanwhile
                 return
             print(f"downloading CIFAR-10 (170 MB) into {folder}", file=sys.stderr, flush=True)
+            # torchvision draws a bar where there is no terminal, too.
+            bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
             for split in ("train", "test"):
-                with _without_bars():
+                with contextlib.redirect_stderr(bars):
                     data = CIFAR10(folder, train=split == "train", download=True)
                 images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
                 save_cache(folder / f"{split}.pt", images, labels, data.classes)
@@ -87,16 +88,6 @@ def download(folder: Path) -> None:
             f"put train.pt and test.pt into {folder}, point data_dir to the folder that has them, "
             "or delete a damaged download there"
         ) from None
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silence the bar that torchvision draws where there is no terminal, too."""
-    if sys.stderr.isatty():
-        yield
-    else:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
 
 
 class CIFAR10DataModule(ImageDataModule):

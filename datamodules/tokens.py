@@ -237,7 +237,7 @@ class TokenDataModule(LightningDataModule):
         return self.batch_tokens // self.sequence_length
 
     def _share(self, sequences: int, micro_batch_size: int) -> Share:
-        return Share.for_process(sequences, micro_batch_size, *rank_and_world(self.trainer))
+        return Share(sequences, micro_batch_size, *rank_and_world(self.trainer))
 
     def _accumulation(self) -> int:
         return self._share(self._sequences, self.micro_batch_size).passes
@@ -303,15 +303,10 @@ class TokenDataModule(LightningDataModule):
             batch_size=None,  # a piece is a batch already
             sampler=range(first, len(pieces)),
             num_workers=self.num_workers,
-            collate_fn=_identity,
             pin_memory=on_cuda,
             generator=torch.Generator(),  # without it, torch's global generator would be drawn from
         )
-        yield from ((inputs, targets) for inputs, targets in loader)  # pinning makes them a list
-
-
-def _identity(batch: Any) -> Any:
-    return batch
+        yield from ((inputs, targets) for inputs, targets in loader)  # the loader makes them a list
 
 
 def _nearest_multiple(number: int, factor: int) -> int:

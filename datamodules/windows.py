@@ -62,17 +62,14 @@ class Share:
     """How a batch is divided among processes and forward passes."""
 
     sequences: int  # windows of a batch
-    passes: int  # forward passes of each process per batch
+    micro_batch_size: int  # most windows of a forward pass
     rank: int
     world_size: int
 
-    @classmethod
-    def for_process(
-        cls, sequences: int, micro_batch_size: int, rank: int, world_size: int
-    ) -> "Share":
-        """Return the share of a process whose forward passes take at most micro_batch_size."""
-        passes = math.ceil(sequences / (micro_batch_size * world_size))
-        return cls(sequences, passes, rank, world_size)
+    @property
+    def passes(self) -> int:
+        """Number of forward passes of each process per batch."""
+        return math.ceil(self.sequences / (self.micro_batch_size * self.world_size))
 
     @property
     def pieces(self) -> int:

@@ -76,12 +76,7 @@ class ConvexProblem(LightningModule):
     best: Tensor
 
     def __init__(
-        self,
-        optimizer: FanionConfig,
-        problems: int,
-        rows: int,
-        cols: int,
-        points_per_decade: int,
+        self, optimizer: FanionConfig, problems: int, rows: int, cols: int, points_per_decade: int
     ) -> None:
         super().__init__()
         self.fanion_config = FanionConfig.from_dict(optimizer)

@@ -131,9 +131,10 @@ class Manifest:
         self.shards: list[dict[str, Any]] = []
         self.complete = False
         saved = _read(folder)
-        if saved is None:
-            _check_without_shards(folder)
-        else:
+        others = sorted(folder.glob("*_train_*.bin")) + sorted(folder.glob("*_val_*.bin"))
+        if saved is None and others:
+            raise UsageError(f"{folder} has other shards, {others[0].name}: choose another folder")
+        if saved is not None:
             _check_same_settings(folder, saved["settings"], asdict(settings))
             self.shards = _leading_intact(folder, saved["shards"])
             self.complete = saved["complete"] and len(self.shards) == len(saved["shards"])
@@ -159,11 +160,6 @@ class Manifest:
         self.shards.append({**shard, "document": stream.document, "offset": stream.offset})
         self.save()
 
-    def finish(self) -> None:
-        """Record that there are no more shards."""
-        self.complete = True
-        self.save()
-
     def save(self) -> None:
         """Write the file; it appears whole or not at all."""
         settings = asdict(self.settings)
@@ -186,12 +182,6 @@ def _read(folder: Path) -> dict[str, Any] | None:
     ):
         raise UsageError(f"{path} is damaged: delete {folder} and start again")
     return saved
-
-
-def _check_without_shards(folder: Path) -> None:
-    others = sorted(folder.glob("*_train_*.bin")) + sorted(folder.glob("*_val_*.bin"))
-    if others:
-        raise UsageError(f"{folder} has other shards, {others[0].name}: choose another folder")
 
 
 def _check_same_settings(folder: Path, saved: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -265,7 +255,8 @@ def _write_shards(
             manifest.add(held_out, stream)
         while len(tokens := stream.take(settings.shard_tokens)):
             manifest.add(tokens, stream)
-    manifest.finish()
+    manifest.complete = True
+    manifest.save()
 
 
 def _check_inputs(inputs: Sequence[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class ActivationRanks:
             rows = _rows_by_weight(module)
             within = any(f"{path}.".startswith(f"{outer}.") or not outer for outer in compiled)
             if rows is not None and not within:
-                hook = self._forward_hook(path, rows)
+                hook = functools.partial(self._measure, path, rows)
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
@@ -53,19 +54,17 @@ class ActivationRanks:
             handle.remove()
         self._handles = []
 
-    def _forward_hook(self, path: str, rows: RowsByWeight) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = [*args, *(kwargs[name] for name in _INPUT_NAMES if name in kwargs)]
-            if not module.training or not inputs or not isinstance(inputs[0], Tensor):
-                return
-            with torch.no_grad():
-                for weight, x in rows(inputs).items():
-                    x = x[:: max(1, len(x) // _MAX_ROWS)][:_MAX_ROWS]
-                    spectrum = spectra.measure(x, leading=True)
-                    value = float(spectra.stable_rank(spectrum))
-                    self.by_weight[f"{path}.{weight}" if path else weight] = value
-
-        return hook
+    @torch.no_grad()
+    def _measure(
+        self, path: str, rows: RowsByWeight, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        inputs = [*args, *(kwargs[name] for name in _INPUT_NAMES if name in kwargs)]
+        if not module.training or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        for weight, x in rows(inputs).items():
+            x = x[:: max(1, len(x) // _MAX_ROWS)][:_MAX_ROWS]
+            value = float(spectra.stable_rank(spectra.measure(x, leading=True)))
+            self.by_weight[f"{path}.{weight}" if path else weight] = value
 
 
 def _rows_by_weight(module: nn.Module) -> RowsByWeight | None:

@@ -152,27 +152,23 @@ def format_table(evidence: Mapping[str, Evidence]) -> str:
     ):  # fmt: skip
         table.add_column(heading, no_wrap=True)
     for name, found in evidence.items():
-        table.add_row(*_cells(name, found))
+        ratio = found.ratio
+        sufficient = [choice for choice in found.polar if choice is not None]
+        often = 2 * len(sufficient) > len(found.polar)
+        polar = max(dict.fromkeys(sufficient), key=sufficient.count) if often else None
+        table.add_row(
+            name,
+            found.group,
+            f"{fmean(found.nuclear_rank):.1f}",
+            f"{fmean(found.stable_rank):.1f}" if found.stable_rank else "?",
+            "?" if ratio is None else "spectral" if ratio >= 1 else "Euclidean",
+            f"{median(found.energy_rank):g} of {found.limit}",
+            f"{median(found.norm_rank):g}",
+            f"{fmean(found.agreement):.2f}" if found.agreement else "?",
+            f"{fmean(found.low):.1e}",
+            f"{polar[0]} {polar[1]}" if polar else f"> {max(_STEPS)} steps",
+        )
     text = io.StringIO()
     # Wider than any terminal, so that no line wraps: the output is often searched or cut.
     Console(file=text, width=1000, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-
-def _cells(name: str, found: Evidence) -> tuple[str, ...]:
-    ratio = found.ratio
-    sufficient = [choice for choice in found.polar if choice is not None]
-    often = 2 * len(sufficient) > len(found.polar)
-    polar = max(dict.fromkeys(sufficient), key=sufficient.count) if often else None
-    return (
-        name,
-        found.group,
-        f"{fmean(found.nuclear_rank):.1f}",
-        f"{fmean(found.stable_rank):.1f}" if found.stable_rank else "?",
-        "?" if ratio is None else "spectral" if ratio >= 1 else "Euclidean",
-        f"{median(found.energy_rank):g} of {found.limit}",
-        f"{median(found.norm_rank):g}",
-        f"{fmean(found.agreement):.2f}" if found.agreement else "?",
-        f"{fmean(found.low):.1e}",
-        f"{polar[0]} {polar[1]}" if polar else f"> {max(_STEPS)} steps",
-    )

@@ -97,19 +97,15 @@ class NormAdvisor(Watcher):
         if not trainer.barebones and self._step % self.every_n_steps == 0:
             self._activations.attach(pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Remove the hooks."""
         self._activations.detach()
-        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        super().on_train_batch_end(*args, **kwargs)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
         """Remove the hooks and detach from the optimizer."""
         self._activations.detach()
-        super().on_exception(trainer, pl_module, exception)
+        super().on_exception(*args, **kwargs)
 
     def record(self, step: MatrixStep) -> None:
         """Measure some matrices, or compare their bases with those of the step before."""
@@ -137,8 +133,8 @@ class NormAdvisor(Watcher):
         for i, name in enumerate(step.names):
             if not float(momenta.frobenius[i]) > 0 or not float(gradients.frobenius[i]) > 0:
                 continue
-            has_feedback = bool(options.get("error_feedback"))
-            new = Evidence(step.group, limit, step.parameter, options.get("splits"), has_feedback)
+            feedback = bool(options.get("error_feedback"))
+            new = Evidence(step.group, limit, step.parameter, options.get("splits"), feedback)
             evidence = self.evidence.setdefault(name, new)
             evidence.nuclear_rank.append(float(spectra.nuclear_rank(gradients)[i]))
             ranks = self._activations.by_weight

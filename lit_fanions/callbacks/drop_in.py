@@ -161,14 +161,12 @@ def _configure(
 
 def scheduler_entry(configured: Any) -> dict[str, Any] | None:
     """Return the one scheduler that ``configure_optimizers`` has returned, as a dictionary."""
-    schedulers: list[Any] = []
-    if isinstance(configured, Mapping):
-        schedulers = [configured[key] for key in ("lr_scheduler",) if configured.get(key)]
-    elif isinstance(configured, (tuple, list)) and configured:
-        if isinstance(configured[-1], (tuple, list)):  # [optimizers], [schedulers]
-            schedulers = list(configured[-1])
-        elif isinstance(configured[0], Mapping):
-            schedulers = [one["lr_scheduler"] for one in configured if one.get("lr_scheduler")]
+    parts = configured if isinstance(configured, (tuple, list)) else [configured]
+    if parts and isinstance(parts[-1], (tuple, list)):  # [optimizers], [schedulers]
+        schedulers = list(parts[-1])
+    else:
+        mappings = [part for part in parts if isinstance(part, Mapping)]
+        schedulers = [own["lr_scheduler"] for own in mappings if own.get("lr_scheduler")]
     if len(schedulers) > 1:
         raise MisconfigurationException(
             f"keep_schedule: the module has {len(schedulers)} schedulers, and one lr schedule can "

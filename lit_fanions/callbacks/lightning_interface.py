@@ -19,10 +19,11 @@ from torch import nn
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 else:
 
-    def _find_classes(module: str, name: str) -> tuple[type, ...]:
-        """Return a class of each installed Lightning package, first of the one in use."""
+    def _find(module: str, name: str) -> tuple[Any, ...]:
+        """Return a name of each installed Lightning package, first of the one in use."""
         packages = sorted(
             ("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules
         )
@@ -40,13 +41,15 @@ else:
         rank_zero.log = logs[0]
         return tuple(found)
 
-    class Callback(*_find_classes("", "Callback")):
+    class Callback(*_find("", "Callback")):
         """A callback for the Trainer and the LightningCLI of every installed Lightning package."""
 
-    class MisconfigurationException(
-        *_find_classes(".utilities.exceptions", "MisconfigurationException")
-    ):
+    class MisconfigurationException(*_find(".utilities.exceptions", "MisconfigurationException")):
         """An error in the user's configuration, as every installed Lightning package raises."""
+
+    is_param_in_hook_signature, *_ = _find(
+        ".utilities.signature_utils", "is_param_in_hook_signature"
+    )
 
 
 def tensorboard_writer(logger: Any) -> Any | None:

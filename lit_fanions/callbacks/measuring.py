@@ -175,10 +175,17 @@ def _quantities(part: _Part, found: dict[str, Spectrum]) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for kind in _WHOLE:
         if kind in found:
-            values |= _norms_and_ranks(kind, found[kind], part.k)
+            s = found[kind]
+            values |= {
+                f"{kind}_nuclear": spectra.nuclear(s),
+                f"{kind}_kyfan": spectra.ky_fan(s, part.k),
+                f"{kind}_frobenius": s.frobenius,
+                f"{kind}_spectral": spectra.spectral(s),
+                f"{kind}_nuclear_rank": spectra.nuclear_rank(s),
+                f"{kind}_energy": spectra.energy(s, part.k),
+            }
             if part.oracle is not None:
-                zero = torch.zeros(1, *part.shape[1:])
-                of_spectrum = part.oracle.dual(found[kind], zero)
+                of_spectrum = part.oracle.dual(s, torch.zeros(1, *part.shape[1:]))
                 values[f"{kind}_dual"] = of_spectrum + numbers[f"{kind}_entries"]
     if "momentum" in found:
         parts = spectra.quantiles(found["momentum"]).unbind(-1)
@@ -200,14 +207,3 @@ def _quantities(part: _Part, found: dict[str, Spectrum]) -> dict[str, Tensor]:
     if "skipped" in numbers:
         values["update_skipped"] = numbers["skipped"]
     return values
-
-
-def _norms_and_ranks(name: str, s: Spectrum, k: int) -> dict[str, Tensor]:
-    return {
-        f"{name}_nuclear": spectra.nuclear(s),
-        f"{name}_kyfan": spectra.ky_fan(s, k),
-        f"{name}_frobenius": s.frobenius,
-        f"{name}_spectral": spectra.spectral(s),
-        f"{name}_nuclear_rank": spectra.nuclear_rank(s),
-        f"{name}_energy": spectra.energy(s, k),
-    }

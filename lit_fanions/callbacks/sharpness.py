@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_fanions.callbacks.extra_pass import RandomState, training_loss, unnoticed_pass
+from lit_fanions.callbacks.extra_pass import RecordedBatch
 from lit_fanions.callbacks.lightning_interface import Callback, MisconfigurationException
 from lit_fanions.optim.algorithms import Rank
 from lit_fanions.optim.sharpness import SharpnessAscent
@@ -51,8 +51,7 @@ class SharpnessAware(Callback):
         }  # fmt: skip
         SharpnessAscent(nn.Module(), **self._arguments)  # checks them
         self._ascent: SharpnessAscent | None = None
-        self._batch: tuple[Any, int] | None = None
-        self._random: RandomState | None = None  # before the first pass
+        self._batch: RecordedBatch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a training whose step this callback cannot repeat."""
@@ -80,21 +79,20 @@ class SharpnessAware(Callback):
                 "SharpnessAware does not work with accumulate_grad_batches = "
                 f"{trainer.accumulate_grad_batches}: the second pass repeats one batch; set it to 1"
             )
-        self._batch = batch, batch_idx
-        self._random = RandomState.now(pl_module)
+        self._batch = RecordedBatch.now(pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Replace the gradient by that at the perturbed matrices."""
-        assert self._ascent is not None and self._batch is not None and self._random is not None
+        assert self._ascent is not None and self._batch is not None
         if all(p.grad is None for p in pl_module.parameters()):  # training_step returned None
             return
-        with self._ascent, unnoticed_pass(pl_module, self._random):
+        with self._ascent:
             optimizer.zero_grad()
-            loss = training_loss(trainer, pl_module, *self._batch)
-            if loss is not None:
-                trainer.strategy.backward(loss, optimizer)
+            with self._batch.replay(trainer, pl_module) as loss:
+                if loss is not None:
+                    trainer.strategy.backward(loss, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

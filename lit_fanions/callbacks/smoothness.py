@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_fanions import bounds
-from lit_fanions.callbacks.extra_pass import RandomState, training_loss, unnoticed_pass
+from lit_fanions.callbacks.extra_pass import RecordedBatch
 from lit_fanions.callbacks.lightning_interface import MisconfigurationException, optimizer_steps
 from lit_fanions.callbacks.watching import MatrixStep, Watcher, log_values, matrix_names
 from lit_fanions.norms import Blend, Frobenius, Norm
@@ -29,7 +29,8 @@ _MAX_HISTORY = 512
 class _Move(NamedTuple):
     """A step of the matrices of one parameter. Numbers of matrices are (count,)."""
 
-    step: MatrixStep  # without its tensors
+    names: list[str]
+    group: str
     norm: Norm
     distance: Tensor  # between the weights, in the norm
     lr: Tensor
@@ -75,8 +76,7 @@ class SmoothnessMonitor(Watcher):
     def __init__(self, every_n_steps: int = 50, parameters: Sequence[str] | None = None) -> None:
         super().__init__(every_n_steps, parameters)
         self.history: dict[str, list[tuple[float, float]]] = {}  # matrix -> (dual norm of G, L)
-        self._probe: tuple[Any, int] | None = None
-        self._random: RandomState | None = None
+        self._probe: RecordedBatch | None = None
         self._before: dict[str, Tensor] = {}
         self._moves: list[_Move] = []
 
@@ -116,8 +116,7 @@ class SmoothnessMonitor(Watcher):
     ) -> None:
         """Keep the first batch as the probe."""
         if self._probe is None:
-            self._probe = batch, batch_idx
-            self._random = RandomState.now(pl_module)
+            self._probe = RecordedBatch.now(pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -142,11 +141,8 @@ class SmoothnessMonitor(Watcher):
         factor = step.observation.factor
         if isinstance(factor, Tensor):
             factor = factor.double().expand(count, 1, 1)[:, 0, 0].to(distance.device)
-        nothing = step.before.new_empty(0)
-        step = step._replace(gradient=None, before=nothing, after=nothing, observation=None)
-        self._moves.append(
-            _Move(step, norm, distance, step.lr * factor * torch.ones_like(distance))
-        )
+        lr = step.lr * factor * torch.ones_like(distance)
+        self._moves.append(_Move(step.names, step.group, norm, distance, lr))
 
     def finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the probe's gradient after the step, and log."""
@@ -158,14 +154,13 @@ class SmoothnessMonitor(Watcher):
         values: dict[str, dict[str, float]] = {}
         groups: dict[str, str] = {}
         for move in moves:
-            names = move.step.names
-            old, new = (torch.stack([g[name] for name in names]) for g in (before, after))
+            old, new = (torch.stack([g[name] for name in move.names]) for g in (before, after))
             sizes = move.norm.dual(old)
             estimates = move.norm.dual(new.double() - old.double()) / move.distance
-            rows = zip(names, sizes.tolist(), estimates.tolist(), move.lr.tolist(), strict=True)
-            for name, size, estimate, lr in rows:
+            numbers = sizes.tolist(), estimates.tolist(), move.lr.tolist()
+            for name, size, estimate, lr in zip(move.names, *numbers, strict=True):
                 if math.isfinite(size + estimate):
-                    groups[name] = move.step.group
+                    groups[name] = move.group
                     for quantity, value in self._quantities(name, size, estimate, lr).items():
                         values.setdefault(quantity, {})[name] = value
         log_values(trainer, values, groups)
@@ -192,21 +187,20 @@ class SmoothnessMonitor(Watcher):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the probe: another fit takes its own first batch."""
         super().teardown(trainer, pl_module, stage)
-        self._probe = self._random = None
+        self._probe = None
 
     def _probe_gradients(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> dict[str, Tensor]:
         """Return the gradient of each watched matrix on the probe; the training's stays."""
-        assert self._probe is not None and self._random is not None
+        assert self._probe is not None
         saved = [
             (p, p.grad, None if p.grad is None else p.grad.clone()) for p in module.parameters()
         ]
         try:
             for p, _, _ in saved:
                 p.grad = None
-            with unnoticed_pass(module, self._random):
-                loss = training_loss(trainer, module, *self._probe)
+            with self._probe.replay(trainer, module) as loss:
                 if loss is None:
                     return {}
                 loss.backward()

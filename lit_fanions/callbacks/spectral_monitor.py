@@ -79,10 +79,7 @@ class SpectralMonitor(Watcher):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history that the figures show, and the step counts."""
-        return {
-            "history": {step: dict(values) for step, values in self._history.items()},
-            "taken": dict(self._step_counts),
-        }
+        return {"history": dict(self._history), "taken": dict(self._step_counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history and the step counts."""

@@ -157,12 +157,11 @@ class Watcher(Callback):
         shapes = matrix_shapes(observation.parameter.shape, group["layout"], group["splits"])
         count, total = len(observation.before), sum(shape[0] for shape in shapes)
         names = matrix_names(name, observation.first, count, total)
-        self.record(
-            MatrixStep(
-                names, configured_group(group), name, float(group["lr"]), observation.gradient,
-                observation.before, observation.after, observation,
-            )
+        step = MatrixStep(
+            names, configured_group(group), name, float(group["lr"]), observation.gradient,
+            observation.before, observation.after, observation,
         )  # fmt: skip
+        self.record(step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -172,9 +171,7 @@ class Watcher(Callback):
             self._detach(trainer)
             self.finish_step(trainer, pl_module)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Detach from the optimizer."""
         self._detach(trainer)
 
@@ -227,15 +224,11 @@ def log_values(
 
 def parameter_names(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[Tensor, str]:
     """Return the names, without the levels of torch.compile, that match a pattern; None: all."""
-    named: dict[Tensor, str] = {
-        p: name_without_wrappers(name) for name, p in module.named_parameters()
-    }
-    if patterns is None:
-        return named
+    named = ((p, name_without_wrappers(name)) for name, p in module.named_parameters())
     return {
         p: name
-        for p, name in named.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        for p, name in named
+        if patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
 
 

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,14 @@ class ReportRestoredOptions(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the configured options with the restored ones."""
         if trainer.ckpt_path:
-            for line in _differences(self._configured, _group_options(trainer)):
-                print_warning(line)
+            pairs = zip(self._configured, _group_options(trainer), strict=False)
+            for index, (ours, theirs) in enumerate(pairs):
+                for name, value in ours.items():
+                    if value != theirs.get(name, value):
+                        print_warning(
+                            f"group {ours.get('name', index)}: {name} {theirs[name]} from the "
+                            f"checkpoint is used, not the configured {value}"
+                        )
 
 
 class ResumeExactly(Callback):
@@ -181,8 +187,8 @@ class WatchSkippedSteps(Callback):
     def __init__(self) -> None:
         self.patience: int | None = None
         self._first_step = self._step = 0
-        self._first: dict[str, int] = {}  # steps that each parameter has skipped
-        self._counts: dict[str, int] = {}
+        # Steps that each parameter has skipped.
+        self._first, self._counts = Counter[str](), Counter[str]()
         self._in_a_row: dict[str, int] = {}
         self._has_warned = False
 
@@ -203,7 +209,7 @@ class WatchSkippedSteps(Callback):
         self._in_a_row = {
             name: self._in_a_row.get(name, 0) + new
             for name, count in counts.items()
-            if count - self._counts.get(name, 0) >= new
+            if count - self._counts[name] >= new
         }
         self._step, self._counts = trainer.global_step, counts
         longest = max(self._in_a_row.values(), default=0)
@@ -219,13 +225,12 @@ class WatchSkippedSteps(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how many steps were skipped."""
         counts = _skipped_steps(trainer, pl_module)
-        skipped = {name: count - self._first.get(name, 0) for name, count in counts.items()}
-        if most := max(skipped.values(), default=0):
+        if skipped := counts - self._first:
             steps = plural(trainer.global_step - self._first_step, "step")
-            worst = max(skipped, key=lambda name: skipped[name])
+            ((worst, most),) = skipped.most_common(1)
             print_warning(
                 f"{most} of {steps} skipped, for {worst!r}: non-finite gradients; "
-                f"{sum(map(bool, skipped.values()))} of {len(skipped)} parameters skipped steps"
+                f"{len(skipped)} of {len(counts)} parameters skipped steps"
             )
 
     def _describe(self, longest: int) -> str:
@@ -234,14 +239,12 @@ class WatchSkippedSteps(Callback):
         return f"no finite gradient of {names[0]!r}{others} in {plural(longest, 'step')}"
 
 
-def _skipped_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int]:
+def _skipped_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Counter[str]:
     names: dict[Any, str] = {p: name for name, p in pl_module.named_parameters()}
-    return {
-        names.get(p, "?"): int(state["skipped"])
-        for optimizer in trainer.optimizers
-        for p, state in optimizer.state.items()
-        if "skipped" in state
-    }
+    states = [item for optimizer in trainer.optimizers for item in optimizer.state.items()]
+    return Counter(
+        {names.get(p, "?"): int(state["skipped"]) for p, state in states if "skipped" in state}
+    )
 
 
 def reserve_version(logger: Logger, folders: list[Path]) -> None:
@@ -300,16 +303,3 @@ def _group_options(trainer: pl.Trainer) -> list[dict[str, Any]]:
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
     ]
-
-
-def _differences(
-    configured: Sequence[Mapping[str, Any]], restored: Sequence[Mapping[str, Any]]
-) -> Iterator[str]:
-    """Yield a line for every option that a checkpoint sets to another value."""
-    for index, (ours, theirs) in enumerate(zip(configured, restored, strict=False)):
-        for name in ours:
-            if name in theirs and ours[name] != theirs[name]:
-                yield (
-                    f"group {ours.get('name', index)}: {name} {theirs[name]} from the checkpoint "
-                    f"is used, not the configured {ours[name]}"
-                )

@@ -7,12 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import (
-    Callback,
-    ProgressBar,
-    RichProgressBar,
-    TQDMProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, TQDMProgressBar
 
 from lit_fanions.progress import Meter
 
@@ -59,15 +54,15 @@ class PlainProgress(ProgressBar):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a validation."""
-        self._evaluation = Meter("validation", _batches(trainer.num_val_batches))
+        self._evaluation = Meter("validation", sum(trainer.num_val_batches))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a test."""
-        self._evaluation = Meter("test", _batches(trainer.num_test_batches))
+        self._evaluation = Meter("test", sum(trainer.num_test_batches))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a prediction."""
-        self._evaluation = Meter("prediction", _batches(trainer.num_predict_batches))
+        self._evaluation = Meter("prediction", sum(trainer.num_predict_batches))
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Count a batch."""
@@ -76,10 +71,6 @@ class PlainProgress(ProgressBar):
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end
-
-
-def _batches(counts: int | float | list[int | float]) -> float:
-    return sum(counts) if isinstance(counts, list) else counts
 
 
 def _trained_share(trainer: pl.Trainer) -> float | None:

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,22 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 _REQUEUES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
+@dataclass(eq=False)
 class Interrupted(BaseException):
     """A signal stopped the run; no `except Exception` of a user's code may swallow it.
 
-    ``lost`` counts the optimizer steps that no checkpoint holds; ``finished`` says that the fit had
-    ended before, and only its final test was stopped.
+    ``number`` is the signal's, ``lost`` counts the optimizer steps that no checkpoint holds, and
+    ``finished`` says that the fit had ended before, and only its final test was stopped.
     """
 
-    def __init__(
-        self, number: int, checkpoint: str = "", lost: int = 0, finished: bool = False
-    ) -> None:
-        super().__init__(number)
-        self.status = 128 + number  # as shells count
-        self.checkpoint = checkpoint
-        self.lost = lost
-        self.finished = finished
+    number: int
+    checkpoint: str = ""
+    lost: int = 0
+    finished: bool = False
 
     def last_line(self, args: Sequence[str]) -> str:
         """Say what was saved, what was lost, and how to go on after the command ``args``."""
-        words = ["interrupted" if self.status == 130 else "terminated"]
+        words = ["interrupted" if self.number == signal.SIGINT else "terminated"]
         steps = plural(self.lost, "optimizer step")
         if self.checkpoint and Path(self.checkpoint).exists():
             if self.lost:
@@ -92,7 +90,7 @@ class StopBetweenSteps(Callback):
     def stopped_by(self, error: BaseException, trainer: pl.Trainer) -> int | None:
         """Return the signal behind an error that ended a run, or None if it was none."""
         if isinstance(error, Interrupted):
-            return error.status - 128
+            return error.number
         # Such as the end of a loader's worker; an error in the user's code is shown as one.
         is_own_error = isinstance(error, Exception) and user_place(error) is not None
         if self._number in _STOPS and not is_own_error:

@@ -65,8 +65,6 @@ from lit_fanions.cli.parser import (
 )
 from lit_fanions.memory import reuse_freed_memory
 
-RUN_ERROR = 1
-
 NOISE = (
     "Tip: For seamless cloud",
     "TPU available",
@@ -117,6 +115,10 @@ class CLI(LightningCLI):
     """Lightning's command line for recipes that name their model and data by class path."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        # Class paths may name modules of the working directory, as with `python -m`.
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        _quiet_lightning()
         self._stop = StopBetweenSteps()
         self._progress = WatchProgress()
         self._skips = WatchSkippedSteps()
@@ -316,11 +318,6 @@ class Reader(CLI):
     A mistake ends the process with the lines and the status that the run would end with.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
-        _find_modules_in_working_directory()
-        _quiet_lightning()
-        super().__init__(args)
-
     def read(self, args: Sequence[str]) -> Namespace:
         """Return the configuration of other arguments, those of the subcommand included."""
         self.parse_arguments(self.parser, args)
@@ -344,14 +341,12 @@ def main(args: Sequence[str] | None = None) -> int:
     configuration exits with status 2.
     """
     given = list(sys.argv[1:] if args is None else args)
-    _find_modules_in_working_directory()
-    _quiet_lightning()
     reuse_freed_memory()
     try:
         CLI(given)
     except Interrupted as stop:
         rank_zero_only(messages.print_error)(stop.last_line(given))
-        return stop.status
+        return 128 + stop.number  # as shells count
     except KeyboardInterrupt:
         messages.print_error("interrupted")
         return 130
@@ -359,14 +354,8 @@ def main(args: Sequence[str] | None = None) -> int:
         shown = failures.print_traceback()
         hint = "" if shown else f" [{failures.TRACEBACK}=1 shows the traceback]"
         messages.print_error(f"error: {failures.describe(error)}{hint}")
-        return RUN_ERROR
+        return 1
     return 0
-
-
-def _find_modules_in_working_directory() -> None:
-    """Let class paths name modules of the working directory, as `python -m` does."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
 
 
 def _quiet_lightning() -> None:

@@ -31,7 +31,7 @@ class Bundle:
 
     def add(self, module: str, name: str) -> None:
         """Add a definition after those that it uses; refuse modules and ambiguous names."""
-        source = _Module.read(module)
+        source = _read(module)
         if module == self._parts:
             name = self._aliases.get(name, name)
         if name in source.imports:
@@ -99,12 +99,6 @@ class _Module:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 self.definitions |= {own: node for target in targets for own in _names(target)}
 
-    @staticmethod
-    @functools.cache
-    def read(name: str) -> _Module:
-        """Return a module, which is read once."""
-        return _Module(name)
-
     def comment(self, node: ast.stmt) -> str:
         """Return the lines of the comment above a definition."""
         start = end = self._start(node)
@@ -121,6 +115,9 @@ class _Module:
         """Return the index of the first line of a definition, or of its first decorator."""
         decorators = getattr(node, "decorator_list", [])
         return min([node.lineno, *(own.lineno for own in decorators)]) - 1
+
+
+_read = functools.cache(_Module)
 
 
 def _names(node: ast.AST) -> Iterator[str]:

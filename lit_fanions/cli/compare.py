@@ -68,9 +68,7 @@ def main(args: Sequence[str]) -> int:
     try:
         console.check_counts(options, "steps")
         folders = _folders(options, rest)
-        a, b = map(curves.read_runs, folders)
-        pairs = pair_runs(a, b)
-        outcome, is_equal = summarize(folders, pairs, _unpaired(a, b, pairs))
+        outcome, is_equal = summarize(folders, *pair_runs(*map(curves.read_runs, folders)))
         print(outcome)
         outcome.save(options.out, "comparison")
     except Refused as error:
@@ -124,29 +122,22 @@ def _train(run: runner.Run, folder: Path) -> Path:
     return training.logs
 
 
-def pair_runs(a: Sequence[Run], b: Sequence[Run]) -> list[Pair]:
-    """Return the runs that are compared: one with one, or those of equal name, if any."""
+def pair_runs(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Pair], list[Finding]]:
+    """Return the runs that are compared: one with one, or those of equal name; and the others."""
     if len(a) == len(b) == 1:
-        return [(a[0], b[0])]
-    others = {run.name: run for run in b}
-    pairs = [(run, others[run.name]) for run in a if run.name in others]
+        return [(a[0], b[0])], []
+    mine, others = ({run.name: run for run in runs} for runs in (a, b))
+    pairs = [(run, others[name]) for name, run in mine.items() if name in others]
     if not pairs:
-        raise Refused(
-            f"no runs of equal name: A has {', '.join(run.name for run in a)}, "
-            f"B has {', '.join(others)}"
-        )
-    return pairs
-
-
-def _unpaired(a: Sequence[Run], b: Sequence[Run], pairs: Sequence[Pair]) -> list[Finding]:
-    """Return a finding for each run that has no partner on the other side."""
-    paired = {id(run) for pair in pairs for run in pair}
-    sides = [("A", run) for run in a] + [("B", run) for run in b]
-    return [(run.name, "run", f"only in {side}") for side, run in sides if id(run) not in paired]
+        raise Refused(f"no runs of equal name: A has {', '.join(mine)}, B has {', '.join(others)}")
+    return pairs, [
+        *((name, "run", "only in A") for name in mine if name not in others),
+        *((name, "run", "only in B") for name in others if name not in mine),
+    ]
 
 
 def summarize(
-    folders: Sequence[Path], pairs: Sequence[Pair], unpaired: Sequence[Finding] = ()
+    folders: Sequence[Path], pairs: Sequence[Pair], unpaired: Sequence[Finding]
 ) -> tuple[Outcome, bool]:
     """Return the results of comparing the folders A and B, and whether everything is equal."""
     findings = [*((a.name, *line) for a, b in pairs for line in _compare_bits(a, b)), *unpaired]

@@ -156,19 +156,13 @@ def _suggest_option(given: str, names: Sequence[str]) -> str:
     sections = {name.partition(".")[0] for name in names}
     # Without sections it is given inside of one, and may stand in several of the names.
     known = names if dot else sections | {name.rpartition(".")[2] for name in names}
-    if section := _misspelt_section(given, names):
-        corrected = given.replace(*section, 1)
-        full = [name for name in names if f".{name}".endswith(f".{corrected}")]
-        return did_you_mean(*(full[0], full) if full else (section[1], [section[1]]))
-    return did_you_mean(given, known) or did_you_mean(given.partition(".")[0], sections)
-
-
-def _misspelt_section(given: str, names: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first unknown section of a dotted name, and the known section that it is like."""
     segments = {segment for name in names for segment in name.split(".")}
-    unknown = next((part for part in given.split(".")[:-1] if part not in segments), None)
-    close = difflib.get_close_matches(unknown, segments, 1) if unknown else []
-    return (unknown, close[0]) if unknown and close else None
+    unknown = next((part for part in given.split(".")[:-1] if part not in segments), "")
+    if close := difflib.get_close_matches(unknown, segments, 1):
+        corrected = given.replace(unknown, close[0], 1)
+        full = [name for name in names if f".{name}".endswith(f".{corrected}")]
+        return did_you_mean(*(full[0], full) if full else (close[0], close))
+    return did_you_mean(given, known) or did_you_mean(given.partition(".")[0], sections)
 
 
 def _find(texts: Sequence[str], given: Sequence[_Given]) -> _Given | None:

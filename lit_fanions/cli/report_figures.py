@@ -54,7 +54,11 @@ def draw(runs: Sequence[Run]) -> Iterator[Drawing]:
             yield Drawing(family, _quantity_grid(runs, members), members)
     for run in runs:
         suffix = f" of {run.name}" if len(runs) > 1 else ""
-        if history := _stable_ranks(run):
+        history: dict[int, dict[str, float]] = {}  # step -> matrix -> stable rank of the weight
+        for matrix, curve in _quantity_curves(run, "weight_stable_rank", groups=False).items():
+            for step, value in curve:
+                history.setdefault(step, {})[matrix] = value
+        if history:
             print_progress(f"drawing {STABLE_RANKS}{suffix}")
             figure = figures.stable_ranks(history)
             yield Drawing(STABLE_RANKS + suffix, figure, ["weight_stable_rank"])
@@ -80,15 +84,6 @@ def _scalars(title: str, runs: Sequence[Run], tags: Sequence[str]) -> Iterator[D
     if len(runs) > 1:
         figures.add_legend(figure, panels)
     yield Drawing(title, figure)
-
-
-def _stable_ranks(run: Run) -> dict[int, dict[str, float]]:
-    """Return the stable ranks of the weights: step -> matrix -> value."""
-    history: dict[int, dict[str, float]] = {}
-    for matrix, curve in _quantity_curves(run, "weight_stable_rank", groups=False).items():
-        for step, value in curve:
-            history.setdefault(step, {})[matrix] = value
-    return dict(sorted(history.items()))
 
 
 def _quantity_grid(runs: Sequence[Run], quantities: Sequence[str]) -> Figure:

@@ -26,7 +26,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -98,7 +98,10 @@ def main(args: Sequence[str] | None = None) -> int:
     It is 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments exit with
     status 2.
     """
-    parser = _parser()
+    usage = "%(prog)s --config FILE [--set ... | --tune ...] [--OPTION VALUE ...]"
+    parser = console.CommandParser("sweep", __doc__, usage)
+    for name, settings in _OPTIONS.items():
+        parser.add_argument(name, **settings)
     options, recipe = parser.parse_known_args(args)
     try:
         refuse_mistyped(recipe, parser)
@@ -149,14 +152,6 @@ def _summary(plan: Plan, seeds: int, trials: int) -> str:
     return f"sweep {plan.study}: {what}; {plan.direction} {plan.metric}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    usage = "%(prog)s --config FILE [--set ... | --tune ...] [--OPTION VALUE ...]"
-    parser = console.CommandParser("sweep", __doc__, usage)
-    for name, options in _OPTIONS.items():
-        parser.add_argument(name, **options)
-    return parser
-
-
 def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     """Check the options, as far as that is possible before anything is trained."""
     from lit_fanions.cli.app import Reader
@@ -185,12 +180,14 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     out = options.out or Path("sweeps", stem if sampler == "grid" else f"{stem}-{sampler}")
     jobs = options.jobs or max(1, len(devices))
     _check_storage(options.storage, out, jobs)
+    if not (sign := curves.direction(options.metric)) and not options.direction:
+        raise Refused(f"--metric {options.metric}: say which values are better by --direction")
     return Plan(
         recipe=tuple(recipe),
         space=given,
         sampler=sampler,
         metric=options.metric,
-        direction=options.direction or _default_direction(options.metric),
+        direction=options.direction or ("maximize" if sign > 0 else "minimize"),
         prune=options.prune,
         retry_failed=options.retry_failed,
         out=out,
@@ -199,13 +196,6 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
         jobs=jobs,
         devices=devices,
     )
-
-
-def _default_direction(metric: str) -> Literal["minimize", "maximize"]:
-    """Return which values of a metric are better by its name; refuse a name that does not tell."""
-    if not (sign := curves.direction(metric)):
-        raise Refused(f"--metric {metric}: say which values are better by --direction")
-    return "maximize" if sign > 0 else "minimize"
 
 
 def _check_storage(url: str | None, out: Path, jobs: int) -> None:

@@ -71,7 +71,18 @@ def summarize(sweep: Sweep, requests: Sequence[Request]) -> tuple[Outcome, bool]
     outcome = Outcome(
         tables=[Table(title, [*labels, plan.metric, "n"], cells)],
         columns=[*names, "seed", "state", plan.metric, "seconds", "folder", "reason"],
-        rows=[_row(sweep, names, request, trial) for request, trial in trials],
+        rows=[
+            [
+                *_point(sweep, names, trial),
+                request.seed,
+                trial.state.name.lower(),
+                trial.value,
+                trial.duration.total_seconds() if trial.duration else None,
+                trial.user_attrs.get("folder"),
+                trial.user_attrs.get("reason"),
+            ]
+            for request, trial in trials
+        ],
         settings=_settings(sweep, requests, trials),
         draw=lambda figure: _draw(figure, sweep, labels, values),
         size=(max(7, 4 * len(names)) if plan.searches else 7, 5),
@@ -96,18 +107,6 @@ def _notes(sweep: Sweep, trials: Trials, failures: Sequence[str]) -> list[str]:
         notes.append(f"pruned: {pruned} of {len(trials)}")
     notes += [f"failed: {failure}" for failure in failures]
     return notes + ["--retry-failed tries them again"] * bool(failures)
-
-
-def _row(sweep: Sweep, names: Sequence[str], request: Request, trial: FrozenTrial) -> list[object]:
-    return [
-        *_point(sweep, names, trial),
-        request.seed,
-        trial.state.name.lower(),
-        trial.value,
-        trial.duration.total_seconds() if trial.duration else None,
-        trial.user_attrs.get("folder"),
-        trial.user_attrs.get("reason"),
-    ]
 
 
 def _settings(sweep: Sweep, requests: Sequence[Request], trials: Trials) -> dict[str, Any]:

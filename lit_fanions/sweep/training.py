@@ -52,8 +52,7 @@ class TrialTraining:
         """
         run = self._describe()
         if (curve := self._unread_curve(run)) is not None:
-            self._report(curve)
-            return self._comparable(curve[-1][1])
+            return self._report(curve)
         training = self._start(run, slot)
         try:
             if recipe_digests(self.plan.recipe) != self._recipes:
@@ -68,9 +67,7 @@ class TrialTraining:
                     if self.trial.should_prune():
                         raise optuna.TrialPruned
                     look = time.monotonic() + LOOK
-            curve = self._final_curve(training, received)
-            self._report(curve)
-            return self._comparable(curve[-1][1])
+            return self._report(self._final_curve(training, received))
         finally:
             runner.end([training.process], received)
 
@@ -125,13 +122,15 @@ class TrialTraining:
             raise TrainingFailed
         return self._read_curve(training.run)
 
-    def _report(self, curve: curves.Curve) -> None:
-        """Report the values of a curve that the study does not have yet."""
+    def _report(self, curve: curves.Curve) -> float:
+        """Report the values of a curve that the study does not have yet, and return the last one.
+
+        The worst possible value stands for one that is not finite.
+        """
+        last = worst = self.plan.loss(math.inf)
         for step, value in curve:
+            last = value if math.isfinite(value) else worst
             if step not in self._reported:
                 self._reported.add(step)
-                self.trial.report(self._comparable(value), step)
-
-    def _comparable(self, value: float) -> float:
-        """Return the value, or the worst possible one if it is not finite."""
-        return value if math.isfinite(value) else self.plan.loss(math.inf)
+                self.trial.report(last, step)
+        return last
