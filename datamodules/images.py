@@ -10,23 +10,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from datamodules.augmentation import (
-    Batch,
-    Flip,
-    ImageRecipe,
-    normalize,
-    reflect_pad,
-    split_epoch,
-    train_epoch,
-)
-from datamodules.loader import (
-    EpochLoader,
-    checked_seed,
-    fit_progress,
-    rank_and_world,
-    resolve_seed,
-    warn_if_changed,
-)
+from datamodules import augmentation, loader
+from datamodules.augmentation import Batch, Flip, ImageRecipe
+from datamodules.loader import EpochLoader, fit_progress, rank_and_world, resolve_seed
 from lit_fanions.checks import check_choice, whole_number
 
 Split = Literal["train", "test"]
@@ -67,7 +53,7 @@ class ImageDataModule(LightningDataModule):
         if whole_number("cutout", cutout, 0) > self.size:
             raise ValueError(f"cutout={cutout}: choose 0 to {self.size} pixels")
         self.batch_size = whole_number("batch_size", batch_size)
-        self.seed = checked_seed(seed)
+        self.seed = loader.checked_seed(seed)
         self.show_images = whole_number("show_images", show_images, 0)
         self.flip: Flip = flip
         self.translate, self.cutout = translate, cutout
@@ -104,18 +90,18 @@ class ImageDataModule(LightningDataModule):
                 "training images"
             )
         recipe = self._recipe()
-        warn_if_changed(self._saved_recipe, asdict(recipe))
+        loader.warn_if_changed(self._saved_recipe, asdict(recipe))
         mean, std = self._statistics(images.device)
         fill = (255 * mean).round().to(torch.uint8)
-        padded = reflect_pad(images, self.translate)
+        padded = augmentation.reflect_pad(images, self.translate)
 
         length = len(images) // self.batch_size
 
         def augmented(epoch: int) -> Batch:
-            return train_epoch(padded, labels, fill, epoch, recipe, rank, world_size)
+            return augmentation.train_epoch(padded, labels, fill, epoch, recipe, rank, world_size)
 
         def batches(epoch: int, first: int) -> Iterator[Batch]:
-            return split_epoch(*augmented(epoch), length, first, mean, std)
+            return augmentation.split_epoch(*augmented(epoch), length, first, mean, std)
 
         if self.show_images:
             self._show(augmented(0)[0][: self.show_images])
@@ -130,7 +116,7 @@ class ImageDataModule(LightningDataModule):
         mean, std = self._statistics(images.device)
         length = math.ceil(len(images) / self.batch_size)
         return EpochLoader(
-            lambda epoch, first: split_epoch(*share, length, first, mean, std), length
+            lambda epoch, first: augmentation.split_epoch(*share, length, first, mean, std), length
         )
 
     test_dataloader = predict_dataloader = val_dataloader
@@ -148,7 +134,7 @@ class ImageDataModule(LightningDataModule):
     def training_images(self, n: int) -> Tensor:
         """Return the first n training images, normalised: float32 (n, channels, size, size)."""
         images = self._split("train")[0][:n]
-        return normalize(images, *self._statistics(images.device))
+        return augmentation.normalize(images, *self._statistics(images.device))
 
     # -- private --
 

@@ -13,26 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.loader import (
-    EpochLoader,
-    checked_seed,
-    fit_progress,
-    rank_and_world,
-    resolve_seed,
-    warn_if_changed,
-)
+from datamodules import loader, windows
+from datamodules.loader import EpochLoader, fit_progress, rank_and_world, resolve_seed
 from datamodules.shards import Shards, Split
 from datamodules.tokenizers import Tokenizer
 from datamodules.whole_steps import WholeSteps
-from datamodules.windows import (
-    Batch,
-    Pieces,
-    Share,
-    Starts,
-    aligned_windows,
-    consecutive_windows,
-    shuffled,
-)
+from datamodules.windows import Batch, Pieces, Share, Starts
 from lit_fanions.checks import check_flag, whole_number
 
 
@@ -123,7 +109,7 @@ class TokenDataModule(LightningDataModule):
         self.batch_tokens, self.sequence_length = batch_tokens, sequence_length
         self.micro_batch_size = micro_batch_size
         self.shuffle, self.align_documents = shuffle, align_documents
-        self.seed = checked_seed(seed)
+        self.seed = loader.checked_seed(seed)
         self.val_tokens = val_tokens
         self.val_sequence_length = val_sequence_length or sequence_length
         self.val_batch_size = val_batch_size or micro_batch_size
@@ -148,10 +134,11 @@ class TokenDataModule(LightningDataModule):
         if stage not in ("fit", None):
             return
         train = self._shards["train"] = self._open("train")
+        length = self.sequence_length
         if self.align_documents:
-            self._starts = aligned_windows(train.find(self.bos), len(train), self.sequence_length)
+            self._starts = windows.aligned_windows(train.find(self.bos), len(train), length)
         else:
-            self._starts = consecutive_windows(len(train), self.sequence_length)
+            self._starts = windows.consecutive_windows(len(train), length)
         if len(self._starts) < self._sequences:
             aligned = " that start with a document" if self.align_documents else ""
             raise ValueError(
@@ -165,12 +152,12 @@ class TokenDataModule(LightningDataModule):
     def train_dataloader(self) -> EpochLoader[Batch]:
         """Return this process' part of the training batches."""
         shards, recipe = self._split("train"), self._recipe()
-        warn_if_changed(self._saved_recipe, recipe)
+        loader.warn_if_changed(self._saved_recipe, recipe)
 
         def pieces(epoch: int) -> Pieces:
             starts = self._starts
             if self.shuffle:
-                starts = shuffled(starts, recipe["seed"], epoch)
+                starts = windows.shuffled(starts, recipe["seed"], epoch)
             share = self._share(self._sequences, self.micro_batch_size)
             return Pieces(shards, starts, self.sequence_length, len(shards) - 1, share, self.bos)
 
@@ -298,7 +285,7 @@ class TokenDataModule(LightningDataModule):
     def _read(self, pieces: Pieces, first: int) -> Iterator[Batch]:
         trainer = self.trainer
         on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        loader = DataLoader(
+        pieces_in_order = DataLoader(
             pieces,
             batch_size=None,  # a piece is a batch already
             sampler=range(first, len(pieces)),
@@ -306,7 +293,8 @@ class TokenDataModule(LightningDataModule):
             pin_memory=on_cuda,
             generator=torch.Generator(),  # without it, torch's global generator would be drawn from
         )
-        yield from ((inputs, targets) for inputs, targets in loader)  # the loader makes them a list
+        # Each of them is a list.
+        yield from ((inputs, targets) for inputs, targets in pieces_in_order)
 
 
 def _nearest_multiple(number: int, factor: int) -> int:

@@ -10,16 +10,9 @@ import yaml
 from torch import Tensor
 
 from lit_fanions import lmo
+from lit_fanions.callbacks import advice
 from lit_fanions.callbacks.activations import ActivationRanks
-from lit_fanions.callbacks.advice import (
-    ENERGY,
-    NORM,
-    Evidence,
-    advise,
-    format_table,
-    smallest_rank,
-    sufficient_polar,
-)
+from lit_fanions.callbacks.advice import Evidence
 from lit_fanions.callbacks.lightning_interface import optimizer_steps
 from lit_fanions.callbacks.watching import MatrixStep, Watcher
 from lit_fanions.lmo import spectrum as spectra
@@ -142,10 +135,10 @@ class NormAdvisor(Watcher):
             if activation is not None and math.isfinite(activation):
                 evidence.stable_rank.append(activation)
             spectrum = Spectrum(momenta.values[i], momenta.weights[i], momenta.frobenius[i])
-            evidence.energy_rank.append(smallest_rank(spectrum, ENERGY, power=2))
-            evidence.norm_rank.append(smallest_rank(spectrum, NORM, power=1))
+            evidence.energy_rank.append(advice.smallest_rank(spectrum, advice.ENERGY, power=2))
+            evidence.norm_rank.append(advice.smallest_rank(spectrum, advice.NORM, power=1))
             evidence.low.append(float(lows[i]))
-            evidence.polar.append(sufficient_polar(spectrum))
+            evidence.polar.append(advice.sufficient_polar(spectrum))
             self._compare_bases(name, evidence, momentum[i])
 
     def _compare_bases(self, name: str, evidence: Evidence, momentum: Tensor) -> None:
@@ -169,8 +162,8 @@ class NormAdvisor(Watcher):
         self.evidence = {n: self.evidence[n] for n in self.sort_by_parameter(self.evidence)}
         self.table, self.fragment = "NormAdvisor found no matrix with a gradient", ""
         if self.evidence:
-            self.table = format_table(self.evidence)
-            self.fragment = yaml.safe_dump(advise(self.evidence), sort_keys=False)
+            self.table = advice.format_table(self.evidence)
+            self.fragment = yaml.safe_dump(advice.advise(self.evidence), sort_keys=False)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"\n{self.table}\n")
             if self.fragment:

@@ -39,30 +39,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_fanions import callbacks
-from lit_fanions.cli import failures, messages
+from lit_fanions.cli import _hooks, failures, messages
+from lit_fanions.cli import parser as parsing
 from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_argument, replacing
-from lit_fanions.cli._hooks import (
-    ReportRestoredOptions,
-    ResumeExactly,
-    SaveLastStep,
-    SaveRecipe,
-    WatchProgress,
-    WatchSkippedSteps,
-    reserve_version,
-)
 from lit_fanions.cli._progress import without_bars
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
 from lit_fanions.cli.errors import config_files, one_line
 from lit_fanions.cli.messages import SUBCOMMANDS
-from lit_fanions.cli.parser import (
-    SECTIONS,
-    USAGE_ERROR,
-    Parser,
-    check_texts,
-    list_callback_options,
-    nest_overrides,
-    parser_options,
-)
 from lit_fanions.memory import reuse_freed_memory
 
 NOISE = (
@@ -120,20 +103,20 @@ class CLI(LightningCLI):
             sys.path.insert(0, os.getcwd())
         _quiet_lightning()
         self._stop = StopBetweenSteps()
-        self._progress = WatchProgress()
-        self._skips = WatchSkippedSteps()
+        self._progress = _hooks.WatchProgress()
+        self._skips = _hooks.WatchSkippedSteps()
         super().__init__(
-            save_config_callback=SaveRecipe,
+            save_config_callback=_hooks.SaveRecipe,
             save_config_kwargs={"overwrite": True},
             trainer_class=Trainer,
             trainer_defaults={
                 "callbacks": [
-                    *(self._stop, self._progress, self._skips),
-                    *(ReportRestoredOptions(), ResumeExactly(), SaveLastStep()),
+                    *(self._stop, self._progress, self._skips, _hooks.ReportRestoredOptions()),
+                    *(_hooks.ResumeExactly(), _hooks.SaveLastStep()),
                 ]
             },
-            parser_kwargs=parser_options(),
-            parser_class=Parser,
+            parser_kwargs=parsing.parser_options(),
+            parser_class=parsing.Parser,
             args=None if args is None else list(args),
             run=run,
             auto_configure_optimizers=False,
@@ -182,7 +165,7 @@ class CLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Give the sections of the help titles that say what they are."""
         super().add_core_arguments_to_parser(parser)
-        for key, title in SECTIONS.items():
+        for key, title in parsing.SECTIONS.items():
             (parser.groups or {})[key].title = title
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -190,11 +173,12 @@ class CLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         for own in (parser, *getattr(self, "_subcommand_parsers", {}).values()):
             own.command_line = given
-        assert isinstance(parser, Parser)
+        assert isinstance(parser, parsing.Parser)
         if odd := [text for text in given if "\0" in text]:
             parser.fail(f"{odd[0]!r} holds a NUL character, which no option takes")
-        check_texts(parser, config_files(given))
-        self.config = parser.parse_args(list_callback_options(parser, nest_overrides(given)))
+        parsing.check_texts(parser, config_files(given))
+        nested = parsing.nest_overrides(given)
+        self.config = parser.parse_args(parsing.list_callback_options(parser, nested))
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that cannot be loaded, and evaluations without any.
@@ -248,7 +232,7 @@ class CLI(LightningCLI):
         if not sys.stdout.isatty():
             trainer.callbacks = without_bars(trainer.callbacks)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            reserve_version(logger, self._progress.folders)
+            _hooks.reserve_version(logger, self._progress.folders)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -275,7 +259,7 @@ class CLI(LightningCLI):
             raise error
         failures.print_traceback()
         messages.print_error(f"error: {failures.describe_refusal(error)}")
-        raise SystemExit(USAGE_ERROR) from error
+        raise SystemExit(parsing.USAGE_ERROR) from error
 
     def after_fit(self) -> None:
         """Test the trained weights if the recipe says so, and print where the logs are."""

@@ -14,15 +14,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_fanions.checks import did_you_mean
-from lit_fanions.cli import errors, failures
-from lit_fanions.cli.messages import (
-    DESCRIPTION,
-    EXAMPLES,
-    OTHER_COMMANDS,
-    PROGRAM,
-    SUBCOMMANDS,
-    format_versions,
-)
+from lit_fanions.cli import errors, failures, messages
 
 USAGE_ERROR = 2
 
@@ -47,15 +39,15 @@ def parser_options() -> dict[str, Any]:
     """Return what the parsers of the program and of its subcommands say in their help."""
     usage = "%(prog)s --config FILE [--config FILE ...] [--OPTION VALUE ...]"
     own = {
-        name: {"description": text, "usage": usage, "epilog": EXAMPLES}
-        for name, text in SUBCOMMANDS.items()
+        name: {"description": text, "usage": usage, "epilog": messages.EXAMPLES}
+        for name, text in messages.SUBCOMMANDS.items()
     }
     return {
-        "prog": PROGRAM,
-        "description": f"{DESCRIPTION} Beside the subcommands below there are "
-        f"{', '.join(OTHER_COMMANDS)}.",
-        "epilog": EXAMPLES,
-        "version": format_versions(),
+        "prog": messages.PROGRAM,
+        "description": f"{messages.DESCRIPTION} Beside the subcommands below there are "
+        f"{', '.join(messages.OTHER_COMMANDS)}.",
+        "epilog": messages.EXAMPLES,
+        "version": messages.format_versions(),
         "formatter_class": HelpFormatter,
         **own,
     }
@@ -111,7 +103,7 @@ class Parser(LightningArgumentParser):
 
     def fail(self, line: str) -> NoReturn:
         """Print `line` as an error and exit with status 2."""
-        command = " ".join([PROGRAM, *filter(None, [getattr(self, "subcommand", None)])])
+        command = " ".join([messages.PROGRAM, *filter(None, [getattr(self, "subcommand", None)])])
         print(f"error: {line}", file=sys.stderr)
         print(f"  usage: {command} --config FILE [--OPTION VALUE ...]", file=sys.stderr)
         print(f"  all options: {command} --help", file=sys.stderr)

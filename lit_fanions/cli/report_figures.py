@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES, parse_tag
-from lit_fanions.cli.curves import (
-    Curve,
-    Curves,
-    Run,
-    is_metric,
-    metric_order,
-    print_progress,
-    stage,
-)
+from lit_fanions.cli import curves
+from lit_fanions.cli.curves import Curve, Curves, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,14 +36,16 @@ class Drawing(NamedTuple):
 def draw(runs: Sequence[Run]) -> Iterator[Drawing]:
     """Yield the figures of some runs, losses first; test metrics stand in the summary alone."""
     plain = {tag for run in runs for tag in run.curves if parse_tag(tag) is None}
-    metrics = {tag for tag in plain if is_metric(tag)}
-    curved = sorted((tag for tag in metrics if stage(tag) != "test"), key=metric_order)
+    metrics = {tag for tag in plain if curves.is_metric(tag)}
+    curved = sorted(
+        (tag for tag in metrics if curves.stage(tag) != "test"), key=curves.metric_order
+    )
     yield from _scalars(METRICS, runs, curved)
     quantities = {tag.quantity for run in runs for tag in map(parse_tag, run.curves) if tag}
     for family in dict.fromkeys(name.partition("_")[0] for name in QUANTITIES):
         members = [q for q in QUANTITIES if q in quantities and q.partition("_")[0] == family]
         if members:
-            print_progress(f"drawing {family}: {len(members)} quantities")
+            curves.print_progress(f"drawing {family}: {len(members)} quantities")
             yield Drawing(family, _quantity_grid(runs, members), members)
     for run in runs:
         suffix = f" of {run.name}" if len(runs) > 1 else ""
@@ -59,13 +54,13 @@ def draw(runs: Sequence[Run]) -> Iterator[Drawing]:
             for step, value in curve:
                 history.setdefault(step, {})[matrix] = value
         if history:
-            print_progress(f"drawing {STABLE_RANKS}{suffix}")
+            curves.print_progress(f"drawing {STABLE_RANKS}{suffix}")
             figure = figures.stable_ranks(history)
             yield Drawing(STABLE_RANKS + suffix, figure, ["weight_stable_rank"])
         if run.spectra:
-            print_progress(f"drawing {SPECTRA}{suffix}")
+            curves.print_progress(f"drawing {SPECTRA}{suffix}")
             yield Drawing(SPECTRA + suffix, figures.spectra(run.spectra))
-    rates = sorted(tag for tag in plain - metrics if stage(tag) == "lr")
+    rates = sorted(tag for tag in plain - metrics if curves.stage(tag) == "lr")
     yield from _scalars(RATES, runs, rates)
     yield from _scalars(OTHER, runs, sorted(plain - metrics - {*rates}))
 
@@ -74,13 +69,13 @@ def _scalars(title: str, runs: Sequence[Run], tags: Sequence[str]) -> Iterator[D
     """Yield a figure with a panel for each tag and a line for each run, if there are tags."""
     if not tags:
         return
-    print_progress(f"drawing {title}")
+    curves.print_progress(f"drawing {title}")
     figure, panels = panel_grid(len(tags), len(runs))
     for axes, tag in zip(panels, tags, strict=True):
-        curves = {i: run.curves[tag] for i, run in enumerate(runs) if tag in run.curves}
-        for i, curve in curves.items():
+        drawn = {i: run.curves[tag] for i, run in enumerate(runs) if tag in run.curves}
+        for i, curve in drawn.items():
             plot_curve(axes, curve, runs[i].name, run_color(i), _LINES[i // 10 % 4])
-        label_panel(axes, tag, _spans_decades(curves.values()))
+        label_panel(axes, tag, _spans_decades(drawn.values()))
     if len(runs) > 1:
         figures.add_legend(figure, panels)
     yield Drawing(title, figure)
@@ -151,9 +146,9 @@ def plot_curve(
     axes.plot(steps, values, line, color=color, linewidth=width, marker=marker, label=label)
 
 
-def _plot_band(axes: Any, curves: Iterable[Curve], color: Any) -> None:
+def _plot_band(axes: Any, members: Iterable[Curve], color: Any) -> None:
     values: dict[int, list[float]] = {}
-    for curve in curves:
+    for curve in members:
         for step, value in curve:
             values.setdefault(step, []).append(value)
     steps = sorted(values)
@@ -171,9 +166,9 @@ def label_panel(axes: Any, title: str, is_logarithmic: bool = False) -> None:
         axes.set_yscale("log", nonpositive="mask")
 
 
-def _spans_decades(curves: Iterable[Curve]) -> bool:
+def _spans_decades(drawn: Iterable[Curve]) -> bool:
     """Return True if the 10-90 % range spans more than a factor of 30 (robust to outliers)."""
-    values = sorted(value for curve in curves for _, value in curve if math.isfinite(value))
+    values = sorted(value for curve in drawn for _, value in curve if math.isfinite(value))
     if not values or values[0] <= 0:
         return False
     low, high = values[len(values) // 10], values[-1 - len(values) // 10]
