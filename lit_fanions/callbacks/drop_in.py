@@ -103,9 +103,7 @@ class FanionOptimizer(Callback):
             if self._hidden is not None:  # LightningCLI sets a method on the instance
                 attributes[_METHOD] = self._hidden
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Restore the module's method."""
         self.teardown(trainer, pl_module, "fit")
 

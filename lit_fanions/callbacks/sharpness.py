@@ -94,9 +94,7 @@ class SharpnessAware(Callback):
                 if loss is not None:
                     trainer.strategy.backward(loss, optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Release the batch."""
         self._batch = None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lit_fanions.callbacks import figures, tensorboard
+from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.lightning_interface import optimizer_steps, tensorboard_writer
 from lit_fanions.callbacks.measuring import Look, Measured
 from lit_fanions.callbacks.watching import MatrixStep, Watcher, log_values
@@ -145,10 +145,10 @@ class SpectralMonitor(Watcher):
             if writer is None:
                 continue
             if not self._has_layout:
-                writer.add_custom_scalars(tensorboard.custom_scalars(tagged))
+                writer.add_custom_scalars(figures.custom_scalars(tagged))
             for name in groups:
                 if name in samples:
-                    tensorboard.add_histogram(writer, name, samples[name], step)
+                    figures.add_histogram(writer, name, samples[name], step)
         self._has_layout = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,7 +173,7 @@ class SpectralMonitor(Watcher):
             drawn["singular_values"] = figures.spectra({n: self._spectra[n] for n in names})
         for name, figure in drawn.items():
             for writer in writers:
-                tensorboard.add_figure(writer, name, figure, optimizer_steps(trainer))
+                figures.add_figure(writer, name, figure, optimizer_steps(trainer))
         return bool(drawn)
 
 

@@ -48,6 +48,7 @@ RESERVED = {
 }
 Pair = tuple[Run, Run]
 Finding = tuple[str, str, str]  # run, what was compared, answer
+Points = dict[str, list[tuple[int, float, float]]]  # run -> steps with the values of A and B
 
 
 def main(args: Sequence[str]) -> int:
@@ -142,12 +143,14 @@ def summarize(
     """Return the results of comparing the folders A and B, and whether everything is equal."""
     findings = [*((a.name, *line) for a, b in pairs for line in _compare_bits(a, b)), *unpaired]
     conclusion, is_equal = _conclude(findings)
-    metrics = [metric for metric in _common_metrics(pairs) if _points(pairs, metric)]
-    curved = [metric for metric in metrics if curves.stage(metric) != "test"]
+    tags = {tag for a, b in pairs for tag in a.curves.keys() & b.curves if curves.is_metric(tag)}
+    points = {tag: _points(pairs, tag) for tag in sorted(tags, key=curves.metric_order)}
+    metrics = {tag: by_run for tag, by_run in points.items() if by_run}
+    curved = {tag: own for tag, own in metrics.items() if curves.stage(tag) != "test"}
     tables = [Table("to the last bit", ["run", "what", "answer"], [[*own] for own in findings])]
     if metrics:
         headings = ["metric", "A", "B", "B - A", "largest |B - A|", "B lower"]
-        rows = [[metric, *_row(_points(pairs, metric))] for metric in metrics]
+        rows = [[metric, *_row(by_run)] for metric, by_run in metrics.items()]
         tables.append(Table("metrics: last values, and paired differences", headings, rows))
     if settings := curves.differing_settings(pairs[0]):
         rows = [[key, *(str(run.settings.get(key, "–")) for run in pairs[0])] for key in settings]
@@ -157,12 +160,12 @@ def summarize(
         columns=["run", "metric", "step", "A", "B", "B - A"],
         rows=[
             [name, metric, step, a, b, b - a]
-            for metric in metrics
-            for name, points in _points(pairs, metric).items()
-            for step, a, b in points
+            for metric, by_run in metrics.items()
+            for name, own in by_run.items()
+            for step, a, b in own
         ],
         settings={"A": str(folders[0]), "B": str(folders[1])},
-        draw=(lambda figure: _draw(figure, curved, pairs)) if curved else None,
+        draw=(lambda figure: _draw(figure, curved)) if curved else None,
         size=(12, 3.2 * len(curved)),
         notes=[conclusion],
     )
@@ -237,12 +240,7 @@ def _compare_digests(before: tensors.Digests, after: tensors.Digests) -> str:
     return f"{EQUAL} ({plural(len(before[max(before)]), 'tensor')}, steps 0 to {max(before)})"
 
 
-def _common_metrics(pairs: Sequence[Pair]) -> list[str]:
-    tags = {tag for a, b in pairs for tag in a.curves if tag in b.curves and curves.is_metric(tag)}
-    return sorted(tags, key=curves.metric_order)
-
-
-def _points(pairs: Sequence[Pair], metric: str) -> dict[str, list[tuple[int, float, float]]]:
+def _points(pairs: Sequence[Pair], metric: str) -> Points:
     """Return step, value of A and value of B at the steps that both have logged, by run."""
     points = {}
     for a, b in pairs:
@@ -257,7 +255,7 @@ def _points(pairs: Sequence[Pair], metric: str) -> dict[str, list[tuple[int, flo
     return points
 
 
-def _row(points: Mapping[str, Sequence[tuple[int, float, float]]]) -> list[object]:
+def _row(points: Points) -> list[object]:
     """Return the last values and the differences; mean ± standard deviation over several runs."""
     last = [own[-1] for own in points.values()]
     every = [b - a for own in points.values() for _, a, b in own]
@@ -273,11 +271,11 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.4g} ± {deviation:.2g}" if len(values) > 1 else f"{mean:.4g}"
 
 
-def _draw(figure: Figure, metrics: Sequence[str], pairs: Sequence[Pair]) -> None:
+def _draw(figure: Figure, metrics: Mapping[str, Points]) -> None:
     """Draw the curves of A and B to the left, their differences to the right."""
     panels = figure.subplots(len(metrics), 2, squeeze=False)
-    for (left, right), metric in zip(panels, metrics, strict=True):
-        for i, points in enumerate(_points(pairs, metric).values()):
+    for (left, right), (metric, by_run) in zip(panels, metrics.items(), strict=True):
+        for i, points in enumerate(by_run.values()):
             steps, before, after = zip(*points, strict=True)
             differences = [b - a for a, b in zip(before, after, strict=True)]
             for axes, values, color, label in (

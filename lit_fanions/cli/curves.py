@@ -120,17 +120,12 @@ def _read_run(place: Path, name: str) -> Run:
     spectra = {}
     for tag in events.Tags()["histograms"]:
         kind, _, matrix = tag.removeprefix(PREFIX).partition("/")
-        if kind in _HISTOGRAMS and (values := events.Histograms(tag)[-1].histogram_value).num:
-            spectra[matrix] = _singular_values(values, _HISTOGRAMS[kind])
+        if kind in _HISTOGRAMS and (logarithms := events.Histograms(tag)[-1].histogram_value).num:
+            pairs = zip(logarithms.bucket_limit, logarithms.bucket, strict=True)
+            filled = [(10**limit, count) for limit, count in pairs if count > 0]
+            values, counts = map(list, zip(*reversed(filled), strict=True))
+            spectra[matrix] = Sample(values, counts, _HISTOGRAMS[kind])
     return Run(name, curves, place, spectra, _read_settings(place))
-
-
-def _singular_values(histogram: Any, source: str) -> Sample:
-    """Return singular values, descending, from a histogram of their logarithms."""
-    pairs = zip(histogram.bucket_limit, histogram.bucket, strict=True)
-    filled = [(10**limit, count) for limit, count in pairs if count > 0]
-    values, counts = zip(*reversed(filled), strict=True)
-    return Sample(list(values), list(counts), source)
 
 
 def _read_settings(place: Path) -> dict[str, Any]:

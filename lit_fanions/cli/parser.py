@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_loader
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_fanions.checks import did_you_mean
@@ -68,23 +68,20 @@ class Parser(LightningArgumentParser):
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Check the values; the complaint about an unknown key brings the known ones."""
+        namespace = args[0] if args else kwargs["namespace"]
+        for action in self._actions:
+            value = namespace.get(action.dest) if hasattr(action, "basetype") else None
+            if isinstance(value, (int, float, list)):  # jsonargparse would ignore it
+                raise TypeError(
+                    f'Parser key "{action.dest}": a section of options or a file with one is '
+                    f"expected, got {value!r}"
+                )
         try:
-            self._refuse_values_of_sections(args[0] if args else kwargs["namespace"])
             super().validate(*args, **kwargs)
         except KeyError as error:
             if not hasattr(error, "option_names"):  # those of the innermost parser
                 error.option_names = self.option_names()  # type: ignore[attr-defined]
             raise
-
-    def _refuse_values_of_sections(self, namespace: Namespace) -> None:
-        """Refuse a number or a list where a section is meant: jsonargparse would ignore it."""
-        for action in self._actions:
-            value = namespace.get(action.dest) if hasattr(action, "basetype") else None
-            if isinstance(value, (int, float, list)):
-                raise TypeError(
-                    f'Parser key "{action.dest}": a section of options or a file with one is '
-                    f"expected, got {value!r}"
-                )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake and exit with status 2; nested parsers pass it on."""

@@ -98,10 +98,7 @@ def main(args: Sequence[str] | None = None) -> int:
     It is 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments exit with
     status 2.
     """
-    usage = "%(prog)s --config FILE [--set ... | --tune ...] [--OPTION VALUE ...]"
-    parser = console.CommandParser("sweep", __doc__, usage)
-    for name, settings in _OPTIONS.items():
-        parser.add_argument(name, **settings)
+    parser = _parser()
     options, recipe = parser.parse_known_args(args)
     try:
         refuse_mistyped(recipe, parser)
@@ -150,6 +147,14 @@ def _summary(plan: Plan, seeds: int, trials: int) -> str:
         if seeds > 1:
             what += f", the best of them with {plural(seeds, 'seed')}"
     return f"sweep {plan.study}: {what}; {plan.direction} {plan.metric}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage = "%(prog)s --config FILE [--set ... | --tune ...] [--OPTION VALUE ...]"
+    parser = console.CommandParser("sweep", __doc__, usage)
+    for name, options in _OPTIONS.items():
+        parser.add_argument(name, **options)
+    return parser
 
 
 def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:

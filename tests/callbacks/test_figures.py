@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_fanions.callbacks import figures, tensorboard
+from lit_fanions.callbacks import figures
 from lit_fanions.callbacks.quantities import QUANTITIES, Tag, parse_tag
 
 LONG = "a." * 40 + "weight"
@@ -25,20 +25,20 @@ def test_tags_are_parsed_to_their_parts(is_group):
 def test_a_chart_of_custom_scalars_has_one_line_a_run_and_a_title():
     groups = ["matrix", "my.group+"]
     tags = [str(Tag(q, g, True)) for q in QUANTITIES for g in groups]
-    layout = tensorboard.custom_scalars([*tags, "train/loss", str(Tag("update_rms", "down"))])
+    layout = figures.custom_scalars([*tags, "train/loss", str(Tag("update_rms", "down"))])
     charts = [item for section in layout.values() for item in section.items()]
-    assert len(charts) == len(groups) * sum(map(len, tensorboard.SECTIONS.values()))
+    assert len(charts) == len(groups) * sum(map(len, figures.SECTIONS.values()))
     for title, (kind, patterns) in charts:
         assert kind == "Multiline" and title != "norm"
         (matched,) = [t for t in tags for pattern in patterns if re.search(pattern, t)]
         assert QUANTITIES[parse_tag(matched).quantity].title in title
     assert len({title for title, _ in charts}) == len(charts)
-    assert tensorboard.custom_scalars(["train/loss"]) == {}
+    assert figures.custom_scalars(["train/loss"]) == {}
 
 
 def test_every_quantity_has_a_title_and_a_meaning():
     assert all(quantity.title and quantity.meaning for quantity in QUANTITIES.values())
-    assert set().union(*tensorboard.SECTIONS.values()) <= set(QUANTITIES)
+    assert set().union(*figures.SECTIONS.values()) <= set(QUANTITIES)
 
 
 def test_a_legend_names_at_most_thirty_matrices():
