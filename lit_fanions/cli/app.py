@@ -42,7 +42,6 @@ from lit_fanions import callbacks
 from lit_fanions.cli import _hooks, failures, messages
 from lit_fanions.cli import parser as parsing
 from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_argument, replacing
-from lit_fanions.cli._progress import without_bars
 from lit_fanions.cli._stopping import Interrupted, StopBetweenSteps
 from lit_fanions.cli.errors import config_files, one_line
 from lit_fanions.cli.messages import SUBCOMMANDS
@@ -230,7 +229,7 @@ class CLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
         if not sys.stdout.isatty():
-            trainer.callbacks = without_bars(trainer.callbacks)  # type: ignore[attr-defined]
+            trainer.callbacks = _hooks.without_bars(trainer.callbacks)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             _hooks.reserve_version(logger, self._progress.folders)
         return trainer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_fanions import FanionConfig, configure_optimizers, lmo, split_parameters
 from lit_fanions.callbacks import NormAdvisor
 from lit_fanions.callbacks.activations import patches
-from lit_fanions.callbacks.advice import Evidence, advise, smallest_rank, sufficient_polar
+from lit_fanions.callbacks.advisor import Evidence, advise, smallest_rank, sufficient_polar
 from lit_fanions.lmo.spectrum import Spectrum, measure
 from lit_fanions.optim.groups import configured_group
 from tests.callbacks.nets import MATRICES, Net, assert_bit_equal, everything, fit

@@ -11,8 +11,7 @@ import torch
 
 from lit_fanions import Fanion
 from lit_fanions.__main__ import start as main
-from lit_fanions.cli.bundling import Bundle
-from lit_fanions.cli.export import exportable, single_file
+from lit_fanions.cli.export import Bundle, exportable, single_file
 from tests.conftest import subprocess_environment
 
 SHAPES = [(24, 16), (24, 16), (16, 80), (8, 4, 3, 3), (1, 7), (96, 70)]

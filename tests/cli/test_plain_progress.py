@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from lit_fanions import progress
 from lit_fanions.__main__ import start
-from lit_fanions.cli._progress import PlainProgress, without_bars
+from lit_fanions.cli._hooks import PlainProgress, without_bars
 from tests.cli.recipes import FIT
 
 
@@ -36,7 +36,7 @@ def test_lines_have_step_share_and_time_left(project, capfd, monkeypatch):
 @pytest.mark.parametrize("shown", [True, False])
 def test_terminal_keeps_the_bar(shown, project, monkeypatch):
     seen = []
-    monkeypatch.setattr("lit_fanions.cli.app.without_bars", lambda own: seen.append(own) or own)
+    monkeypatch.setattr("lit_fanions.cli._hooks.without_bars", lambda own: seen.append(own) or own)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: shown, raising=False)
     assert start([*FIT, "--trainer.max_steps=1"]) == 0
     assert bool(seen) is not shown

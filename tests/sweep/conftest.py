@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_fanions.cli import curves, runner
-from lit_fanions.sweep import study, training
+from lit_fanions.sweep import study
 from tests.sweep.fakes import SIMPLE, python_command, read
 
 
@@ -18,7 +18,6 @@ def fake(hears_signals, monkeypatch, tmp_path):
     monkeypatch.setattr(curves, "read_curve", read)
     monkeypatch.setattr(curves, "read_curves", lambda logs, metrics: {metrics[0]: read(logs)})
     monkeypatch.setattr(study, "LOOK", 0.05)
-    monkeypatch.setattr(training, "LOOK", 0.05)
     Path("recipe.yaml").write_text("lr: 1")
 
     def replace(code=SIMPLE):

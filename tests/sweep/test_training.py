@@ -10,7 +10,7 @@ import pytest
 from lit_fanions.cli import runner
 from lit_fanions.cli.console import Refused
 from lit_fanions.sweep.plan import Choice
-from lit_fanions.sweep.training import TrialTraining
+from lit_fanions.sweep.study import TrialTraining
 from tests.sweep.fakes import SIMPLE, assert_gone, go, points, search, trained
 
 
