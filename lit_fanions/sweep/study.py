@@ -14,8 +14,7 @@ import math
 import queue
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -45,17 +44,20 @@ class TrainingFailed(Exception):
 
 
 class TrialTraining:
-    """A trial that is trained by this process, with settings chosen for it.
+    """A trial that is trained by this process, with the settings that were chosen for it."""
 
-    ``recipes`` are the digests of the recipes when the sweep began.
-    """
-
-    def __init__(
-        self, plan: Plan, trial: Trial, settings: Settings, recipes: Mapping[str, str]
-    ) -> None:
-        self.plan, self.trial = plan, trial
-        self._settings, self._recipes = settings, recipes
+    def __init__(self, sweep: Sweep, trial: Trial) -> None:
+        self.plan, self.trial = sweep.plan, trial
+        settings, seed = sweep.settings(trial), trial.user_attrs["seed"]
+        options = [f"--{sweep.names[name]}={value}" for name, value in settings.items()]
+        args = (*self.plan.recipe, *options, f"--seed_everything={seed}", "--trainer.devices=1")
+        self._run = Run(run_name(trial.number, settings, seed), args)
+        self._logs = self.plan.out / "runs" / self._run.name
+        self._recipes = sweep.recipes
+        self._identity = {"args": [*args], "recipes": self._recipes, "commit": commit()}
         self._reported: set[int] = set()  # steps that the study knows
+        trial.set_user_attr("folder", self._run.name)
+        trial.set_user_attr("commit", commit())
 
     def run(self, slot: int, received: Sequence[int], has_error: Callable[[], bool]) -> float:
         """Train on the GPU of a slot, and return the last value of the metric.
@@ -63,10 +65,16 @@ class TrialTraining:
         A received signal and an error that has ended the sweep raise ``TrainingFailed``, as a
         training that fails does.
         """
-        run = self._describe()
-        if (curve := self._unread_curve(run)) is not None:
-            return self._report(curve)
-        training = self._start(run, slot)
+        note = self._logs / UNREAD
+        # The names of metrics are known when the first training has ended: one that a call with a
+        # mistyped name has left need not be repeated.
+        if note.is_file() and json.loads(note.read_text()) == self._identity:
+            return self._report(self._read_curve())
+        note.unlink(missing_ok=True)
+        environment = runner.shared_threads(self.plan.jobs)
+        if devices := self.plan.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        training = runner.start(self._run, self._logs.parent, environment)
         try:
             if recipe_digests(self.plan.recipe) != self._recipes:
                 raise Refused("the recipe was changed during the sweep: choose another --out")
@@ -84,46 +92,6 @@ class TrialTraining:
         finally:
             runner.end([training.process], received)
 
-    def _describe(self) -> Run:
-        plan, seed = self.plan, self.trial.user_attrs["seed"]
-        name = run_name(self.trial.number, self._settings, seed)
-        self.trial.set_user_attr("folder", name)
-        self.trial.set_user_attr("commit", commit())
-        names = {short(name): name for name in plan.space}
-        options = [f"--{names[name]}={value}" for name, value in self._settings.items()]
-        args = (*plan.recipe, *options, f"--seed_everything={seed}", "--trainer.devices=1")
-        return Run(name, args)
-
-    def _start(self, run: Run, slot: int) -> Training:
-        environment = runner.shared_threads(self.plan.jobs)
-        if devices := self.plan.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-        (self._folder(run) / UNREAD).unlink(missing_ok=True)
-        return runner.start(run, self._folder(run).parent, environment)
-
-    def _folder(self, run: Run) -> Path:
-        return self.plan.out / "runs" / run.name
-
-    def _unread_curve(self, run: Run) -> curves.Curve | None:
-        """Return the curve of a training that a call with a mistyped metric left, if it is equal.
-
-        The names of metrics are known when the first training has ended; it need not be repeated.
-        """
-        note = self._folder(run) / UNREAD
-        if not note.is_file() or json.loads(note.read_text()) != self._identity(run):
-            return None
-        return self._read_curve(run)
-
-    def _identity(self, run: Run) -> dict[str, object]:
-        return {"args": [*run.args], "recipes": {**self._recipes}, "commit": commit()}
-
-    def _read_curve(self, run: Run) -> curves.Curve:
-        try:
-            return curves.read_curves(self._folder(run), [self.plan.metric])[self.plan.metric]
-        except Refused as error:
-            (self._folder(run) / UNREAD).write_text(json.dumps(self._identity(run)))
-            raise MetricMissing(str(error)) from None
-
     def _final_curve(self, training: Training, received: Sequence[int]) -> curves.Curve:
         status = training.process.poll()
         if status is None or (status and received):
@@ -133,7 +101,14 @@ class TrialTraining:
             if status in runner.KILLED:
                 self.trial.set_user_attr("stopped", True)
             raise TrainingFailed
-        return self._read_curve(training.run)
+        return self._read_curve()
+
+    def _read_curve(self) -> curves.Curve:
+        try:
+            return curves.read_curves(self._logs, [self.plan.metric])[self.plan.metric]
+        except Refused as error:
+            (self._logs / UNREAD).write_text(json.dumps(self._identity))
+            raise MetricMissing(str(error)) from None
 
     def _report(self, curve: curves.Curve) -> float:
         """Report the values of a curve that the study does not have yet, and return the last one.
@@ -161,8 +136,8 @@ class Sweep:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.study = storage.open_study(plan)
-        self._names = {short(name): name for name in plan.space}
-        self._recipes = recipe_digests(plan.recipe)
+        self.names = {short(name): name for name in plan.space}
+        self.recipes = recipe_digests(plan.recipe)
         self._keys: set[str] = set()
         self._workers = plan.out / "workers"
         self._worker = ""
@@ -214,7 +189,7 @@ class Sweep:
 
     def settings(self, trial: FrozenTrial | Trial) -> Settings:
         """Return the values of the swept options that a trial was trained with."""
-        chosen = {name: trial.params[name] for name in self._names if name in trial.params}
+        chosen = {name: trial.params[name] for name in self.names if name in trial.params}
         texts = {n: v if isinstance(v, str) else repr(v) for n, v in chosen.items()}
         return {**trial.user_attrs["settings"], **texts}
 
@@ -282,7 +257,7 @@ class Sweep:
             raise TrainingFailed
         trial.set_user_attr("worker", self._worker)
         if trial.user_attrs["searched"]:
-            for name, full in self._names.items():
+            for name, full in self.names.items():
                 self.plan.space[full].suggest(trial, name)
             if (equal := self._equal_trial(trial)) is not None:
                 trial.set_user_attr("same as", equal.number)
@@ -290,8 +265,7 @@ class Sweep:
                 return equal.value
         slot = self._slots.get()
         try:
-            training = TrialTraining(self.plan, trial, self.settings(trial), self._recipes)
-            return training.run(slot, received, self._has_error)
+            return TrialTraining(self, trial).run(slot, received, self._has_error)
         except (TrainingFailed, optuna.TrialPruned):
             raise
         except Exception as error:
