@@ -106,10 +106,7 @@ def _split(sketch: Sketch, counts: Sequence[int]) -> list[Sketch]:
 
 
 def _copied_to_cpu(data: Any) -> Any:
-    """Return nested tuples, lists and dicts with all tensors on the CPU, in float64.
-
-    There is one copy for each device.
-    """
+    """Return nested data with all tensors in float64 on the CPU, by one copy for each device."""
     tensors: list[Tensor] = []
     apply_to_collection(data, Tensor, tensors.append)
     for device in {x.device for x in tensors if x.device.type != "cpu"}:

@@ -318,11 +318,7 @@ class Reader(CLI):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line, by default that of the process, and return the exit status.
-
-    It is 0, 1 for an error while running, 130 after Ctrl-C, 143 after SIGTERM. A mistake in the
-    configuration exits with status 2.
-    """
+    """Run a command line, by default that of the process; return the status of docs/errors.md."""
     given = list(sys.argv[1:] if args is None else args)
     reuse_freed_memory()
     try:

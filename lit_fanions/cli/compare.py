@@ -52,10 +52,7 @@ Points = dict[str, list[tuple[int, float, float]]]  # run -> steps with the valu
 
 
 def main(args: Sequence[str]) -> int:
-    """Compare two trainings; return 0 if they are equal, 1 if they differ, 130 after Ctrl-C.
-
-    A mistake of the user exits with status 2.
-    """
+    """Compare two trainings; return 0 if they are equal, 1 if they differ, 130 after Ctrl-C."""
     parser = console.CommandParser("compare", __doc__)
     parser.add_argument("a", type=Path, metavar="A", help="folder of logs, or a recipe")
     parser.add_argument("b", type=Path, metavar="B", help="what it is compared with")

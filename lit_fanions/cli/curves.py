@@ -70,10 +70,7 @@ def open_events(logs: Path) -> EventAccumulator:
 
 
 def read_curve(reader: EventAccumulator, metric: str) -> Curve:
-    """Return a scalar as far as it has been logged, or an empty curve.
-
-    Non-finite values become infinity.
-    """
+    """Return a scalar as far as it has been logged; non-finite values become infinity."""
     if metric not in reader.Reload().Tags()["scalars"]:
         return []
     scalars = [(event.step, event.value) for event in reader.Scalars(metric)]
@@ -152,10 +149,7 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation of a sample.
-
-    The deviation is 0 for a single value, and where the mean is not finite.
-    """
+    """Return the mean, and the standard deviation: 0 for one value or a mean that is not finite."""
     mean = sum(values) / len(values)
     if len(values) == 1 or not math.isfinite(mean):
         return mean, 0.0

@@ -59,10 +59,7 @@ def _is_blended(entry: AlgorithmEntry) -> bool:
 
 
 def single_file(algorithm: str, polar: str = "auto", polar_steps: int | None = None) -> str:
-    """Return the text of a Python file that defines one optimizer.
-
-    Every algorithm of ``exportable`` and every Newton-Schulz method but exact can be had.
-    """
+    """Return the text of a Python file that defines one optimizer of ``exportable``."""
     check_choice("algorithm", algorithm, exportable())
     check_choice("polar method", polar, _METHODS)
     check_polar(polar, polar_steps)

@@ -80,10 +80,7 @@ def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
 
 @contextlib.contextmanager
 def full_disks_left_to_main_thread() -> Iterator[None]:
-    """Print no traceback for a write of a thread that met a full disk.
-
-    TensorBoard's thread hands the error to the main thread.
-    """
+    """Print no traceback of a thread on a full disk: TensorBoard's hands its error on."""
     before = threading.excepthook
 
     def show(args: threading.ExceptHookArgs) -> None:

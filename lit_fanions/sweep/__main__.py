@@ -93,11 +93,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line, by default that of the process, and return the exit status.
-
-    It is 0, 1 if a training failed, 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments exit with
-    status 2.
-    """
+    """Run a command line, by default that of the process; return the status of docs/errors.md."""
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
     try:

@@ -111,11 +111,8 @@ class TrialTraining:
             raise MetricMissing(str(error)) from None
 
     def _report(self, curve: curves.Curve) -> float:
-        """Report the values of a curve that the study does not have yet, and return the last one.
-
-        The worst possible value stands for one that is not finite.
-        """
-        last = worst = self.plan.loss(math.inf)
+        """Report the values of a curve that the study does not have yet; return the last one."""
+        last = worst = self.plan.loss(math.inf)  # the worst stands for what is not finite
         for step, value in curve:
             last = value if math.isfinite(value) else worst
             if step not in self._reported:
