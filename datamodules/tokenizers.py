@@ -27,15 +27,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of a text, uint16 (n,), never with ``bos``."""
-        ...
 
     def decode(self, ids: IDs) -> str:
         """Return the text of tokens, (n,); invalid UTF-8 is U+FFFD, ``bos`` is <|endoftext|>."""
-        ...
 
     def token_bytes(self) -> Tensor:
         """Return how many bytes of text each token is, 0 for ``bos``: int64 (vocab_size,)."""
-        ...
 
 
 class ByteTokenizer:

@@ -146,15 +146,13 @@ def _configure(
         "keep_schedule: false to replace it",
         type(entry["scheduler"]).__name__,
     )
-    return {
-        "optimizer": made["optimizer"],
-        "lr_scheduler": {
-            "name": "lr",
-            "reduce_on_plateau": isinstance(entry["scheduler"], ReduceLROnPlateau),
-            **entry,
-            "scheduler": scheduler,
-        },
+    made["lr_scheduler"] = {
+        "name": "lr",
+        "reduce_on_plateau": isinstance(entry["scheduler"], ReduceLROnPlateau),
+        **entry,
+        "scheduler": scheduler,
     }
+    return made
 
 
 def scheduler_entry(configured: Any) -> dict[str, Any] | None:

@@ -104,8 +104,6 @@ class StepMonitor(Callback):
         self._log_ended(trainer)
         self._span = None
 
-    # -- private --
-
     def _mark(self) -> _Mark:
         if not self._on_cuda:
             return time.perf_counter()

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -47,17 +47,6 @@ class MatrixStep(NamedTuple):
     # Fanion's own record of the step; None for other optimizers and for Fanion's groups of adamw
     # and sgd.
     observation: Observation | None
-
-
-class _WeightCopy(NamedTuple):
-    """A parameter's shard before the step of an optimizer without observers."""
-
-    parameter: Tensor
-    name: str
-    group: str
-    lr: float
-    form: Mapping[str, Any]  # layout and splits
-    shard: Tensor
 
 
 class Watcher(Callback):
@@ -127,27 +116,28 @@ class Watcher(Callback):
 
     def _copy_weights(
         self, module: nn.Module, groups: Sequence[Mapping[str, Any]]
-    ) -> list[_WeightCopy]:
+    ) -> list[Callable[[], Iterator[MatrixStep]]]:
+        """Copy parameters before a step; return what compares each of them with its copy."""
         if not any(p.ndim > 1 and p in self._names for g in groups for p in g["params"]):
             return []
         with warnings.catch_warnings():  # the factory has already warned about adapters
             warnings.simplefilter("ignore")
             forms = {a.parameter: a.options for a in assign(module) if a.role == "matrix"}
         return [
-            _WeightCopy(
-                p, self._names[p], configured_group(group), float(group["lr"]), forms[p],
-                local(p).detach().clone(),
+            functools.partial(
+                _compare_with_copy, p, local(p).detach().clone(), self._names[p],
+                configured_group(group), float(group["lr"]), forms[p],
             )
             for group in groups
             for p in group["params"]
             if p in self._names and p in forms and p.grad is not None
         ]  # fmt: skip
 
-    def _record_copies(self, copies: list[_WeightCopy], *args: Any) -> None:
-        with torch.no_grad():
-            while copies:
-                for step in _compare_with_copy(copies.pop(0)):
-                    self.record(step)
+    @torch.no_grad()
+    def _record_copies(self, copies: list[Callable[[], Iterator[MatrixStep]]], *args: Any) -> None:
+        while copies:
+            for step in copies.pop(0)():
+                self.record(step)
 
     def _observe(self, observation: Observation) -> None:
         name = self._names.get(observation.parameter)
@@ -239,16 +229,19 @@ def matrix_names(parameter: str, first: int, count: int, total: int) -> list[str
     return [f"{parameter}[{i}]" for i in range(first, first + count)]
 
 
-def _compare_with_copy(copy: _WeightCopy) -> Iterator[MatrixStep]:
-    p, layout, splits = copy.parameter, copy.form.get("layout", "flatten"), copy.form.get("splits")
+def _compare_with_copy(
+    p: Tensor, copy: Tensor, name: str, group: str, lr: float, form: Mapping[str, Any]
+) -> Iterator[MatrixStep]:
+    """Yield the steps of a parameter's matrices; ``copy`` is its shard before the step."""
+    layout, splits = form.get("layout", "flatten"), form.get("splits")
 
     def matrices(shard: Tensor) -> list[Tensor]:
         return to_matrices(gather(shard.detach(), p), layout, splits)
 
-    before, after = matrices(copy.shard), matrices(local(p))
+    before, after = matrices(copy), matrices(local(p))
     gradients = [None] * len(before) if p.grad is None else matrices(local_grad(p))
     total, first = sum(map(len, before)), 0
     for gradient, old, new in zip(gradients, before, after, strict=True):
-        names = matrix_names(copy.name, first, len(old), total)
-        yield MatrixStep(names, copy.group, copy.name, copy.lr, gradient, old, new, None)
+        names = matrix_names(name, first, len(old), total)
+        yield MatrixStep(names, group, name, lr, gradient, old, new, None)
         first += len(old)
