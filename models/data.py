@@ -17,29 +17,16 @@ from models.modules import attached_trainer
 class LeastSquaresBatch(Protocol):
     """Problems F(X) = 1/2 <X - S, M (X - S) N> (equation 19 of the paper)."""
 
-    @property
-    def left(self) -> Tensor:
-        """M, symmetric positive semidefinite, (problems, rows, rows)."""
-
-    @property
-    def right(self) -> Tensor:
-        """N, symmetric positive semidefinite, (problems, cols, cols)."""
-
-    @property
-    def target(self) -> Tensor:
-        """S, (problems, rows, cols)."""
+    left: Tensor  # M, symmetric positive semidefinite, (problems, rows, rows)
+    right: Tensor  # N, symmetric positive semidefinite, (problems, cols, cols)
+    target: Tensor  # S, (problems, rows, cols)
 
 
 class ClassificationBatch(Protocol):
     """Examples of a linear classification."""
 
-    @property
-    def features(self) -> Tensor:
-        """Features, float64 (n, features)."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Class indices, int64 (n,)."""
+    features: Tensor  # float64 (n, features)
+    labels: Tensor  # class indices, int64 (n,)
 
 
 @runtime_checkable
@@ -112,9 +99,7 @@ class HasProblems(Protocol):
 class HasFeatures(Protocol):
     """Has examples with ``features`` features."""
 
-    @property
-    def features(self) -> int:
-        """Number of features of an example."""
+    features: int
 
 
 def attached_data(module: LightningModule) -> object:

@@ -174,12 +174,8 @@ class NanoGPT(LightningModule):
                 start with another token, or the checkpoint is of another network.
             FileNotFoundError: If the checkpoint does not exist.
         """
-        self._check_tokens()
-        if stage == "fit":
-            self._check_sequences()
-        if stage == "predict":
-            self._check_prompts()
         data = attached_data(self)
+        self._check_data(data, stage)
         if isinstance(data, HasTokenizer):
             self._set_up_text(data.tokenizer)
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
@@ -284,9 +280,9 @@ class NanoGPT(LightningModule):
 
     # -- private --
 
-    def _check_tokens(self) -> None:
+    def _check_data(self, data: Any, stage: str) -> None:
         config = self.network.config
-        data = attached_data(self)
+        limit = config.context_length
         if isinstance(data, HasVocabulary):
             self._vocabulary = data.vocab_size
         if (self._vocabulary or 0) > config.vocab_size:
@@ -299,21 +295,14 @@ class NanoGPT(LightningModule):
                 f"documents start with token {data.bos} in the data and with "
                 f"bos={config.bos} in the network: set bos to {data.bos}"
             )
-
-    def _check_sequences(self) -> None:
-        limit = self.network.config.context_length
-        data = attached_data(self)
-        if isinstance(data, HasSequences) and data.sequence_length > limit:
+        if stage == "fit" and isinstance(data, HasSequences) and data.sequence_length > limit:
             raise ValueError(
                 f"sequence_length={data.sequence_length} of the data exceeds context_length="
                 f"{limit} of the network: shorten the one or lengthen the other"
             )
-
-    def _check_prompts(self) -> None:
-        """Refuse a long prompt on every process: one that stops alone leaves the others waiting."""
-        limit = self.network.config.context_length
-        data = attached_data(self)
-        for prompt, ids in data.encoded_prompts() if isinstance(data, HasPrompts) else ():
+        # All prompts on every process: one that stops alone would leave the others waiting.
+        has_prompts = stage == "predict" and isinstance(data, HasPrompts)
+        for prompt, ids in data.encoded_prompts() if has_prompts else ():
             if len(ids) >= limit:
                 raise ValueError(
                     f"the prompt {prompt[:20]!r}… has {len(ids)} tokens, and the model's context "
