@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lit_fanions import lmo
@@ -303,18 +300,16 @@ def _options(members: Sequence[Evidence]) -> dict[str, Any]:
 
 def format_table(evidence: Mapping[str, Evidence]) -> str:
     """Return the measurements of each matrix as a line of a table."""
-    table = Table(box=None, pad_edge=False, header_style="")
-    for heading in (
+    rows: list[tuple[str, ...]] = [(
         "matrix", "group", "nuclear rank of G", "stable rank of A", "favours",
         f"{ENERGY:.0%} of energy in", f"{NORM:.0%} of norm in", "agreement", "lowest σ/σ₁", "polar",
-    ):  # fmt: skip
-        table.add_column(heading, no_wrap=True)
+    )]  # fmt: skip
     for name, found in evidence.items():
         ratio = found.ratio
         sufficient = [choice for choice in found.polar if choice is not None]
         often = 2 * len(sufficient) > len(found.polar)
         polar = max(dict.fromkeys(sufficient), key=sufficient.count) if often else None
-        table.add_row(
+        row = (
             name,
             found.group,
             f"{fmean(found.nuclear_rank):.1f}",
@@ -326,7 +321,7 @@ def format_table(evidence: Mapping[str, Evidence]) -> str:
             f"{fmean(found.low):.1e}",
             f"{polar[0]} {polar[1]}" if polar else f"> {max(_STEPS)} steps",
         )
-    text = io.StringIO()
-    # Wider than any terminal, so that no line wraps: the output is often searched or cut.
-    Console(file=text, width=1000, markup=False, emoji=False, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # No line is wrapped: the output is often searched or cut.
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

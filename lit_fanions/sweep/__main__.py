@@ -24,7 +24,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,11 @@ def _plan(options: argparse.Namespace, recipe: Sequence[str]) -> Plan:
     fit = reader.config.fit
     if not given and sampler != "grid":
         given = _default_ranges(fit)
-    for settings in _examples(given):
-        reader.read(["fit", *recipe, *(f"--{name}={value}" for name, value in settings.items())])
+    first = {name: values.examples()[0] for name, values in given.items()}
+    for name, values in given.items():
+        for value in values.examples():
+            options_of_fit = {**first, name: value}.items()
+            reader.read(["fit", *recipe, *(f"--{key}={text}" for key, text in options_of_fit)])
     devices = _devices(fit.trainer.accelerator)
     stem = Path(files[0]).stem
     out = options.out or Path("sweeps", stem if sampler == "grid" else f"{stem}-{sampler}")
@@ -211,14 +214,6 @@ def _check_storage(url: str | None, out: Path, jobs: int) -> None:
             f"{old} was made by an earlier version: continue it with --storage sqlite:///{old} "
             "--jobs 1, or choose another --out"
         )
-
-
-def _examples(given: Space) -> Iterator[dict[str, str]]:
-    """Yield settings in which each value occurs at least once."""
-    first = {name: values.examples()[0] for name, values in given.items()}
-    for name, values in given.items():
-        for value in values.examples():
-            yield {**first, name: value}
 
 
 def _default_ranges(fit: Any) -> Space:
