@@ -38,13 +38,16 @@ def load_cache(path: Path) -> Batch:
     except Exception as error:  # torch.load fails in a dozen ways on a damaged file
         reason = type(error).__name__
         raise RuntimeError(f"{path} is damaged and cannot be read ({reason}): {remedy}") from None
-    try:
-        images, labels = cache["images"], cache["labels"]
-        found = images.dtype, labels.dtype, images.shape[1:], labels.shape
-        is_intact = found == (torch.uint8, torch.int64, (32, 32, 3), images.shape[:1])
-    except (AttributeError, KeyError, TypeError):
-        is_intact = False
-    if not is_intact:
+    values = cache if isinstance(cache, dict) else {}
+    images, labels = values.get("images"), values.get("labels")
+    if (
+        not isinstance(images, Tensor)
+        or not isinstance(labels, Tensor)
+        or images.dtype != torch.uint8
+        or labels.dtype != torch.int64
+        or images.shape[1:] != (32, 32, 3)
+        or labels.shape != images.shape[:1]
+    ):
         raise RuntimeError(
             f"{path} does not hold images, uint8 [N, 32, 32, 3], and labels, int64 [N]: {remedy}"
         )
