@@ -95,10 +95,11 @@ class TokenDataModule(LightningDataModule):
         for name, number in optional.items():
             if number is not None:
                 whole_number(name, number)
+        sequences = round(batch_tokens / sequence_length)
         if batch_tokens % sequence_length:
             raise ValueError(
                 f"batch_tokens={batch_tokens} must be a multiple of sequence_length="
-                f"{sequence_length}: choose {_nearest_multiple(batch_tokens, sequence_length)}"
+                f"{sequence_length}: choose {max(sequences, 1) * sequence_length}"
             )
         check_flag("shuffle", shuffle)
         check_flag("align_documents", align_documents)
@@ -295,7 +296,3 @@ class TokenDataModule(LightningDataModule):
         )
         # Each of them is a list.
         yield from ((inputs, targets) for inputs, targets in pieces_in_order)
-
-
-def _nearest_multiple(number: int, factor: int) -> int:
-    return max(round(number / factor), 1) * factor

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_fanions import FanionConfig, configure_optimizers, norms, oracle
+from lit_fanions import FanionConfig, configure_optimizers, oracle
 from lit_fanions.checks import whole_number
 from lit_fanions.lmo import spectrum as spectra
 
@@ -31,11 +31,6 @@ def gradient_norms(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
         oracle(group, *gradient.shape[-2:]).dual(spectrum, gradient),
     )
     return torch.stack(found)
-
-
-def own_norm(group: Mapping[str, Any], rows: int, cols: int) -> norms.Norm:
-    """Return the norm in whose ball a parameter group steps; not for dion, adamw and sgd."""
-    return oracle(group, rows, cols).norm()
 
 
 def is_logged(step: int, every: int, per_decade: int) -> bool:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from lit_fanions import FanionConfig, bounds
-from models.convex import ConvexProblem, own_norm
+from lit_fanions import FanionConfig, bounds, oracle
+from models.convex import ConvexProblem
 from models.data import HasProblems, LeastSquaresBatch, attached_data
 from models.modules import save_plain_hyperparameters
 
@@ -56,7 +56,7 @@ class LeastSquares(ConvexProblem):
     def training_step(self, batch: LeastSquaresBatch, batch_idx: int) -> Tensor:
         """Return the sum of the losses; at the start, log the smoothness."""
         if self.trainer.global_step == 0:
-            norm = own_norm(self._group, *self.shape[1:])
+            norm = oracle(self._group, *self.shape[1:]).norm()
             values = bounds.smoothness(norm, batch.left, batch.right).tolist()
             self.log_now({f"problem{i}/smoothness": value for i, value in enumerate(values)})
         return super().training_step(batch, batch_idx)

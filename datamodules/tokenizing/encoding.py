@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 
 from datamodules.shards import Tokens
-from datamodules.tokenizers import Tokenizer, TokenizerName, load_tokenizer
+from datamodules.tokenizers import TokenizerName, load_tokenizer
 from datamodules.tokenizing.documents import Document
 
 CHUNK = 1 << 20  # characters, roughly, that a process encodes at once
@@ -30,9 +30,7 @@ def encode_all(documents: Sequence[Document], tokenizer: TokenizerName) -> list[
     return [np.concatenate([start, target.encode(text)]) for text in texts]
 
 
-@lru_cache
-def _cached_tokenizer(name: TokenizerName) -> Tokenizer:
-    return load_tokenizer(name)  # loaded once per process
+_cached_tokenizer = lru_cache(load_tokenizer)  # once per process
 
 
 def chunked(documents: Iterable[Document]) -> Iterator[list[Document]]:

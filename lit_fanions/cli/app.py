@@ -1,23 +1,9 @@
 """The command line: `python -m lit_fanions {fit,validate,test,predict,params} --config FILE`.
 
-It is Lightning's own command line with these differences:
-
-* a mistake in the configuration is reported in at most three lines, with exit status 2;
-* any other error shows file, line and exception in one line, with exit status 1
-  (`LIT_FANIONS_TRACEBACK=1` shows the whole traceback);
-* Ctrl-C and SIGTERM during fit finish the optimizer step, save a checkpoint and print the command
-  that resumes, with exit status 130 or 143;
-* checkpoints are written whole or not at all, are checked before they are loaded, and run no code
-  unless `--weights_only false` is given; two runs never share a version folder;
-* parameters whose gradients stay non-finite are warned of; `nonfinite_patience` ends the run;
-* a checkpoint restores a run but never overrides the configuration; a warning shows where the two
-  differ;
-* validate, test and predict ask for a checkpoint;
-* `--trainer.callbacks.CLASS.OPTION VALUE` sets an option of a callback in the recipe's list;
-* without a terminal plain lines say how far a run is, instead of a progress bar;
-* `params` shows which parameter is trained by which algorithm, and why;
-* `list`, `report` and `sweep` (`lit_fanions.cli.catalogue`, `lit_fanions.cli.report`,
-  `lit_fanions.sweep`) come from `lit_fanions.__main__`, without Lightning.
+It is Lightning's own command line with other messages (``parser``, ``errors``, ``failures``), stops
+between two steps (``_stopping``), whole and checked checkpoints (``_checkpoint_io``), callbacks of
+every run (``_hooks``), and `params`, which shows which parameter is trained by which algorithm, and
+why. docs/errors.md and docs/reliability.md say what a user can rely on.
 
 Models and data come from `class_path`, never from here: this package installs without the zoo.
 """

@@ -44,7 +44,9 @@ def explain(
     for file in config_files(args):
         if isinstance(reason := _read_yaml(file), yaml.YAMLError):
             return one_line(f"{file} is not valid YAML: {reason}")
-    errors = list(_causes(error))
+    errors = [error] if error else []
+    while errors and (cause := errors[-1].__cause__):
+        errors.append(cause)
     texts = [_simplify(text) for text in (message, *map(str, errors))]
     texts[-1] = _with_all_types(texts)
     given = list(_given_options(args))
@@ -183,12 +185,6 @@ def _find(texts: Sequence[str], given: Sequence[_Given]) -> _Given | None:
         if named:
             return max(named, key=rank)
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _quoted(text: str) -> list[str]:
