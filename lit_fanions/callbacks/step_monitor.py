@@ -72,21 +72,18 @@ class StepMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch; at a logged step, end the span and log those that are over."""
-        count_work = getattr(pl_module, "count_work", None)
-        if self._span is not None and count_work is not None:
-            self._span.work.update(count_work(batch))
-        if not self._stepped:  # a batch whose gradient is accumulated
-            return
-        self._stepped = False
-        if self._span is not None:
-            self._span.work["steps"] += 1
-        if _is_logged(trainer):
+        span, count_work = self._span, getattr(pl_module, "count_work", None)
+        if span is not None:
+            span.work.update({} if count_work is None else count_work(batch))
+            span.work["steps"] += self._stepped  # False while gradients are accumulated
+        if self._stepped and _is_logged(trainer):
             end = self._mark()
-            if self._span is not None:
-                self._span.end, self._span.step = end, optimizer_steps(trainer)
-                self._ended.append(self._span)
+            if span is not None:
+                span.end, span.step = end, optimizer_steps(trainer)
+                self._ended.append(span)
             self._span = _Span(end)
             self._log_ended(trainer)
+        self._stepped = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""

@@ -89,26 +89,17 @@ def _glossary(names: Iterable[str]) -> str:
 
 def summarize(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells of the runs: last and best metrics, settings that differ."""
+    columns = {"run": [run.name for run in runs], "last step": [str(run.last_step) for run in runs]}
     tags = {tag for run in runs for tag in run.curves if curves.is_metric(tag)}
-    metrics = sorted(tags, key=curves.metric_order)
-    headings = ["run", "last step"]
-    for tag in metrics:
-        headings += [tag, *([f"best {tag}"] if _has_best(tag) else [])]
-    different = curves.differing_settings(runs)
-    rows = []
-    for run in runs:
-        cells = [run.name, str(run.last_step)]
-        for tag in metrics:
-            curve = run.curves.get(tag)
-            cells.append(f"{curve[-1][1]:.4g}" if curve else "–")
-            if _has_best(tag):
-                cells.append(_best(curve or [], curves.direction(tag)))
-        rows.append([*cells, *(str(run.settings.get(key, "–")) for key in different)])
-    return [*headings, *(key.replace(".init_args", "") for key in different)], rows
-
-
-def _has_best(tag: str) -> bool:
-    return curves.direction(tag) != 0 and curves.stage(tag) not in ("train", "test")
+    for tag in sorted(tags, key=curves.metric_order):
+        drawn, direction = [run.curves.get(tag, []) for run in runs], curves.direction(tag)
+        columns[tag] = [f"{curve[-1][1]:.4g}" if curve else "–" for curve in drawn]
+        if direction and curves.stage(tag) not in ("train", "test"):
+            columns[f"best {tag}"] = [_best(curve, direction) for curve in drawn]
+    for key in curves.differing_settings(runs):
+        values = [str(run.settings.get(key, "–")) for run in runs]
+        columns[key.replace(".init_args", "")] = values
+    return [*columns], [*map(list, zip(*columns.values(), strict=True))]
 
 
 def _best(curve: Curve, direction: int) -> str:
