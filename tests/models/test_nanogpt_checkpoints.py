@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from experiments.bench.__main__ import main as bench
-from lit_fanions.cli.app import SaveLastStep
+from lit_fanions.cli._hooks import SaveLastStep
 from lit_fanions.cli.curves import read_curves
 from models import NanoGPT
 from tests.models.nanogpt_runs import (
