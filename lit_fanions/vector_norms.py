@@ -38,40 +38,17 @@ class VectorNorm(ABC):
     def project(self, s: Tensor, radius: Tensor) -> Tensor:
         """Return the nearest vector of norm <= radius: (..., n), (...) -> (..., n)."""
 
-    @abstractmethod
     def extremes(self, n: int) -> Tensor | None:
         """Return the extreme points of the unit ball up to order and signs: (count, n).
 
         None for balls that have infinitely many.
         """
+        return None
 
     def longest(self, n: int) -> float:
         """Return the largest Euclidean length of vectors of n components in the unit ball."""
         extremes = self.extremes(n)
         return 1.0 if extremes is None else float(torch.linalg.vector_norm(extremes, dim=-1).max())
-
-
-class Euclidean(VectorNorm):
-    """The root of the sum of squares."""
-
-    def value(self, s: Tensor) -> Tensor:  # noqa: D102
-        # Scaled first: the square of 1e-200 underflows to 0.
-        peak = s.detach().amax(-1, keepdim=True)
-        return torch.linalg.vector_norm(divide(s, peak), dim=-1) * peak.squeeze(-1)
-
-    @property
-    def dual_norm(self) -> VectorNorm:  # noqa: D102
-        return self
-
-    def vertex(self, s: Tensor) -> Tensor:  # noqa: D102
-        s = divide(s, s.amax(-1, keepdim=True))  # as in ``value``
-        return divide(s, self.value(s).unsqueeze(-1))
-
-    def project(self, s: Tensor, radius: Tensor) -> Tensor:  # noqa: D102
-        return self.vertex(s) * torch.minimum(self.value(s), radius).unsqueeze(-1)
-
-    def extremes(self, n: int) -> None:  # noqa: D102
-        return None
 
 
 class Power(VectorNorm):
@@ -81,7 +58,8 @@ class Power(VectorNorm):
         self.p = p
 
     def value(self, s: Tensor) -> Tensor:  # noqa: D102
-        peak = s.detach().amax(-1, keepdim=True)  # as in Euclidean
+        # Scaled first: the square of 1e-200 underflows to 0.
+        peak = s.detach().amax(-1, keepdim=True)
         return torch.linalg.vector_norm(divide(s, peak), ord=self.p, dim=-1) * peak.squeeze(-1)
 
     @property
@@ -109,11 +87,18 @@ class Power(VectorNorm):
         inside = self.value(s).unsqueeze(-1) <= radius
         return torch.where(inside, s, torch.where(radius > 0, shrunk(t), 0)) * scale
 
-    def extremes(self, n: int) -> None:  # noqa: D102
-        return None
-
     def longest(self, n: int) -> float:  # noqa: D102
         return float(n ** max(0.0, 1 / 2 - 1 / self.p))
+
+
+class Euclidean(Power):
+    """The root of the sum of squares."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0)
+
+    def project(self, s: Tensor, radius: Tensor) -> Tensor:  # noqa: D102
+        return self.vertex(s) * torch.minimum(self.value(s), radius).unsqueeze(-1)
 
 
 class Largest(VectorNorm):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,9 +114,7 @@ class Ball:
 def spectral(problem: Problem) -> Answer:
     """Return U V^T, by Newton-Schulz or SVD."""
     x, overwrite = polar_input(problem)
-    s = problem.case.settings
-    d = unit_polar(x, s.polar, s.polar_steps, overwrite=overwrite, kernels=s.kernels)
-    return Answer(d)
+    return Answer(polar_factor(x, problem.case.settings, overwrite=overwrite))
 
 
 def polar_input(problem: Problem) -> tuple[Tensor, bool]:
@@ -124,6 +123,11 @@ def polar_input(problem: Problem) -> tuple[Tensor, bool]:
         return problem.m, problem.overwrite
     dtype = polar_dtype(problem.m, problem.case.settings.polar)
     return unit_frobenius(problem.m, dtype=dtype, overwrite=problem.overwrite)[0], True
+
+
+def polar_factor(x: Tensor, settings: Settings, **options: Any) -> Tensor:
+    """Return ``unit_polar`` by the method of some settings."""
+    return unit_polar(x, settings.polar, settings.polar_steps, kernels=settings.kernels, **options)
 
 
 def fanion(problem: Problem) -> Answer:
@@ -145,9 +149,7 @@ def kyfan(problem: Problem) -> Answer:
     # The matrices are read again after the products, in the precision in which they came.
     x, norm = problem.normalised(torch.promote_types(problem.m.dtype, dtype))
     y = x.to(dtype)
-    full = unit_polar(
-        y, settings.polar, settings.polar_steps, overwrite=y is not x, kernels=settings.kernels
-    )
+    full = polar_factor(y, settings, overwrite=y is not x)
     del y
     product = full.to(x, copy=True).mul_(x)
     sums = product.sum((-2, -1), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -164,9 +166,8 @@ def kyfan(problem: Problem) -> Answer:
 def schatten(problem: Problem) -> Answer:
     """Return U (S / |S|_q)^(q - 1) V^T, 1/p + 1/q = 1."""
     settings = problem.case.settings
-    ends = {1.0: nuclear, 2.0: frobenius, math.inf: spectral}
-    if settings.p in ends:
-        return ends[settings.p](problem)
+    if named := _named_schatten(problem.case):
+        return named.oracle(problem)
     x = problem.normalised()[0]
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     broken = largest_entry(x) * 0
@@ -230,10 +231,15 @@ def _lengths(dim: int) -> Callable[[Spectrum, Tensor, Case], Tensor]:
     return lambda s, x, case: torch.linalg.vector_norm(x.to(s.frobenius), dim=dim).sum(-1)
 
 
+def _named_schatten(case: Case) -> Ball | None:
+    """Return the ball that the Schatten ball of some p is by another name."""
+    name = {1.0: "nuclear", 2.0: "frobenius", math.inf: "spectral"}.get(case.settings.p)
+    return BALLS[name] if name else None
+
+
 def _schatten(s: Spectrum, x: Tensor, case: Case) -> Tensor:
-    p = case.settings.p
-    ends = {1.0: spectra.spectral, 2.0: lambda s: s.frobenius, math.inf: spectra.nuclear}
-    return ends[p](s) if p in ends else spectra.schatten(s, p / (p - 1))
+    named, p = _named_schatten(case), case.settings.p
+    return named.dual(s, x, case) if named else spectra.schatten(s, p / (p - 1))
 
 
 def _ky_fan(s: Spectrum, x: Tensor, case: Case) -> Tensor:
@@ -249,11 +255,6 @@ def _fanion_flops(k: int, case: Case) -> float:
 
 
 # Balls.
-
-# Frobenius norm of directions where no matrix changes it, by p.
-_SCHATTEN_LENGTHS: dict[float, Callable[[int], float | None]] = {
-    1.0: lambda limit: 1.0, 2.0: lambda limit: 1.0, math.inf: math.sqrt,
-}  # fmt: skip
 
 BALLS: dict[str, Ball] = {
     "frobenius": Ball(
@@ -316,8 +317,8 @@ BALLS: dict[str, Ball] = {
         schatten,
         norm=lambda case: norms.Schatten(case.settings.p),
         dual=_schatten,
-        length=lambda case: _SCHATTEN_LENGTHS.get(case.settings.p, lambda n: None)(case.limit),
-        solved_rank=lambda case: 1 if case.settings.p == 1 and case.limit > 1 else None,
+        length=lambda case: x.length(case) if (x := _named_schatten(case)) else None,
+        solved_rank=lambda case: x.solved_rank(case) if (x := _named_schatten(case)) else None,
         is_polar=lambda case: case.settings.p == math.inf,
         reads=("p", "polar", *SOLVER_OPTIONS),
     ),

@@ -34,16 +34,10 @@ def subspace(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, Tens
     Warm-started with the singular vectors of a slightly different matrix, one iteration suffices;
     from a random block this is randomised SVD (Halko, Martinsson & Tropp, arXiv 0909.4061).
 
-    Args:
-        m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
-        basis: Start block, (batch, cols, width), width <= min(rows, cols). Its columns need not
-            be orthonormal; dependent columns are replaced.
-        iterations: Products with m and with its transpose, at least 1.
-
-    Returns:
-        U (batch, rows, width), S (batch, width) descending, Vh (batch, width, cols), of the whole
-        block: its last columns are less accurate, but make the next warm start better. NaN for a
-        matrix with a NaN or an infinity.
+    The matrices, (batch, rows, cols), are float32 or float64 of entries from 1e-30 to 1e30. The
+    columns of the basis, (batch, cols, width), need not be orthonormal; dependent ones are
+    replaced. U, S and Vh are those of the whole block: its last columns are less accurate, but make
+    the next warm start better. NaN for a matrix with a NaN or an infinity.
     """
     single = len(m) == 1  # on a CPU two-dimensional products are faster
     m, v = (m[0], basis[0].mT) if single else (m, basis.mT)
@@ -96,22 +90,12 @@ def polar_block(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, T
 
     U is an orthonormal basis of the columns of m basis, and W the polar factor of U^T m, by
     Newton-Schulz iterations of k x k products. So it takes no eigenvectors, but a block of k
-    columns converges more slowly than the wider one of ``subspace``.
-
-    Args:
-        m: Matrices as in ``subspace``.
-        basis: Start block, (batch, cols, k).
-        iterations: Products with m and with its transpose, at least 1.
-
-    Returns:
-        U (batch, rows, k), orthonormal; S (batch, k), descending, u^T m w of each pair; W (batch,
-        k, cols), the next start.
+    columns converges more slowly than the wider one of ``subspace``, whose arguments these are.
+    S (batch, k), descending, is u^T m w of each pair; W is the next start.
     """
-    v = basis.mT
+    v, products = basis.mT, Products(m)
     for _ in range(iterations):
-        w, _ = unit_frobenius(v @ m.mT)
-        broken = largest_entry(w) * 0
-        u = orthonormal_rows(w.masked_fill(broken.isnan(), 0))
+        u, broken = products.orthonormal(unit_frobenius(v @ m.mT)[0])
         projected = u @ m
         unit, _ = unit_frobenius(projected)
         v = unit_polar(unit, AUTO)
@@ -123,17 +107,12 @@ def polar_block(m: Tensor, basis: Tensor, *, iterations: int) -> tuple[Tensor, T
 def dion(m: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return one power iteration of centralised Dion (arXiv 2504.05295, algorithm 1).
 
-    Args:
-        m: Momentum plus gradient, (batch, rows, cols), float32 or float64.
-        basis: The previous right basis Q, (batch, cols, k).
+    From the previous right basis Q, (batch, cols, k), it makes P (batch, rows, k), with orthonormal
+    columns; R = m^T P, which error feedback subtracts from the momentum; and the new Q, the columns
+    of R divided by their lengths, which are not orthogonal to each other. The direction is P Q^T.
 
-    Returns:
-        P (batch, rows, k), with orthonormal columns; R = m^T P (batch, cols, k), which error
-        feedback subtracts from the momentum; and Q (batch, cols, k), the columns of R divided by
-        their lengths, which are not orthogonal to each other. The direction is P Q^T.
-
-        Where m has a lower rank than k, the part of a column of R outside those before it is a
-        rounding error: P and R are zero there, and Q is the old column, to be tried again.
+    Where m has a lower rank than k, the part of a column of R outside those before it is a
+    rounding error: P and R are zero there, and Q is the old column, to be tried again.
     """
     y = m @ basis
     p = gram_schmidt(y.mT).mT

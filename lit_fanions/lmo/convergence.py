@@ -34,16 +34,11 @@ def direction_error(residuals: Tensor, s: Tensor, spread: Tensor) -> Tensor:
     To first order the part r_ij of a residual along another right singular vector v_j turns v_i by
     r_ij s_i / (s_i^2 - s_j^2). The error is at most sqrt(2/k) |(r_i s_i / (s_i^2 - s_(k+1)^2))_i|,
     if all parts were along v_(k+1), and about at least what the mean of s_j^2 gives in the place of
-    s_(k+1)^2. The estimate is the geometric mean of the two.
+    s_(k+1)^2. The estimate, (...), is the geometric mean of the two, and infinite where s_k and
+    s_(k+1) are copies of one singular value, whose vectors cannot be told apart.
 
-    Args:
-        residuals: |m^T u_i - s_i v_i| / s_i, (..., k).
-        s: Singular values, (..., k + 1), descending.
-        spread: Mean of s_j^2 outside the k, by the weights r_ij^2, (...).
-
-    Returns:
-        (...). Infinite where s_k and s_(k+1) are copies of one singular value, whose vectors cannot
-        be told apart.
+    ``residuals`` are |m^T u_i - s_i v_i| / s_i, (..., k); the k + 1 singular values s descend;
+    ``spread``, (...), is the mean of s_j^2 outside the k, by the weights r_ij^2.
     """
     k = residuals.shape[-1]
     squares, following = s[..., :k] ** 2, s[..., k:] ** 2

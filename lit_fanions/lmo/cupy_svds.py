@@ -27,8 +27,8 @@ def svds(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the k leading singular triplets, found by cupyx.scipy.sparse.linalg.svds.
 
-    Tensors are handed over and back through DLPack without a copy. The matrices of a batch are
-    solved one after the other.
+    Tensors are handed over and back through DLPack without a copy. The matrices of a batch, float32
+    or float64 of ordinary scale, are solved one after the other; k is at most min(rows, cols) - 4.
 
     CuPy works on m^T m. Singular values below some s_1 / 90 in float32, or s_1 / 67000 in float64,
     count as zero there and get arbitrary vectors: for such spectra choose "lanczos".
@@ -36,16 +36,9 @@ def svds(
     It stops by residuals alone, and takes no start. If the goal has an error, which also depends on
     the gap between s_k and s_(k+1), searches to smaller residuals follow until the goal is met.
 
-    Args:
-        m: Matrices, (batch, rows, cols), float32 or float64, on a CUDA device, of ordinary scale.
-        k: Number of triplets, at most min(rows, cols) - 4.
-        goal: When to stop. In float32 residuals below some 2e-6 (s_1 / s_k)^2 are out of reach; the
-            search stops there.
-        generator: CPU generator of the random starts; None is a fresh one of seed 0.
-
-    Returns:
-        U (batch, rows, k), S (batch, k) descending, Vh (batch, k, cols). For a zero matrix S is 0
-        and the vectors are arbitrary but orthonormal; for one with a NaN or an infinity all is NaN.
+    In float32 residuals below some 2e-6 (s_1 / s_k)^2 are out of reach; the search stops there. For
+    a zero matrix S is 0 and the vectors are arbitrary but orthonormal; for one with a NaN or an
+    infinity all is NaN.
 
     Raises:
         RuntimeError: Without a CUDA tensor or without CuPy, with what to do.
@@ -78,7 +71,7 @@ def svds(
                     triplets.append(_unsolved(matrix, k))
         finally:
             cupy.random.set_random_state(others)
-    u, s, vh = (torch.stack(parts) for parts in zip(*triplets, strict=True))
+    u, s, vh = map(torch.stack, zip(*triplets, strict=True))
     return u, s, vh
 
 

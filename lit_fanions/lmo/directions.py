@@ -9,9 +9,8 @@ from torch import Tensor
 
 from lit_fanions import norms
 from lit_fanions.checks import check_choice, exponent, real_number, whole_number
-from lit_fanions.lmo.balls import BALLS, Ball, polar_input
+from lit_fanions.lmo.balls import BALLS, Ball, polar_factor, polar_input
 from lit_fanions.lmo.low_rank import ProductsSolver
-from lit_fanions.lmo.newton_schulz import unit_polar
 from lit_fanions.lmo.presets import check_polar
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.singular_triplets import check_solver
@@ -87,15 +86,7 @@ class Oracle:
             return answer.direction.to(x.dtype).view(x.shape)
 
         x, _ = polar_input(problem)
-        settings = self.case.settings
-        d = unit_polar(
-            x,
-            settings.polar,
-            settings.polar_steps,
-            alpha=self.alpha,
-            partner=rest,
-            kernels=settings.kernels,
-        )
+        d = polar_factor(x, self.case.settings, alpha=self.alpha, partner=rest)
         return Answer(d, found[0])
 
     def _partner_answer(self, problem: Problem) -> Answer:

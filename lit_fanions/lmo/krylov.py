@@ -101,26 +101,12 @@ def lanczos(
     Returns:
         See ``Lanczos``. NaN for a matrix with a NaN or an infinity.
     """
+    limits = _Limits(k, goal, cycles, basis, coarse)
+    fresh = 0 if random_start else _FRESH
     if m.shape[-1] > m.shape[-2]:  # the vectors to orthonormalise shall be short
-        turned = lanczos(
-            m.mT, k, m @ start, goal=goal, cycles=cycles, basis=basis, coarse=coarse,
-            random_start=random_start,
-        )  # fmt: skip
+        turned = _search_each(m.mT, (m @ start).mT, limits, fresh)
         return turned._replace(U=turned.Vh.mT, Vh=turned.U.mT)
-    limits = _Limits(k, goal, cycles, basis)
-    if m.device.type != "cpu" or not len(m):
-        return _search(m, start.mT, limits, coarse, random_start)
-    pairs = zip(m, start.mT, strict=True)
-    parts = [_search(x, block, limits, coarse, random_start) for x, block in pairs]
-    width = min(part.S.shape[-1] for part in parts)  # each stopped when it had enough
-    return Lanczos(
-        torch.stack([part.U[..., :width] for part in parts]),
-        torch.stack([part.S[:width] for part in parts]),
-        torch.stack([part.Vh[:width] for part in parts]),
-        torch.stack([part.residuals for part in parts]),
-        torch.stack([part.error for part in parts]),
-        sum(part.products for part in parts),
-    )
+    return _search_each(m, start.mT, limits, fresh)
 
 
 class _Limits(NamedTuple):
@@ -130,18 +116,26 @@ class _Limits(NamedTuple):
     goal: Goal
     cycles: int
     basis: int | None
+    coarse: torch.dtype | None
 
 
-def _search(
-    m: Tensor, start: Tensor, limits: _Limits, coarse: torch.dtype | None, random_start: bool
-) -> Lanczos:
-    """Run ``lanczos`` on one matrix, or on a batch that stops together; start vectors are rows."""
-    fresh = 0 if random_start else _FRESH
-    if coarse is None:
+def _search_each(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
+    """Run ``lanczos`` on a batch, on a CPU matrix by matrix; start vectors are rows."""
+    if m.device.type != "cpu" or not len(m):
+        return _search(m, start, limits, fresh)
+    found = [_search(x, block, limits, fresh) for x, block in zip(m, start, strict=True)]
+    width = min(len(x.S) for x in found)  # each stopped when it had enough
+    parts = [(x.U[:, :width], x.S[:width], x.Vh[:width], x.residuals, x.error) for x in found]
+    u, s, vh, residuals, error = map(torch.stack, zip(*parts, strict=True))
+    return Lanczos(u, s, vh, residuals, error, sum(x.products for x in found))
+
+
+def _search(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
+    if limits.coarse is None:
         return _krylov(m, start, limits, fresh)
     residual = max(limits.goal.residual, _COARSE_TOLERANCE)
     rough = limits._replace(goal=Goal(residual), cycles=2)
-    found = _krylov(m.to(coarse), start, rough, fresh)
+    found = _krylov(m.to(limits.coarse), start, rough, fresh)
     better = _krylov(m, found.Vh, limits, 0)
     return better._replace(products=found.products + better.products)
 

@@ -255,8 +255,7 @@ def lanczos_search(
     norms.check_matrices(m, "floating-point")
     settings = Settings(solver="lanczos", **_tolerances(tol, None))
     k = min(whole_number("k", k), *m.shape[-2:])
-    x, task = _task(m.detach(), k, "lanczos", settings, warm_start, generator)
-    x, norm = unit_frobenius(x) if _is_scaled(x, SOLVERS["lanczos"], task) else (x, None)
+    x, norm, task = _task(m.detach(), k, "lanczos", settings, warm_start, generator)
     found, batch = _solve_by_lanczos(x, task), m.shape[:-2]
     u, s, vh = found.U[..., :k], found.S[..., :k], found.Vh[..., :k, :]
     s = s if norm is None else _rescaled(s, norm)
@@ -281,24 +280,15 @@ def leading_triplets(
     name = settings.solver
     if name == "auto":
         name = choose_solver(min(m.shape[-2:]), k, m.device, warm=warm_start is not None)
-    entry = SOLVERS[name]
-    x, task = _task(m, k, name, settings, warm_start, generator)
-    x, norm = unit_frobenius(x) if _is_scaled(x, entry, task) else (x, None)
-    broken = None if norm is None else norm.isnan()
-    x = x if broken is None else x.masked_fill_(broken, 0.0)
-    u, s, vh = entry.solve(x, task)[:3]
-    if norm is not None and broken is not None:
+    x, norm, task = _task(m, k, name, settings, warm_start, generator)
+    if norm is None:
+        u, s, vh = SOLVERS[name].solve(x, task)[:3]
+    else:
+        broken = norm.isnan()
+        u, s, vh = SOLVERS[name].solve(x.masked_fill_(broken, 0.0), task)[:3]
         nan = torch.where(broken, torch.nan, 0.0)
         u, s, vh = u + nan, _rescaled(s, norm) + nan[..., 0], vh + nan
     return Triplets(*(t.reshape(*m.shape[:-2], *t.shape[1:]) for t in (u, s, vh)))
-
-
-def _is_scaled(x: Tensor, entry: SolverEntry, task: _Task) -> bool:
-    """Return whether a solver gets matrices of norm 1.
-
-    One look at the norms is little beside a search from a cold start, and on a CPU no wait.
-    """
-    return entry.unit or (task.cold and x.device.type == "cpu" and not has_plain_norm(x))
 
 
 def _rescaled(s: Tensor, norm: Tensor) -> Tensor:
@@ -316,8 +306,11 @@ def _task(
     settings: Settings,
     warm_start: Tensor | None,
     generator: torch.Generator | None,
-) -> tuple[Tensor, _Task]:
-    """Return the matrices as one batch in the dtype of computation, and what to do with them."""
+) -> tuple[Tensor, Tensor | None, _Task]:
+    """Return the matrices as one batch in the dtype of computation, and what to do with them.
+
+    Some are divided by their norms, which then are the second result.
+    """
     rows, cols = m.shape[-2:]
     entry = SOLVERS[solver]
     cold = warm_start is None or not entry.warm
@@ -336,7 +329,11 @@ def _task(
         start = start.to(x.dtype)
     steps = settings.solver_steps or (entry.steps[not cold] if entry.steps else 0)
     residual = settings.residual_tol if settings.tol is None else settings.tol
-    return x, _Task(k, start, cold, steps, Goal(residual, settings.tol), generator)
+    task = _Task(k, start, cold, steps, Goal(residual, settings.tol), generator)
+    # One look at the norms is little beside a search from a cold start, and on a CPU no wait.
+    if entry.unit or (cold and x.device.type == "cpu" and not has_plain_norm(x)):
+        return *unit_frobenius(x), task
+    return x, None, task
 
 
 def _checked_start(warm_start: Tensor, k: int, rows: int, cols: int) -> Tensor:

@@ -20,13 +20,8 @@ def symmetric_product(
 ) -> None:
     """Write a I + b addend + c x x^T, summed in float32 and rounded once.
 
-    Args:
-        out: The result, (side, side) or (batch, side, side), contiguous.
-        x: Matrices, (side, inner) or (batch, side, inner), float16 or bfloat16, of any strides.
-        addend: Contiguous symmetric matrices of the shape of out; None: there is no such term.
-        a: Weight of the identity.
-        b: Weight of the addend.
-        c: Weight of the product.
+    The matrices x, (side, inner) or a batch of them, are float16 or bfloat16 of any strides; out
+    and the symmetric addend, of which None is no such term, are contiguous.
     """
     x = x if x.ndim == 3 else x[None]
     batch, side, inner = x.shape
@@ -36,11 +31,6 @@ def symmetric_product(
             out, x, addend, side, inner, a, b, c, *x.stride(),
             BLOCK=_BLOCK, DEPTH=_DEPTH, num_warps=8, num_stages=3,
         )  # fmt: skip
-
-
-@symmetric_product.register_fake
-def _(out: Tensor, x: Tensor, addend: Tensor | None, a: float, b: float, c: float) -> None:
-    return None
 
 
 @triton.jit
