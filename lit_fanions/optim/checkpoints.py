@@ -44,6 +44,7 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
             "same configuration and model, or set on_mismatch: keep_momentum to take each "
             "parameter's momentum alone"
         )
+    checked = []
     for group, saved_group in zip(own, saved, strict=True):
         for (name, p), index in zip(named_parameters(group), saved_group["params"], strict=True):
             state = state_dict["state"].get(index, {})
@@ -51,16 +52,10 @@ def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any
             adamw = group["algorithm"] == "adamw"
             needed = ("exp_avg", "exp_avg_sq", "step") if adamw else ("momentum",)
             check_complete(name, group["algorithm"], state, needed)
-    # The optimizer's own names stay, as in torch: those of the checkpoint may be another model's.
-    # Its kernels stay too: this machine may have no Triton.
-    completed = [
-        {**group, **{key: value for key, value in saved_group.items() if key not in _OWN}}
-        for group, saved_group in zip(own, saved, strict=True)
-    ]
-    for group, mine in zip(completed, own, strict=True):
-        if "param_names" in mine:
-            group["param_names"] = list(mine["param_names"])
-    checked = [_checked(g, mine["params"]) for g, mine in zip(completed, own, strict=True)]
+        # The optimizer's own names stay, as in torch: those of the checkpoint may be another
+        # model's. Its kernels stay too: this machine may have no Triton.
+        taken = {key: value for key, value in saved_group.items() if key not in _OWN}
+        checked.append(_checked({**group, **taken}, group["params"]))
     return {**state_dict, "param_groups": checked}
 
 
@@ -218,12 +213,10 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
 
 def memory_format(p: Tensor) -> torch.memory_format:
     """Return the memory format of a parameter: channels_last where it is stored so."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    form = formats.get(p.ndim)
-    stored = form is not None and not is_distributed(p) and not p.is_contiguous()
-    return (
-        form if form and stored and p.is_contiguous(memory_format=form) else torch.preserve_format
-    )
+    form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(p.ndim)
+    if form is None or is_distributed(p) or p.is_contiguous():
+        return torch.preserve_format
+    return form if p.is_contiguous(memory_format=form) else torch.preserve_format
 
 
 def keyed_by_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:

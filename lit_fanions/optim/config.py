@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from lit_fanions.checks import did_you_mean
-from lit_fanions.optim.conversion import OnMismatch, check_on_mismatch
+from lit_fanions.checks import check_choice, did_you_mean
+from lit_fanions.optim.conversion import OnMismatch
 from lit_fanions.optim.options import NAMES, GroupOptions
 from lit_fanions.optim.schedules import ScheduleConfig
 
@@ -72,7 +72,7 @@ class FanionConfig:
 
     def __post_init__(self) -> None:
         """Refuse an unknown ``on_mismatch``."""
-        check_on_mismatch(self.on_mismatch)
+        check_choice("on_mismatch", self.on_mismatch, get_args(OnMismatch))
 
     @classmethod
     def from_dict(cls, config: FanionConfig | Mapping[str, Any] | None) -> FanionConfig:

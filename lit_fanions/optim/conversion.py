@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_fanions.checks import check_choice, real_number
+from lit_fanions.checks import real_number
 from lit_fanions.optim.adapting import is_moment
 from lit_fanions.optim.algorithms import ALGORITHMS, find_algorithm
 from lit_fanions.optim.bases import WARM, State, is_basis
@@ -62,12 +62,6 @@ _MARKS = {
 
 # Options of which each optimizer of torch with betas has one.
 _ADAMS = {"amsgrad", "momentum_decay", "decoupled_weight_decay"}
-
-
-def check_on_mismatch(value: Any) -> OnMismatch:
-    """Return what to do with a state of another configuration; refuse an unknown name."""
-    check_choice("on_mismatch", value, get_args(OnMismatch))
-    return cast(OnMismatch, value)
 
 
 def prepare(
@@ -311,7 +305,6 @@ def _report(
         warn(f"the checkpoint has parameters that this optimizer lacks: {_listed(sorted(dropped))}")
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

@@ -15,7 +15,6 @@ from lit_fanions.lmo import BALLS
 from lit_fanions.lmo.balls import POLAR_OPTIONS, SOLVER_OPTIONS
 from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise, oracle
-from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import matrix_shapes
 from lit_fanions.optim.options import NAMES, default_options
 from lit_fanions.optim.reporting import caller_level
@@ -27,71 +26,65 @@ _Group = Mapping[str, Any]
 class _Effect:
     """When an option changes the steps of a group."""
 
-    holds: Callable[[_Group], bool]  # returns whether it does in a group with all its options
+    # Returns whether the option does in a group with all its options.
+    holds: Callable[[str, _Group], bool]
     hint: str  # why it does not, or what to do
     # Another option whose value may switch this one off, and which the user must not have given for
     # a complaint to be due. Empty: none.
     needs: str = ""
 
 
-def _ball_reads(name: str) -> Callable[[_Group], bool]:
-    def holds(group: _Group) -> bool:
-        balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
-        return any(name in BALLS[ball].reads for ball in balls)
-
-    return holds
+def _ball_reads(name: str, group: _Group) -> bool:
+    balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
+    return any(name in BALLS[ball].reads for ball in balls)
 
 
-def _solver_reads(name: str) -> Callable[[_Group], bool]:
-    def holds(group: _Group) -> bool:
-        shapes = [
-            shape
-            for _, p in named_parameters(group)
-            for shape in matrix_shapes(p.shape, group["layout"], group["splits"])
-            if shape.numel()
-        ]
-        oracles = {oracle(group, *shape[-2:]) for shape in shapes}
-        read = [ball.options_read(o.case) for o in oracles for ball, _ in o.parts]
-        return not oracles or any(name in names for names in read)
+def _solver_reads(name: str, group: _Group) -> bool:
+    oracles = {
+        oracle(group, *shape[-2:])
+        for p in group["params"]
+        for shape in matrix_shapes(p.shape, group["layout"], group["splits"])
+        if shape.numel()
+    }
+    read = [ball.options_read(o.case) for o in oracles for ball, _ in o.parts]
+    return not oracles or any(name in names for names in read)
 
-    return holds
+
+def _adapts(name: str, group: _Group) -> bool:
+    return group["adapt"] != "none"
 
 
 _REFUSED = {
-    "rank": _Effect(_ball_reads("rank"), "leave rank out, or choose another algorithm or blend"),
-    "p": _Effect(_ball_reads("p"), "p belongs to the Schatten ball: set algorithm or blend to it"),
+    "rank": _Effect(_ball_reads, "leave rank out, or choose another algorithm or blend"),
+    "p": _Effect(_ball_reads, "p belongs to the Schatten ball: set algorithm or blend to it"),
     "blend": _Effect(
-        lambda group: group["alpha"] != 1, "alpha 1 leaves nothing to it: set alpha too", "alpha"
+        lambda _, group: group["alpha"] != 1, "alpha 1 leaves nothing to it: set alpha too", "alpha"
     ),
     "cautious_decay": _Effect(
-        lambda group: group["weight_decay"] != 0, "set weight_decay too", "weight_decay"
+        lambda _, group: group["weight_decay"] != 0, "set weight_decay too", "weight_decay"
     ),
     **{
-        name: _Effect(
-            lambda group: group["adapt"] != "none",
-            f"{name} belongs to adamw and to adapt: set adapt too",
-            "adapt",
-        )
+        name: _Effect(_adapts, f"{name} belongs to adamw and to adapt: set adapt too", "adapt")
         for name in ("beta2", "eps")
     },
     **{
-        name: _Effect(splits_momentum, f"{name} belongs to adapt: set it to leading")
+        name: _Effect(
+            lambda _, group: splits_momentum(group), f"{name} belongs to adapt: set it to leading"
+        )
         for name in ("adapt_rank", "rest_weight")
     },
 }
 _WARNED_OF = {
-    "sign_scale": _Effect(_ball_reads("sign_scale"), "neither its ball nor its blend is sign"),
+    "sign_scale": _Effect(_ball_reads, "neither its ball nor its blend is sign"),
     "nesterov": _Effect(
-        lambda group: not group["error_feedback"], "error feedback has a momentum of its own"
+        lambda _, group: not group["error_feedback"], "error feedback has a momentum of its own"
     ),
     **{
-        name: _Effect(_solver_reads(name), "the group has no directions U V^T of full rank", "rank")
+        name: _Effect(_solver_reads, "the group has no directions U V^T of full rank", "rank")
         for name in POLAR_OPTIONS
     },
     **{
-        name: _Effect(
-            _solver_reads(name), "the group has no directions of rank k from a solver", "rank"
-        )
+        name: _Effect(_solver_reads, "the group has no directions of rank k from a solver", "rank")
         for name in SOLVER_OPTIONS
     },
 }
@@ -100,7 +93,7 @@ _EFFECTS = {**_REFUSED, **_WARNED_OF}
 
 def has_effect(group: _Group, name: str) -> bool:
     """Return whether an option changes the steps of a group."""
-    return name in group and (name not in _EFFECTS or _EFFECTS[name].holds(group))
+    return name in group and (name not in _EFFECTS or _EFFECTS[name].holds(name, group))
 
 
 def check_effects(
@@ -139,8 +132,8 @@ def _without_effect(
         for name, effect in effects.items()
         if given.get(name) not in (None, defaults[name])
         and effect.needs not in given
-        and not effect.holds(group)
-        and not any(other[name] == given[name] and effect.holds(other) for other in others)
+        and not effect.holds(name, group)
+        and not any(other[name] == given[name] and effect.holds(name, other) for other in others)
     ]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lit_fanions.checks import check_choice
 from lit_fanions.optim.algorithms import (
     DEFAULT_ALGORITHM,
     algorithm_docs,
@@ -21,7 +22,7 @@ from lit_fanions.optim.bases import default_seed, warm_up
 from lit_fanions.optim.buckets import Partition, current_partition, with_buckets
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
 from lit_fanions.optim.checkpoints import first_state, fit_state, restore_dtypes
-from lit_fanions.optim.conversion import OnMismatch, check_on_mismatch, prepare
+from lit_fanions.optim.conversion import OnMismatch, prepare
 from lit_fanions.optim.effects import check_effects, given_options
 from lit_fanions.optim.entrywise import step_entrywise
 from lit_fanions.optim.finiteness import finite_flags
@@ -101,11 +102,16 @@ class Fanion(torch.optim.Optimizer):
 
     observers: tuple[Observer, ...] = ()
     process_group: dist.ProcessGroup | None = None
+    on_mismatch: OnMismatch = "error"
     planner: Planner | None = None  # set by the factory; no part of copies, pickles and checkpoints
     _restored: Mapping[str, Any] | None = None  # the dict that load_state_dict is loading
     _is_built = False  # whether the constructor has added its groups
     # The constructor's groups so far, with the options given for them.
     _unchecked: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ()
+    _given: Mapping[str, Any] = {}  # options of the constructor
+    _numbers: DeviceNumbers  # those of capturable groups
+    _partitions: dict[str, Partition]  # buckets of entrywise groups by the groups' names
+    _stepped: set[Tensor]  # parameters stepped as part of a capturable group
 
     @takes_options
     def __init__(
@@ -119,7 +125,8 @@ class Fanion(torch.optim.Optimizer):
         **options: Any,
     ) -> None:
         self.process_group = check_process_group(process_group)
-        self.on_mismatch = check_on_mismatch(on_mismatch)
+        check_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
+        self.on_mismatch = on_mismatch
         self.keeps_options = on_mismatch == "keep_momentum"
         algorithm = options.pop("algorithm", None)
         algorithm = DEFAULT_ALGORITHM if algorithm is None else algorithm
@@ -139,7 +146,7 @@ class Fanion(torch.optim.Optimizer):
         )
         check_effects(self._unchecked, self.param_groups)
         del self._unchecked
-        self._is_built = True
+        self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: torch's part and the options for later groups."""
@@ -150,12 +157,8 @@ class Fanion(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled state; options younger than it get their algorithm's defaults."""
         super().__setstate__(state)
-        self.__dict__.setdefault("_given", {})
-        self.__dict__.setdefault("process_group", None)
-        self.__dict__.setdefault("on_mismatch", "error")
         self.__dict__.setdefault("keeps_options", self.on_mismatch == "keep_momentum")
-        self._is_built = True
-        self._stepped.clear()
+        self._prepare()
         for group in self.param_groups:
             for name, value in default_options(group["algorithm"]).items():
                 group.setdefault(name, value)
@@ -163,6 +166,12 @@ class Fanion(torch.optim.Optimizer):
                 group["seed"] = default_seed()
         if self._restored is not None:
             restore_dtypes(self, self._restored)
+
+    def _prepare(self) -> None:
+        """Get ready for steps from a state, by what is no part of copies and checkpoints."""
+        self._is_built = True
+        self._partitions, self._stepped = {}, set()
+        self.__dict__.setdefault("_numbers", DeviceNumbers())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, completed by what its algorithm says and checked.
@@ -220,14 +229,9 @@ class Fanion(torch.optim.Optimizer):
         carried = carry_over(self._given, default, algorithm)
         group = {**own, **carried, **given}
         if group["lr"] is None or ("lr" not in given and is_foreign(default, algorithm)):
-            raise ValueError(
-                f"{where}: set lr; "
-                + (
-                    f"{algorithm} has no default"
-                    if default == algorithm
-                    else f"the default {self.defaults['lr']} is meant for {default}"
-                )
-            )
+            reason = f"the default {self.defaults['lr']} is meant for {default}"
+            reason = f"{algorithm} has no default" if default == algorithm else reason
+            raise ValueError(f"{where}: set lr; {reason}")
         group = check_group(group, where)
         named = given_options(group, carried, given)
         if group.get("error_feedback"):
@@ -327,7 +331,7 @@ class Fanion(torch.optim.Optimizer):
             shares = self._agreed_shares()
             self._initialise_state()
             flags = finite_flags(self.param_groups, self.state, self._partitions)
-            for group in map(self._device_numbers.replace, self.param_groups):
+            for group in map(self._numbers.replace, self.param_groups):
                 if is_entrywise(group["algorithm"]):
                     step_entrywise(group, self.state, flags, self._partitions[group["name"]])
                 else:
@@ -348,17 +352,7 @@ class Fanion(torch.optim.Optimizer):
 
         A step does so itself unless a CUDA graph captures it: call this before each replay.
         """
-        self._device_numbers.upload(self.param_groups)
-
-    @property
-    def _device_numbers(self) -> DeviceNumbers:
-        """Numbers of capturable groups; no part of copies and checkpoints."""
-        return self.__dict__.setdefault("_numbers_on_device", DeviceNumbers())
-
-    @property
-    def _partitions(self) -> dict[str, Partition]:
-        """Buckets of entrywise groups by their names; no part of copies and checkpoints."""
-        return self.__dict__.setdefault("_partitions", {})
+        self._numbers.upload(self.param_groups)
 
     def _initialise_state(self) -> None:
         # For parameters without a gradient too: a distributed checkpoint needs the same state on
@@ -380,11 +374,6 @@ class Fanion(torch.optim.Optimizer):
                 self._partitions[group["name"]] = with_buckets(group, self.state, partition)
             if group["capturable"]:
                 self._stepped.update(p for p in group["params"] if p.grad is not None)
-
-    @property
-    def _stepped(self) -> set[Tensor]:
-        """Parameters stepped as part of a capturable group; no part of copies and checkpoints."""
-        return self.__dict__.setdefault("_stepped_parameters", set())
 
 
 _DOC = (Fanion.__doc__ or "").replace("    {table}", algorithm_docs())

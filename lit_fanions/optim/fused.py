@@ -91,9 +91,9 @@ def apply_by_kernels(pieces: Sequence[Piece], solved: Sequence[Solved], group: G
     from lit_fanions.optim.triton_passes import weight_pass
 
     (answer,) = solved
-    if is_zero(group["lr"]) and answer.captured is None:
-        return
     feedback = answer.captured is not None
+    if is_zero(group["lr"]) and not feedback:
+        return
     numbers, device_numbers = _numbers(group, answer.rest)
     norms, radius = _renormalisation(pieces, group)
     weight_pass(

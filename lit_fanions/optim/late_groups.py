@@ -44,7 +44,7 @@ def split_bare_group(
     the lr given. The lr of every other group is its initial lr times one factor: what the schedule
     has made of the first group's lr by now, or the lr given if that is lower, over its initial lr.
     """
-    params = [p if isinstance(p, Tensor) else p[1] for p in group["params"]]
+    params = [*map(_tensor, group["params"])]
     parts = planner(params) if planner else []
     if not parts:
         if defaults["algorithm"] in ANY_SHAPE or all(p.ndim > 1 for p in params):
@@ -82,18 +82,20 @@ def _apart(
     params: Sequence[Any], others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return a group of the matrices and a group of the vectors."""
-
-    def is_vector(p: Any) -> bool:
-        return (p if isinstance(p, Tensor) else p[1]).ndim < 2
-
-    vectors = {**_vector_options(others), "params": [p for p in params if is_vector(p)]}
-    matrices: dict[str, Any] = {"params": [p for p in params if not is_vector(p)]}
-    if not matrices["params"]:
-        return [vectors]
+    vectors = [p for p in params if _tensor(p).ndim < 2]
+    matrices = [p for p in params if _tensor(p).ndim > 1]
+    of_vectors = {**_vector_options(others), "params": vectors}
+    if not matrices:
+        return [of_vectors]
     alike = [group for group in others if group["algorithm"] == defaults["algorithm"]]
     like = alike[0] if alike else defaults
     lr = like.get("initial_lr", like["lr"])
-    return [{**matrices, "algorithm": defaults["algorithm"], "lr": lr}, vectors]
+    return [{"params": matrices, "algorithm": defaults["algorithm"], "lr": lr}, of_vectors]
+
+
+def _tensor(p: Any) -> Tensor:
+    """Return the tensor of a parameter or of a (name, parameter) pair."""
+    return p if isinstance(p, Tensor) else p[1]
 
 
 def _vector_options(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ stack of parameters run the same formula on different tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from lit_fanions.optim.matrices import (
     from_matrices,
     gather,
     is_distributed,
-    local,
-    local_grad,
     scatter,
     to_matrices,
 )
@@ -45,6 +43,7 @@ from lit_fanions.optim.update import (
     apply,
     dtype_of_n,
     find_oracle,
+    make_batch,
     normalised,
     renormalise,
     renormalises,
@@ -70,14 +69,10 @@ def step_matrices(
     observers: Sequence[Observer] = (),
     shared: Container[Tensor] = (),
 ) -> None:
-    """Step a group of matrices.
+    """Step a group of matrices but the ``shared`` parameters, which are left to ``step_shared``.
 
-    Args:
-        group: The group.
-        states: State of each of its parameters.
-        finite: Whether each parameter with a gradient is stepped, 0-dimensional bools.
-        observers: Called with what the step does; the step is the same with and without them.
-        shared: Parameters that are left to ``step_shared``.
+    ``finite`` has whether each parameter with a gradient is stepped, a 0-dimensional bool. The
+    step is the same with and without observers.
     """
     parameters = [
         p for p in group["params"] if p.grad is not None and p.numel() and p not in shared
@@ -89,10 +84,7 @@ def step_matrices(
         order = memory_order(stack, momenta, group)
         if together:
             stack_momenta(own, order)
-        pieces = [
-            Piece(p, local(p), local_grad(p), local(state["momentum"]), finite[p], state)
-            for p, state in zip(stack, own, strict=True)
-        ]
+        pieces = [Piece.whole(p, states[p], finite[p]) for p in stack]
         pieces = pieces if order is None else [permuted(piece, order) for piece in pieces]
         cut = slices(stack[0], pieces[0].momentum, group) if len(stack) == 1 else []
         if cut:
@@ -148,63 +140,44 @@ def _store_slices(whole: State, cut: Sequence[Slice], states: Sequence[State]) -
                 whole[key(part)] = torch.cat(found)
 
 
-class _Passes(NamedTuple):
-    """How the tensors of pieces of one shape are read and written around the solver."""
-
-    # Updates the momenta and returns the N of all matrices, a batch for each part.
-    update: Callable[[Sequence[Piece], Group], list[Batch]]
-    # Applies the directions of each batch.
-    apply: Callable[[Sequence[Piece], Sequence[Solved], Group], None]
-
-
 def _step_stack(
     pieces: list[Piece], group: Group, observers: Sequence[Observer], together: bool = False
 ) -> None:
     """Step pieces of one shape; ``together``: not only solve them but also move them as one."""
-    by_kernels = takes_kernels(pieces, group)
-    passes = (
-        _Passes(update_by_kernels, apply_by_kernels)
-        if by_kernels
-        else _Passes(_update_stack, apply_together)
-        if together
-        else _Passes(_update_each, _apply_each)
-    )
-    batches = passes.update(pieces, group)
+    if takes_kernels(pieces, group):
+        update, apply_all = update_by_kernels, apply_by_kernels
+    elif together:
+        update, apply_all = update_together, apply_together
+    else:
+        update, apply_all = _update_each, _apply_each
+    batches = update(pieces, group)
     on_cpu = pieces[0].weight.device.type == "cpu"
     solved, scaled = [], bool(observers) or on_cpu or len(batches) > 1
     for part in range(len(batches)):
         batch = batches.pop(0)  # which frees its memory
         solved.append(solve_part(pieces, part, batch, group, scaled))
         del batch
-    if not observers:
-        passes.apply(pieces, solved, group)
-        return
+    if observers:
+        _apply_each(pieces, solved, group, observers)
+    else:
+        apply_all(pieces, solved, group)
+
+
+def _apply_each(
+    pieces: Sequence[Piece],
+    solved: Sequence[Solved],
+    group: Group,
+    observers: Sequence[Observer] = (),
+) -> None:
     for i, piece in enumerate(pieces):
         own = [share_of_stack(answer, i, len(pieces)) for answer in solved]
         observe_step(piece, own, group, partial(apply_each, piece, own, group), observers)
 
 
-def _apply_each(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:
-    for i, piece in enumerate(pieces):
-        own = [share_of_stack(answer, i, len(pieces)) for answer in solved]
-        apply_each(piece, own, group)
-
-
-def _update_stack(pieces: Sequence[Piece], group: Group) -> list[Batch]:
-    """Update the momenta as one tensor and return the N of all their matrices."""
-    return [
-        _batch(m, group, overwrite=not share_memory(m, pieces[0].momentum))
-        for m in update_together(pieces, group)
-    ]
-
-
 def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
     """Update the momentum of one piece after the other and return the N of all their matrices.
 
-    Each is normalised while it is in the cache.
-
-    Returns:
-        A batch (pieces * count, rows, cols) for each part of ``to_matrices``.
+    That is a batch for each part of ``to_matrices``. Each is normalised while it is in the cache.
     """
     dtype = dtype_of_n(pieces[0], group)
     ns = (gather(update_momentum(piece, group, dtype), piece.parameter) for piece in pieces)
@@ -227,22 +200,12 @@ def stack_matrices(ns: Iterable[Tensor], count: int, group: Group) -> list[Batch
         parts = to_matrices(n, group["layout"], group["splits"])
         if count == 1:
             # Without Nesterov N is the momentum itself.
-            return [_batch(m, group, overwrite=group["nesterov"]) for m in parts]
+            return [make_batch(m, group, overwrite=group["nesterov"]) for m in parts]
         parts = [normalised(m, group) if find_oracle(m, group)[1] else m for m in parts]
         stacked = stacked or [m.new_empty(count, *m.shape) for m in parts]
         for batch, m in zip(stacked, parts, strict=True):
             batch[i] = m
-    oracles = [find_oracle(m, group) for m in stacked]
-    return [
-        Batch(m.flatten(0, 1), *found, overwrite=True)
-        for m, found in zip(stacked, oracles, strict=True)
-    ]
-
-
-def _batch(m: Tensor, group: Group, overwrite: bool) -> Batch:
-    oracle, unit = find_oracle(m, group)
-    # Normalising copies a momentum, which must not be overwritten.
-    return Batch(normalised(m, group) if unit else m, oracle, unit, unit or overwrite)
+    return [Batch(m.flatten(0, 1), *find_oracle(m, group), overwrite=True) for m in stacked]
 
 
 def solve_part(
@@ -270,11 +233,8 @@ def store_stepped(
     for piece in pieces:
         stored = piece.state.get(key)
         # Of one layout, so that the copies are one launch.
-        if (
-            stored is None
-            or stored.stride() != chosen[0].stride()
-            or stored.shape != chosen[0].shape
-        ):
+        form = chosen[0].shape, chosen[0].stride()
+        if stored is None or (stored.shape, stored.stride()) != form:
             piece.state[key] = torch.empty_like(chosen[0])
     torch._foreach_copy_([piece.state[key] for piece in pieces], chosen)
 

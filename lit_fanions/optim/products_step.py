@@ -15,10 +15,9 @@ from lit_fanions.lmo import Oracle, Triplets
 from lit_fanions.optim.adapting import moment_key
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.bases import State, basis_key, next_basis
-from lit_fanions.optim.matrices import local, local_grad
 from lit_fanions.optim.matrix_step import store_stepped
 from lit_fanions.optim.sharded_products import StripProducts, Strips, products_with
-from lit_fanions.optim.stacking import stack_entries
+from lit_fanions.optim.stacking import in_batches, stack_entries
 from lit_fanions.optim.update import Group, Piece, apply, size_factor, update_momentum
 
 _BASIS = basis_key(0)
@@ -42,27 +41,13 @@ def step_by_products(
     strips: Mapping[Tensor, Strips],
 ) -> None:
     """Step parameters of a group that lie on the ranks in strips; see ``step_matrices``."""
-    for stack in _stacks(strips, states, group):
-        pieces = [
-            Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
-            for p in stack
-        ]
+    for stack in in_batches(
+        strips,
+        lambda p: (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, strips[p]),
+        lambda p, n: n * p.numel() <= stack_entries(group, p.device) * strips[p].team.size,
+    ):
+        pieces = [Piece.whole(p, states[p], finite[p]) for p in stack]
         _step_stack(pieces, strips[stack[0]], group)
-
-
-def _stacks(
-    strips: Mapping[Tensor, Strips], states: Mapping[Tensor, State], group: Group
-) -> list[list[Tensor]]:
-    """Return parameters of one shape, dtype, device and placement, which share collectives."""
-    alike: dict[object, list[list[Tensor]]] = {}
-    for p, own in strips.items():
-        like = (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, own)
-        batches = alike.setdefault(like, [[]])
-        limit = stack_entries(group, p.device) * own.team.size
-        if batches[-1] and (len(batches[-1]) + 1) * p.numel() > limit:
-            batches.append([])
-        batches[-1].append(p)
-    return [batch for batches in alike.values() for batch in batches]
 
 
 def _step_stack(pieces: Sequence[Piece], strips: Strips, group: Group) -> None:

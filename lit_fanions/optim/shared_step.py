@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -23,8 +24,6 @@ from lit_fanions.optim.exchange import AllGather, AllToAll, Field
 from lit_fanions.optim.matrices import (
     column_blocks,
     from_matrices,
-    local,
-    local_grad,
     matrix_shapes,
     to_matrices,
 )
@@ -37,7 +36,7 @@ from lit_fanions.optim.matrix_step import (
 from lit_fanions.optim.observing import Observer, observe_step
 from lit_fanions.optim.products_step import has_products_state, step_by_products
 from lit_fanions.optim.sharing import Region, Share
-from lit_fanions.optim.stacking import stack_entries, stacks, takes_unit
+from lit_fanions.optim.stacking import in_batches, stack_entries, stacks, takes_unit
 from lit_fanions.optim.step_sizes import step_size_factor
 from lit_fanions.optim.update import Group, Piece, Solved, apply, update_momentum
 
@@ -68,10 +67,7 @@ def step_shared(
     shared = {p: share for p, share in shared.items() if p not in strips}
     jobs = []
     for stack in _stacks(shared, states, group):
-        pieces = [
-            Piece(p, local(p), local_grad(p), local(states[p]["momentum"]), finite[p], states[p])
-            for p in stack
-        ]
+        pieces = [Piece.whole(p, states[p], finite[p]) for p in stack]
         jobs.append(_Job(pieces, [shares[p] for p in stack], group, observers))
     for i in range(len(jobs) + 2):
         for stage, job in ((_Job.begin, i), (_Job.solve, i - 1), (_Job.finish, i - 2)):
@@ -83,17 +79,19 @@ def _stacks(
     shares: Mapping[Tensor, Share], states: Mapping[Tensor, State], group: Group
 ) -> list[list[Tensor]]:
     """Return parameters of one shape, dtypes, device and placement, a few for each rank."""
-    alike: dict[object, list[list[Tensor]]] = {}
-    for p, (team, _, shards, _) in shares.items():
-        like = (p.shape, p.dtype, states[p]["momentum"].dtype, p.device, team, id(shards))
-        batches = alike.setdefault(like, [[]])
+
+    def key(p: Tensor) -> tuple[object, ...]:
+        dtypes = p.dtype, states[p]["momentum"].dtype
+        return p.shape, *dtypes, p.device, shares[p].team, id(shares[p].shards)
+
+    def fits(p: Tensor, count: int) -> bool:
+        team, shards = shares[p].team, shares[p].shards
         # A rank gets the directions of all replicated parameters. Of shards it has its part alone,
         # but twice: the shards of one stack arrive while those of another leave.
         limit = stack_entries(group, p.device) * (1 if shards is None else team.size / 2)
-        if len(batches[-1]) >= team.size and (len(batches[-1]) + 1) * p.numel() > limit:
-            batches.append([])
-        batches[-1].append(p)
-    return [batch for batches in alike.values() for batch in batches]
+        return count <= team.size or count * p.numel() <= limit
+
+    return in_batches(shares, key, fits)
 
 
 class _Job:
@@ -240,18 +238,13 @@ class _Job:
             return
         layout, splits = group["layout"], group["splits"]
         directions = to_matrices(step, layout, splits)
-        captures = (
-            [None] * len(directions) if captured is None else to_matrices(captured, layout, splits)
-        )
+        captures = () if captured is None else to_matrices(captured, layout, splits)
         solved = [
             Solved(d, answer.get(f"factor{part}", _static_factor(d.shape, group)), c)
-            for part, (d, c) in enumerate(zip(directions, captures, strict=True))
+            for part, (d, c) in enumerate(zip_longest(directions, captures))
         ]
         own = functools.partial(apply_each, piece, solved, group)
-        if self.observers:
-            observe_step(piece, solved, group, own, self.observers)
-        else:
-            own()
+        observe_step(piece, solved, group, own, self.observers)
 
 
 def _is_stored(key: str) -> bool:

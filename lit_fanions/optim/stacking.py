@@ -6,7 +6,8 @@ shares out the products of a batch between its threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,25 +38,33 @@ def takes_unit(oracle: Oracle, group: Mapping[str, Any]) -> bool:
     return oracle.takes_unit and not group["error_feedback"] and not splits_momentum(group)
 
 
-def stacks(parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Iterator[list[Tensor]]:
-    """Yield parameters of one shape, dtype and device, as many as may be solved together."""
-    same: dict[Any, list[list[Tensor]]] = {}
+def in_batches(
+    parameters: Iterable[Tensor],
+    key: Callable[[Tensor], Hashable],
+    fits: Callable[[Tensor, int], bool],
+) -> list[list[Tensor]]:
+    """Return batches of parameters of equal keys; ``fits`` says if so many are not too many."""
+    alike: dict[Hashable, list[list[Tensor]]] = {}
     for p in parameters:
-        batches = same.setdefault((p.shape, p.dtype, p.device), [[]])
-        limit = stack_entries(group, p.device) if _gains_by_batches(p, group) else 0
-        if batches[-1] and (len(batches[-1]) + 1) * p.numel() > limit:
+        batches = alike.setdefault(key(p), [[]])
+        if batches[-1] and not fits(p, len(batches[-1]) + 1):
             batches.append([])
         batches[-1].append(p)
-    for batches in same.values():
-        yield from batches
+    return list(itertools.chain.from_iterable(alike.values()))
 
 
-def _gains_by_batches(p: Tensor, group: Mapping[str, Any]) -> bool:
-    """Return whether batches are faster: on a CPU only those of large products are."""
-    return p.device.type != "cpu" or any(
-        takes_unit(algorithms.oracle(group, rows, cols), group)
-        for _, rows, cols in matrix_shapes(p.shape, group["layout"], group["splits"])
-    )
+def stacks(parameters: Iterable[Tensor], group: Mapping[str, Any]) -> list[list[Tensor]]:
+    """Return parameters of one shape, dtype and device, as many as may be solved together."""
+
+    def fits(p: Tensor, count: int) -> bool:
+        # On a CPU only batches of large products are faster.
+        gains = p.device.type != "cpu" or any(
+            takes_unit(algorithms.oracle(group, rows, cols), group)
+            for _, rows, cols in matrix_shapes(p.shape, group["layout"], group["splits"])
+        )
+        return gains and count * p.numel() <= stack_entries(group, p.device)
+
+    return in_batches(parameters, lambda p: (p.shape, p.dtype, p.device), fits)
 
 
 class Slice(NamedTuple):

@@ -14,20 +14,17 @@ from torch import Tensor
 
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.bases import State
-from lit_fanions.optim.matrices import (
-    from_matrices,
-    inverse,
-    is_distributed,
-    to_matrices,
-)
+from lit_fanions.optim.matrices import from_matrices, inverse, is_distributed, to_matrices
 from lit_fanions.optim.stacking import share_memory, stacked
 from lit_fanions.optim.update import (
+    Batch,
     Group,
     Piece,
     Solved,
     apply,
     dtype_of_n,
     is_zero,
+    make_batch,
     renormalise,
     renormalises,
     update_momentum,
@@ -90,10 +87,10 @@ def permuted(piece: Piece, order: list[int]) -> Piece:
     return piece._replace(weight=weight, gradient=gradient, momentum=momentum)
 
 
-def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
+def update_together(pieces: Sequence[Piece], group: Group) -> list[Batch]:
     """Update the momenta of pieces of one shape and return the N of all their matrices.
 
-    That is a batch (pieces * count, rows, cols) for each part of ``to_matrices``.
+    That is a batch for each part of ``to_matrices``.
     """
     momentum = stacked([piece.momentum for piece in pieces])
     gradients = torch.empty_like(momentum)
@@ -101,7 +98,10 @@ def update_together(pieces: Sequence[Piece], group: Group) -> list[Tensor]:
     piece = _together(pieces, gradients, gradients, momentum)
     n = update_momentum(piece, group, dtype_of_n(pieces[0], group))
     _store_momentum(pieces, momentum)
-    return _stacked_matrices(n, group)
+    return [
+        make_batch(m, group, overwrite=not share_memory(m, pieces[0].momentum))
+        for m in _stacked_matrices(n, group)
+    ]
 
 
 def apply_together(pieces: Sequence[Piece], solved: Sequence[Solved], group: Group) -> None:

@@ -8,6 +8,7 @@ imports Triton, which is no dependency of the package.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -43,21 +44,13 @@ def momentum_pass(
 ) -> tuple[Tensor, Tensor]:
     """Update the momenta of parameters of one shape, and return N and sums of its squares.
 
-    Args:
-        momenta: Their momenta M, contiguous, of one dtype.
-        gradients: Their gradients, contiguous, of one dtype.
-        finite: Whether each is stepped, (parameters,), bool.
-        rest: 1 - momentum.
-        device_rest: The same as a 0-dimensional tensor; None: rest is taken.
-        skip: Whether a parameter that is not stepped keeps its momentum.
-        feedback: Whether M accumulates, M <- M + G.
-        nesterov: Whether N is the Nesterov form and not M.
-        matrices: Matrices of each parameter, one behind the other.
-        dtype: Dtype of N.
+    Momenta and gradients are contiguous, of one dtype each. ``finite`` has a bool for each, and
+    with ``skip`` those that are not stepped keep their momentum. ``rest`` is 1 - momentum, unless
+    ``device_rest`` has it in a 0-dimensional tensor. N has the Nesterov form if ``nesterov``.
 
-    Returns:
-        N, (parameters * matrices, entries), and for each of its rows the largest entry and the sum
-        of squares over that entry, of the parts that programs read: (rows, 2, programs), float32.
+    The results are N, (parameters * matrices, entries), with ``matrices`` of each parameter one
+    behind the other; and for each of its rows the largest entry and the sum of squares over that
+    entry, of the parts that programs read: (rows, 2, programs), float32.
     """
     n, partials = _empty_results(momenta, matrices, dtype)
     count, size = n.shape
@@ -74,11 +67,8 @@ def momentum_pass(
 
 
 @momentum_pass.register_fake
-def _(
-    momenta: Sequence[Tensor], gradients: Sequence[Tensor], finite: Tensor, rest: float,
-    device_rest: Tensor | None, skip: bool, feedback: bool, nesterov: bool, matrices: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(momenta: Sequence[Tensor], *others: Any) -> tuple[Tensor, Tensor]:
+    *_, matrices, dtype = others
     return _empty_results(momenta, matrices, dtype)
 
 
@@ -109,11 +99,6 @@ def divide_by_norms(n: Tensor, partials: Tensor) -> None:
         )
 
 
-@divide_by_norms.register_fake
-def _(n: Tensor, partials: Tensor) -> None:
-    return None
-
-
 @torch.library.custom_op("lit_fanions::weight_pass", mutates_args=("weights", "momenta"))
 def weight_pass(
     weights: Sequence[Tensor],
@@ -130,19 +115,12 @@ def weight_pass(
 ) -> None:
     """Decay and move weights of one shape, and subtract what was captured from their momenta.
 
-    Args:
-        weights: The weights, contiguous, of one dtype.
-        momenta: Their momenta, contiguous, of one dtype; none without error feedback.
-        step: What lr multiplies, (matrices, ...), as many matrices for each weight.
-        captured: What error feedback captures, of the same shape; None without it.
-        finite: Whether each weight is stepped, (weights,), bool.
-        norms: Frobenius norms of the matrices of the weights, float32, which are scaled to norm
-            radius before; None: they are not.
-        radius: The norm that they are scaled to; a lr of 0 on the device leaves them.
-        numbers: lr * factor, lr * weight decay and 1 - momentum.
-        device_numbers: The same in a tensor; None: the numbers are taken.
-        decays: Whether there is a weight decay.
-        cautious: Whether only entries decay that the step does not move away from 0.
+    Weights and momenta are contiguous, of one dtype each; momenta and ``captured`` are only needed
+    for error feedback. Both ``step``, which lr multiplies, and ``captured`` have as many matrices
+    for each weight, and ``finite`` a bool. Matrices of the weights are scaled from their Frobenius
+    ``norms``, in float32, to ``radius`` before, unless norms are None or lr on the device is 0.
+    ``numbers`` are lr * factor, lr * weight decay and 1 - momentum, unless ``device_numbers`` has
+    these. With ``cautious`` only entries decay that the step does not move away from 0.
     """
     count = len(step)
     size, per_weight = step.numel() // count, count // len(weights)
@@ -158,15 +136,6 @@ def weight_pass(
             WEIGHT=_TYPES[weights[0].dtype], MOMENTUM=_TYPES[kind.dtype], DECAYS=decays,
             CAUTIOUS=cautious, ALIGNED=aligned and momenta_aligned, BLOCK=_BLOCK,
         )  # fmt: skip
-
-
-@weight_pass.register_fake
-def _(
-    weights: Sequence[Tensor], momenta: Sequence[Tensor], step: Tensor, captured: Tensor | None,
-    finite: Tensor, norms: Tensor | None, radius: float, numbers: Sequence[float],
-    device_numbers: Tensor | None, decays: bool, cautious: bool,
-) -> None:  # fmt: skip
-    return None
 
 
 def _addresses(tensors: Sequence[Tensor]) -> tuple[Tensor, bool]:

@@ -24,7 +24,13 @@ from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
 from lit_fanions.optim.bases import State, next_basis
 from lit_fanions.optim.leading import join_leading, split_leading
-from lit_fanions.optim.matrices import column_blocks, is_distributed, to_matrices
+from lit_fanions.optim.matrices import (
+    column_blocks,
+    is_distributed,
+    local,
+    local_grad,
+    to_matrices,
+)
 from lit_fanions.optim.stacking import stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
@@ -41,6 +47,11 @@ class Piece(NamedTuple):
     finite: Tensor  # whether it is stepped, a 0-dimensional bool
     state: State  # the state of the parameter, or views of it for the slice
 
+    @classmethod
+    def whole(cls, p: Tensor, state: State, finite: Tensor) -> Piece:
+        """Return a parameter as a piece."""
+        return cls(p, local(p), local_grad(p), local(state["momentum"]), finite, state)
+
 
 class Batch(NamedTuple):
     """The N of matrices of one shape, and how they are solved."""
@@ -50,6 +61,13 @@ class Batch(NamedTuple):
     unit: bool  # whether they are normalised
     overwrite: bool  # whether the memory of m may be used
     gradient: Tensor | None = None  # gradients of the matrices; None unless ``adapt`` needs them
+
+
+def make_batch(m: Tensor, group: Group, overwrite: bool) -> Batch:
+    """Return the N of matrices (matrices, rows, cols) as their oracle takes them."""
+    oracle, unit = find_oracle(m, group)
+    # Normalising copies a momentum, which must not be overwritten.
+    return Batch(normalised(m, group) if unit else m, oracle, unit, unit or overwrite)
 
 
 class Solved(NamedTuple):
