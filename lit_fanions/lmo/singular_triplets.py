@@ -258,7 +258,7 @@ def lanczos_search(
     x, norm, task = _task(m.detach(), k, "lanczos", settings, warm_start, generator)
     found, batch = _solve_by_lanczos(x, task), m.shape[:-2]
     u, s, vh = found.U[..., :k], found.S[..., :k], found.Vh[..., :k, :]
-    s = s if norm is None else _rescaled(s, norm)
+    s = s if norm is None else rescaled(s, norm)
     triplets = Triplets(*(t.reshape(*batch, *t.shape[1:]) for t in (u, s, vh)))
     error = found.error.reshape(batch)
     residuals = found.residuals.reshape(*batch, k)
@@ -287,16 +287,16 @@ def leading_triplets(
         broken = norm.isnan()
         u, s, vh = SOLVERS[name].solve(x.masked_fill_(broken, 0.0), task)[:3]
         nan = torch.where(broken, torch.nan, 0.0)
-        u, s, vh = u + nan, _rescaled(s, norm) + nan[..., 0], vh + nan
+        u, s, vh = u + nan, rescaled(s, norm) + nan[..., 0], vh + nan
     return Triplets(*(t.reshape(*m.shape[:-2], *t.shape[1:]) for t in (u, s, vh)))
 
 
-def _rescaled(s: Tensor, norm: Tensor) -> Tensor:
+def rescaled(s: Tensor, norm: Tensor) -> Tensor:
     """Return the singular values of matrices from those over their norms.
 
     Where the norm is beyond the range of the dtype they become its largest number.
     """
-    return (s * norm[..., 0]).clamp_(max=torch.finfo(s.dtype).max)
+    return (s * norm[..., 0]).clamp_(max=torch.finfo(s.dtype).max).to(s.dtype)
 
 
 def _task(

@@ -129,11 +129,9 @@ def gather_moments(
 
 
 def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Divide directions by the root of their second moment, in place.
+    """Divide directions by the root of their second moment, in place; return them and the state.
 
-    Returns:
-        The directions, of the same Frobenius norms as before, which lie outside the ball; and the
-        new state.
+    Their Frobenius norms are the same as before, so that they lie outside the ball.
     """
     squares_of = TRANSFORMS[group["adapt"]].squares
     assert squares_of is not None

@@ -7,7 +7,7 @@ states of a bucket's parameters are views of one tensor of each kind, as momenta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
+from itertools import repeat
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -72,10 +72,7 @@ class Bucket:
         if not all([p.dtype == dtype for p in self.parameters]):
             return False
         for key, views in self.views.items():
-            try:
-                tensors = [state[key] for state in own]
-            except KeyError:
-                return False
+            tensors = [state.get(key) for state in own]
             storage = self.numbers.get(key, self.rows).untyped_storage()
             # Assigning to ``x.data`` gives the same tensor another storage.
             storages = map(Tensor.untyped_storage, views)
@@ -99,8 +96,8 @@ def current_partition(
     kept = [bucket for bucket in before.buckets if bucket.is_current(states)] if before else []
     if not kept or group["nonfinite"] != "skip":
         return Partition([], parameters)
-    inside = set(map(id, chain.from_iterable(bucket.parameters for bucket in kept)))
-    others = [p for p in parameters if id(p) not in inside]
+    inside = [p for bucket in kept for p in bucket.parameters]
+    others = without(parameters, inside)
     # A parameter may have left the group.
     whole = len(others) + len(inside) == len(parameters)
     return Partition(kept, others) if whole else Partition([], parameters)

@@ -91,7 +91,7 @@ def _step_bucket(
     own, copies, *moments = lists
     torch._foreach_copy_(copies, own)
     before = bucket.rows.clone()
-    dense = [_dense(x, before.dtype) for x in gradients if x is not None]
+    dense = [x.to(before.dtype).contiguous() for x in gradients if x is not None]
     _step_at_once(copies, dense, dict(zip(bucket.views, moments, strict=True)), group)
     entries = changes["step"].index_select(0, bucket.places)
     torch.where(entries, bucket.rows, before, out=bucket.rows)
@@ -104,10 +104,6 @@ def _spread(x: Tensor, places: Sequence[int], size: int) -> Tensor:
     for place, value in zip(places, x.unbind(), strict=True):
         values[place] = value
     return torch.stack(values)
-
-
-def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
 def _step_at_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from lit_fanions.optim.groups import carry_over
 from lit_fanions.optim.options import ENTRYWISE_LR, RUNTIME_OPTIONS, default_options
 from lit_fanions.optim.parameters import STANDARD_GROUPS, Split, assign
 from lit_fanions.optim.reporting import inform, warn
-from lit_fanions.optim.run_length import steps_left
 from lit_fanions.optim.schedules import GroupSchedule, ScheduleConfig, changed_options
 
 # Algorithms of ``matrix`` and of ``other`` where the configuration names none.
@@ -137,13 +137,14 @@ def configure_optimizers(
 
 def _optimizer(module: nn.Module, groups: Sequence[dict[str, Any]], config: FanionConfig) -> Fanion:
     """Return the optimizer of a module, and prepare the strategy for its checkpoints."""
-    optimizer = Fanion(
-        groups,
-        process_group=_replicating_ranks(module),
-        on_mismatch=config.on_mismatch,
-        seed=_common_seed(module),
-    )
-    _load_states_by_names(module)
+    strategy, seed = _strategy(module), default_seed()
+    if strategy is not None:
+        # The first rank's seed, as others may have another for their data: Lightning calls
+        # configure_optimizers on all ranks at once.
+        seed = int(strategy.broadcast(seed))
+    ranks = _replicating_ranks(strategy)
+    optimizer = Fanion(groups, process_group=ranks, on_mismatch=config.on_mismatch, seed=seed)
+    _load_states_by_names(strategy)
     optimizer.planner = functools.partial(_late_parameter_groups, module, config)
     return optimizer
 
@@ -206,10 +207,14 @@ def _base(part: str, config: FanionConfig) -> dict[str, Any]:
     return {"algorithm": algorithm, "lr": lr, **common, **given}
 
 
+def _strategy(module: nn.Module) -> Any:
+    """Return the strategy of the module's Lightning Trainer; None without one."""
+    return getattr(getattr(module, "_trainer", None), "strategy", None)
+
+
 def _refuse_flat_shards(module: nn.Module) -> None:
-    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
     names = {cls.__name__ for m in module.modules() for cls in type(m).__mro__}
-    if type(strategy).__name__ == "FSDPStrategy" or "FullyShardedDataParallel" in names:
+    if type(_strategy(module)).__name__ == "FSDPStrategy" or "FullyShardedDataParallel" in names:
         raise ValueError(
             "FSDP1 flattens matrices into vectors, which have no directions: use "
             "ModelParallelStrategy with fully_shard (FSDP2), or DDP"
@@ -242,9 +247,8 @@ def _group_options(name: str, roles: set[str], config: FanionConfig) -> dict[str
     return options
 
 
-def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
+def _replicating_ranks(strategy: Any) -> dist.ProcessGroup | None:
     """Return the ranks that hold the same parameters under Lightning's DDP; None elsewhere."""
-    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
     names = [cls.__name__ for cls in type(strategy).__mro__]
     # These build on DDPStrategy but step parameters of their own.
     others = {"DeepSpeedStrategy", "XLAStrategy"}
@@ -253,24 +257,13 @@ def _replicating_ranks(module: nn.Module) -> dist.ProcessGroup | None:
     return dist.group.WORLD
 
 
-def _common_seed(module: nn.Module) -> int:
-    """Return the default seed of the first rank: other ranks may have another, for their data.
-
-    Lightning calls configure_optimizers on all ranks at once.
-    """
-    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
-    seed = default_seed()
-    return seed if strategy is None else int(strategy.broadcast(seed))
-
-
-def _load_states_by_names(module: nn.Module) -> None:
+def _load_states_by_names(strategy: Any) -> None:
     """Let Lightning's ModelParallelStrategy load checkpoints of one process and of DDP.
 
     The strategy takes the number of a parameter in a checkpoint for its place in
     ``module.parameters()``, which is wrong for every optimizer with several groups.
     Those of another configuration it cannot load at all.
     """
-    strategy: Any = getattr(getattr(module, "_trainer", None), "strategy", None)
     if type(strategy).__name__ != "ModelParallelStrategy":
         return
     strategy.load_checkpoint = functools.partial(_load_checkpoint, strategy)
@@ -318,3 +311,57 @@ def _trainer_steps(module: nn.Module) -> Callable[[], int]:
     if trainer.max_steps == -1 and trainer.max_epochs == -1:
         steps_left(trainer)  # raises: better before the first step than after it
     return functools.partial(steps_left, trainer)
+
+
+def steps_left(trainer: Any) -> int:
+    """Return how many optimizer steps a Lightning Trainer will take after the batch it is at.
+
+    Counted from where the trainer stands, with the accumulation of every epoch to come, because
+    what it depends on may change during a run: trials of BatchSizeFinder and lr_find set their own
+    ``max_steps``, loaders are reloaded with another length, and a resumed run may have another
+    batch size or number of devices. Meaningful at the end of a training batch. The Trainer is one
+    of ``lightning.pytorch`` or ``pytorch_lightning`` that is fitting.
+
+    Raises:
+        ValueError: If the run has no end that can be computed.
+    """
+    bounds = []
+    if trainer.max_steps != -1:
+        # Under manual optimization, global_step counts the steps of every optimizer.
+        automatic = getattr(trainer.lightning_module, "automatic_optimization", True)
+        steppers = 1 if automatic else max(1, len(trainer.optimizers))
+        bounds.append((trainer.max_steps - trainer.global_step) // steppers)
+    if trainer.max_epochs != -1:
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()
+        if trainer.num_training_batches != math.inf:
+            bounds.append(_steps_left_in_epochs(trainer))
+    if not bounds:
+        raise ValueError(
+            "the schedule needs the number of steps of the run, which a Trainer cannot tell for a "
+            "loader without a length or an endless run: set trainer.max_steps"
+        )
+    return max(0, min(bounds))
+
+
+def _steps_left_in_epochs(trainer: Any) -> int:
+    """Return the optimizer steps left before ``max_epochs``, accumulation taken into account."""
+    # By method, not by class: Lightning has two names, and the class exists once under each.
+    by_epoch = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
+
+    def steps(batches: int, epoch: int) -> int:
+        accumulate = trainer.accumulate_grad_batches
+        if by_epoch:
+            accumulate = by_epoch[-1].get_accumulate_grad_batches(epoch)
+        return math.ceil(batches / accumulate)
+
+    batches, current = trainer.num_training_batches, trainer.current_epoch
+    begun = min(batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    epochs = range(current + 1, trainer.max_epochs)
+    # Schedules ask after every step: one product where all epochs are alike.
+    later = (
+        sum(steps(batches, epoch) for epoch in epochs)
+        if by_epoch
+        else len(epochs) * steps(batches, current)
+    )
+    return steps(batches, current) - steps(begun, current) + later

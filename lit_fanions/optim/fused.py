@@ -47,19 +47,15 @@ def takes_kernels(pieces: Sequence[Piece], group: Group) -> bool:
         return False
     from lit_fanions.optim.triton_passes import DTYPES
 
-    parts = _matrices(first.weight, group)
-    lies_as_matrices = (
-        len(parts) == 1 and parts[0].is_contiguous() and share_memory(parts[0], first.weight)
-    )
+    m, *others = _matrices(first.weight, group)
+    lies_as_matrices = m.is_contiguous() and share_memory(m, first.weight)
+    if others or not lies_as_matrices or is_distributed(first.parameter):
+        return False
     tensors = zip(*((p.weight, p.gradient, p.momentum) for p in pieces), strict=True)
-    return (
-        lies_as_matrices
-        and not is_distributed(first.parameter)
-        and all(
-            same[0].dtype in DTYPES
-            and all(x.dtype == same[0].dtype and x.is_contiguous() for x in same)
-            for same in tensors
-        )
+    return all(
+        same[0].dtype in DTYPES
+        and all(x.dtype == same[0].dtype and x.is_contiguous() for x in same)
+        for same in tensors
     )
 
 

@@ -58,20 +58,10 @@ def check_heads(name: str, value: Any) -> Any:
 def to_matrices(x: Tensor, layout: str = "flatten", splits: Splits = None) -> list[Tensor]:
     """Return a tensor of a parameter's shape as batches of matrices of out x in.
 
-    Args:
-        x: The tensor. With fewer than two dimensions it is one row.
-        layout: ``flatten``: dimension 0 becomes the rows, the rest the columns, as in linear layers
-            and convolutions. ``transposed``: the same with dimensions 0 and 1 swapped, as in
-            transposed convolutions and weights stored in x out. ``batch``: leading dimensions are
-            separate matrices, as in experts. ``batch_transposed``: the same, each stored in x out.
-        splits: Number of equal parts, or sizes of the parts, into which the rows are cut, each
-            part being a matrix of its own. In transposed convolutions dimension 0 is cut, as their
-            groups are. ``{"count": n, "dim": 1}`` cuts the columns of every matrix into n equal
-            parts, as the heads of an output projection.
-
-    Returns:
-        A tensor (count, rows, cols) for each part of unequal splits, else a single one. Views
-        where strides allow.
+    That is a tensor (count, rows, cols) for each part of unequal splits, else a single one: views
+    where strides allow. A tensor of fewer than two dimensions is one row. For layout and splits see
+    the options; in transposed convolutions splits cut dimension 0, as their groups do, and
+    ``{"count": n, "dim": 1}`` cuts the columns of every matrix into n equal parts.
 
     Raises:
         ValueError: If the splits do not fit.
@@ -142,10 +132,8 @@ def column_blocks(options: Mapping[str, Any]) -> int:
 def split_into_heads(splits: Splits, heads: int | Mapping[str, int]) -> Splits:
     """Return the splits of a parameter into heads, all of one size; raise where they do not fit.
 
-    Args:
-        splits: Splits of the parameter into projections; None for one projection.
-        heads: Number of heads in each projection, or of unequal ones in the first; or
-            ``{"count": heads, "dim": 0 for rows or 1 for columns}``.
+    ``splits`` are those into projections; the number of heads is that in each of them, or in the
+    first of unequal ones.
     """
     count, dim = (heads, 0) if isinstance(heads, int) else (heads["count"], heads.get("dim", 0))
     if dim == 0 and not isinstance(splits, list):

@@ -85,13 +85,10 @@ def _option(
 ) -> Any:
     """Declare an option.
 
-    Args:
-        help: Its text in help and reference.
-        check: Maps its name and a value that is not None to the value as it is stored, or raises.
-            Default: the value is one of the choices.
-        choices: The names that it may have.
-        **defaults: Its default by the kind of algorithm (matrix, adamw, sgd), where the algorithm
-            says nothing else. Groups of a kind that is missing do not have the option.
+    ``check`` maps its name and a value that is not None to the value as it is stored, or raises;
+    by default the value must be one of the choices. ``defaults`` go by the kind of algorithm
+    (matrix, adamw, sgd), where the algorithm says nothing else. Groups of a kind that is missing do
+    not have the option.
     """
 
     def is_choice(name: str, value: Any) -> Any:

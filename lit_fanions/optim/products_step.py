@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lit_fanions.lmo import Oracle, Triplets
+from lit_fanions.lmo.singular_triplets import rescaled
 from lit_fanions.optim.adapting import moment_key
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.bases import State, basis_key, next_basis
 from lit_fanions.optim.matrix_step import store_stepped
-from lit_fanions.optim.sharded_products import StripProducts, Strips, products_with
+from lit_fanions.optim.sharded_products import Strips, products_with
 from lit_fanions.optim.stacking import in_batches, stack_entries
 from lit_fanions.optim.update import Group, Piece, apply, size_factor, update_momentum
 
@@ -58,7 +58,10 @@ def _step_stack(pieces: Sequence[Piece], strips: Strips, group: Group) -> None:
         piece.state.pop(moment_key(0), None)  # would be stale where options have changed
     products = products_with(m, strips)
     basis = torch.cat([piece.state[_BASIS][..., : solver.basis_columns] for piece in pieces])
-    triplets = _solved(products, basis.float(), solver)
+    solve = solver.products_solver(basis.device)
+    assert solve is not None
+    triplets = solve(products, basis.float())
+    triplets = triplets._replace(S=rescaled(triplets.S, products.length))
     k = solver.ball.solved_rank(solver.case)
     u, vh = triplets.U[..., :k], triplets.Vh[..., :k, :]
     d = products.strip(u, vh)
@@ -73,12 +76,3 @@ def _step_stack(pieces: Sequence[Piece], strips: Strips, group: Group) -> None:
     store_stepped(pieces, _BASIS, basis, next_basis(triplets, basis))
     for piece, step, own_part in zip(pieces, d.unbind(), captured, strict=True):
         apply(piece, step, own_part, group)
-
-
-def _solved(products: StripProducts, basis: Tensor, solver: Oracle) -> Triplets:
-    """Return the triplets of the matrices; products are with the matrices over their norms."""
-    solve = solver.products_solver(basis.device)
-    assert solve is not None
-    u, s, vh = solve(products, basis)
-    scaled = (s * products.length[..., 0]).clamp_(max=torch.finfo(s.dtype).max)
-    return Triplets(u, scaled.to(s.dtype), vh)

@@ -65,11 +65,7 @@ def _is_list(value: Any, kinds: Any) -> TypeGuard[Sequence[Any]]:
 def check_state(name: str, p: Tensor, state: Mapping[str, Any], is_finite: bool) -> None:
     """Refuse a saved state of a parameter that is damaged, or of a parameter of another shape.
 
-    Args:
-        name: Name of the parameter.
-        p: The parameter.
-        state: Its saved state.
-        is_finite: Whether NaN and infinities are refused, which would reach the weights.
+    ``is_finite`` refuses NaN and infinities too, which would reach the weights.
     """
     if p.is_meta:  # nothing has values yet
         return

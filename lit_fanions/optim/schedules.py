@@ -243,7 +243,7 @@ class GroupSchedule(LRScheduler):
             elsewhere.
         schedules: One for each group.
         total_steps: Optimizer steps of the schedule, or a function that returns how many are left
-            (``run_length.steps_left``). The function is asked after every step, never before the
+            (``factory.steps_left``). The function is asked after every step, never before the
             first one: a Trainer that is asked too early forgets the state of a loader that it is
             about to restore.
         last_epoch: Steps done so far, -1 at the start.

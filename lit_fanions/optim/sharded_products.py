@@ -93,13 +93,8 @@ def gains_by_products(
 ) -> bool:
     """Return whether products with strips of a matrix cost less than sending it to an owner.
 
-    Args:
-        shape: Shape of the matrix.
-        group: Options of its group.
-        dim: 0 for strips of rows, 1 for strips of columns.
-        shards: Number of different strips.
-        ranks: Ranks that share the matrices.
-        itemsize: Bytes of an entry of the weight and the momentum.
+    There are as many different strips as ``shards``, of rows (dim 0) or columns (1); as many ranks
+    share the matrices; ``itemsize`` is the bytes of an entry of the weight and the momentum.
     """
     repeated = repeated_flops(shape, group, dim) / _WORTH_A_BYTE
     by_owners = received_by_owners(shape, group, shards, ranks, itemsize)

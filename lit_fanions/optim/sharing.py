@@ -331,35 +331,19 @@ def check_agreement(groups: Iterable[Mapping[str, Any]], replicas: Team | None) 
         most = torch.stack([given, 1 - given, seeds, -seeds])
         dist.all_reduce(most, dist.ReduceOp.MAX, group=_cpu_group(team.group))
         some, some_without, highest, lowest = most.tolist()
-        _refuse_missing_gradients(members, some, some_without, team.size)
-        _refuse_different_seeds(members, highest, [-seed for seed in lowest], team.size)
-
-
-_Members = Sequence[tuple[str, Tensor, Mapping[str, Any]]]
-
-
-def _refuse_missing_gradients(
-    members: _Members, some: list[int], some_without: list[int], ranks: int
-) -> None:
-    both = zip(members, some, some_without, strict=True)
-    odd = [name for (name, *_), given, missing in both if given and missing]
-    if odd:
-        raise RuntimeError(
-            f"{', '.join(odd)}: a gradient on some of the {ranks} ranks, none on others; nothing "
-            "was stepped. Give every rank the same gradients: their sum over the ranks, with zeros "
-            "where a rank has none"
-        )
-
-
-def _refuse_different_seeds(
-    members: _Members, highest: list[int], lowest: list[int], ranks: int
-) -> None:
-    """Raise if the ranks draw the bases of a parameter with different seeds."""
-    for (name, p, group), high, low in zip(members, highest, lowest, strict=True):
-        if high != low and keeps_bases(p, group):
+        both = zip(members, some, some_without, strict=True)
+        if odd := [name for (name, *_), given, missing in both if given and missing]:
             raise RuntimeError(
-                f"{name}: the {ranks} ranks have different seeds, from {low} to {high}, for the "
-                f"random starts of group {group['name']!r}, and their weights would drift apart; "
-                "nothing was stepped. Give every rank the same seed (Fanion(..., seed=0), or "
-                "matrix.seed of a config); seed_everything may differ then"
+                f"{', '.join(odd)}: a gradient on some of the {team.size} ranks, none on others; "
+                "nothing was stepped. Give every rank the same gradients: their sum over the "
+                "ranks, with zeros where a rank has none"
             )
+        for (name, p, group), high, low in zip(members, highest, lowest, strict=True):
+            if high != -low and keeps_bases(p, group):
+                raise RuntimeError(
+                    f"{name}: the {team.size} ranks have different seeds, from {-low} to {high}, "
+                    f"for the random starts of group {group['name']!r}, and their weights would "
+                    "drift apart; nothing was stepped. Give every rank the same seed "
+                    "(Fanion(..., seed=0), or matrix.seed of a config); seed_everything may "
+                    "differ then"
+                )

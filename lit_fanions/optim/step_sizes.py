@@ -31,18 +31,10 @@ def step_size_factor(
     """Return the factor of a step-size rule of ``SCALES`` for a matrix of rows x cols (out x in).
 
     ``match_rms_adamw`` gives the step an RMS of .2 lr whatever the direction's length, and is
-    torch's .2 sqrt(max(rows, cols)) for Muon.
-
-    Args:
-        scale: Name of the rule.
-        rows: Outputs of the matrix.
-        cols: Inputs of the matrix.
-        length: Frobenius norm of the directions; None where it depends on the matrix.
-        blocks: Number of such matrices side by side whose outputs are added, such as the heads of
-            an output projection: the factor is the one of the whole, out x (blocks * in).
-
-    Returns:
-        The factor; None where it depends on a length that is not known beforehand.
+    torch's .2 sqrt(max(rows, cols)) for Muon: None where ``length``, the Frobenius norm of the
+    directions, is None, as it depends on the matrix. With as many ``blocks`` of such matrices side
+    by side, whose outputs are added, such as the heads of an output projection, the factor is the
+    one of the whole, out x (blocks * in).
     """
     whole_length = None if length is None else length * math.sqrt(blocks)
     return SCALES[scale](rows, cols * blocks, whole_length)

@@ -175,7 +175,7 @@ def _raw(parameter: nn.Parameter, place: Place) -> Rule:
         return Rule("matrix", f"{orientation} weight of {kind}", {"layout": layout})
     if parameter.shape[0] == 1:
         return Rule("other", f"{shape} is broadcast", {})
-    if is_positional(leaf) or _has_word(leaf, _NO_MATRIX):
+    if _NO_MATRIX.search(leaf):
         return Rule("other", f"looked up, added or multiplied entry by entry in {kind}", {})
     if leaf.endswith("_log") or leaf.startswith("log_"):
         return Rule("other", f"logarithms of {kind}", {})
@@ -191,10 +191,11 @@ def _raw(parameter: nn.Parameter, place: Place) -> Rule:
     return Rule("other", f"{parameter.ndim}-D parameter of {kind}", {})
 
 
-# Words in names of parameters that are looked up, added, or multiplied entry by entry.
-_NO_MATRIX = (
-    "token|embed|table|rel|relative|rpb|latent|query|queries|codebook|prototype|prompt|"
-    "alpha|beta|gamma|scale|lambda|decay|temperature"
+# Words in names of parameters that are looked up, added, or multiplied entry by entry. A word may
+# be the start of one: pos_embedding, embedding; not proposal.
+_NO_MATRIX = re.compile(
+    "^wpe$|(^|_)(pos|token|embed|table|rel|relative|rpb|latent|query|queries|codebook|prototype|"
+    "prompt|alpha|beta|gamma|scale|lambda|decay|temperature)(_|s$|$|it|ding)"
 )
 
 
@@ -293,13 +294,3 @@ def shapes(parameter: Tensor, options: dict[str, Any]) -> list[torch.Size]:
     """Return the (count, rows, cols) of a parameter's matrices under a group's options."""
     layout, splits = options.get("layout", "flatten"), options.get("splits")
     return matrix_shapes(parameter.shape, layout, splits)
-
-
-def is_positional(leaf: str) -> bool:
-    """Return True if the last part of a name says that it holds positions."""
-    return leaf == "wpe" or _has_word(leaf, "pos")
-
-
-def _has_word(leaf: str, words: str) -> bool:
-    """Return True if a name has a word that starts so: pos_embedding, cls_token; not proposal."""
-    return re.search(rf"(^|_)({words})(_|s$|$|it|ding)", leaf.lower()) is not None

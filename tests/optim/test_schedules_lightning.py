@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_fanions import Fanion, ScheduleConfig
-from lit_fanions.optim.run_length import steps_left
+from lit_fanions.optim.factory import steps_left
 from lit_fanions.optim.schedules import GroupSchedule
 
 EXAMPLES = 64
