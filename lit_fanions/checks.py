@@ -12,8 +12,6 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_choice", "check_flag", "did_you_mean", "exponent", "real_number", "whole_number"]
-
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the closest allowed name, or an empty string."""

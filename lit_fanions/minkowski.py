@@ -33,6 +33,10 @@ class Body(NamedTuple):
     coordinates: Coordinates
     radius: float
 
+    def project(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return the nearest coordinates in t * ball: (..., n), (...) -> (..., n)."""
+        return self.vector.project(s, self.radius * t)
+
 
 def split(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
     """Return Z and y (see the module) for matrices (..., rows, cols) in float64.
@@ -42,47 +46,28 @@ def split(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
     """
     shared = first.coordinates is second.coordinates
     if isinstance(second.vector, Euclidean):
-        return _split_euclidean(x, first, second)
+        s, rebuild = first.coordinates(x)
+        z = first.project(s, _search(s, first, second))
+        return rebuild(z), rebuild(s - z)  # the rest is normal to both balls
     if shared and isinstance(second.vector, Largest):
-        return _split_largest(x, first, second)
+        s, rebuild = first.coordinates(x)
+        z = s - second.project(s, _search(s, second, first))
+        return rebuild(z), rebuild(first.vector.dual_norm.vertex(z))
     if isinstance(first.vector, Euclidean) or (shared and isinstance(first.vector, Largest)):
         rest, y = split(x, second, first)
         return x - rest, y
     return _split_iteratively(x, first, second)
 
 
-def _bracket(s: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
-    """Return bounds of t from the coordinates s of x: at the upper one x lies in one ball alone."""
+def _search(s: Tensor, first: Body, second: Body) -> Tensor:
+    """Return the t for which what exceeds t * first in the coordinates s just fits t * second."""
+    # At the largest t they lie in one ball alone.
     high = torch.minimum(*(body.vector.value(s) / body.radius for body in (first, second)))
-    return torch.zeros_like(high), high
-
-
-def _split_euclidean(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
-    """Find t where the distance from x to t * first is t * second.radius."""
-    s, rebuild = first.coordinates(x)
-
-    def part(t: Tensor) -> Tensor:
-        return first.vector.project(s, first.radius * t)
-
-    t = root(
-        lambda t: second.vector.value(s - part(t)) - second.radius * t,
-        *_bracket(s, first, second),
+    return root(
+        lambda t: second.vector.value(s - first.project(s, t)) - second.radius * t,
+        torch.zeros_like(high),
+        high,
     )
-    return rebuild(part(t)), rebuild(s - part(t))  # the rest is normal to both balls
-
-
-def _split_largest(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
-    """Find t where what exceeds t * second.radius in x has norm t * first.radius."""
-    s, rebuild = first.coordinates(x)
-
-    def excess(t: Tensor) -> Tensor:
-        return s - second.vector.project(s, second.radius * t)
-
-    t = root(
-        lambda t: first.vector.value(excess(t)) - first.radius * t, *_bracket(s, first, second)
-    )
-    z = excess(t)
-    return rebuild(z), rebuild(first.vector.dual_norm.vertex(z))
 
 
 def _split_iteratively(x: Tensor, first: Body, second: Body) -> tuple[Tensor, Tensor]:
@@ -138,10 +123,7 @@ def _project_pair(first: Body, second: Body, s: Tensor, r: Tensor) -> tuple[Tens
     """
 
     def shrunk(t: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            s - first.vector.project(s, first.radius * t),
-            r - second.vector.project(r, second.radius * t),
-        )
+        return s - first.project(s, t), r - second.project(r, t)
 
     def excess(t: Tensor) -> Tensor:
         a, b = shrunk(t)

@@ -12,13 +12,7 @@ from lit_fanions.lmo.newton_schulz import polar, polar_dtype
 from lit_fanions.lmo.presets import PolarMethod
 from lit_fanions.lmo.problems import OVERSAMPLING, Answer, Case, Problem, Settings, Triplets
 from lit_fanions.lmo.scaling import frobenius_norm, largest_entry, unit_frobenius
-from lit_fanions.lmo.singular_triplets import (
-    SOLVERS,
-    Search,
-    Solver,
-    lanczos_search,
-    top_singular,
-)
+from lit_fanions.lmo.singular_triplets import SOLVERS, Search, Solver, lanczos_search, top_singular
 
 __all__ = [
     "BALLS",

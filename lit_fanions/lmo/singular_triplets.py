@@ -98,10 +98,7 @@ def _oversampled(k: int, limit: int, oversampling: int) -> int:
 
 SOLVERS: dict[str, SolverEntry] = {
     "lanczos": SolverEntry(
-        _solve_by_lanczos,
-        (50, 50),
-        lambda k, limit, oversampling: block_width(k, limit),
-        warm=True,
+        _solve_by_lanczos, (50, 50), lambda k, limit, oversampling: block_width(k, limit), warm=True
     ),
     "subspace": SolverEntry(_solve_by_power, (8, 1), _oversampled, warm=True, by_products=True),
     "randomized": SolverEntry(_solve_by_power, (8, 8), _oversampled),
@@ -361,10 +358,7 @@ def rules() -> list[tuple[str, str]]:
     warm, cold = _EXACT_SIZE[True], _EXACT_SIZE[False]
     return [
         (f"rank k on a CPU, min(rows, cols) <= {warm}", "solver exact"),
-        (
-            f"rank k on a CPU, cold, min(rows, cols) <= {cold} or < {_EXACT_PART} k",
-            "solver exact",
-        ),
+        (f"rank k on a CPU, cold, min(rows, cols) <= {cold} or < {_EXACT_PART} k", "solver exact"),
         ("rank k, warm start", f"solver subspace, {subspace_steps[1]} iteration"),
         ("rank k, cold", "solver lanczos"),
         (

@@ -7,15 +7,15 @@ length, so that the step-size rules mean the same with and without a transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fanions.lmo.scaling import multiplied
 from lit_fanions.optim import leading
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.matrices import gather, local_grad, matrix_shapes, to_matrices
 
 
@@ -25,7 +25,7 @@ class Transform:
 
     # Maps the shape of a batch of matrices, (count, rows, cols), and the group's options to the
     # shape of the state.
-    shape: Callable[[torch.Size, Mapping[str, Any]], tuple[int, ...]]
+    shape: Callable[[torch.Size, Group], tuple[int, ...]]
     # Maps directions (matrices, rows, cols) to the squares that the state averages, of its shape.
     # None: the transform takes a part of the momentum before the oracle gets the rest
     # (``leading``).
@@ -65,17 +65,17 @@ def is_moment(key: str) -> bool:
     return key.startswith(moment_key(0)[:-1])
 
 
-def moment_shape(shape: torch.Size, group: Mapping[str, Any]) -> torch.Size:
+def moment_shape(shape: torch.Size, group: Group) -> torch.Size:
     """Return the shape of the second moments of a batch of matrices, (count, rows, cols)."""
     return torch.Size(TRANSFORMS[group["adapt"]].shape(shape, group))
 
 
-def splits_momentum(group: Mapping[str, Any]) -> bool:
+def splits_momentum(group: Group) -> bool:
     """Return whether the transform of a group takes a part of the momentum, and the gradient."""
     return group["adapt"] != "none" and TRANSFORMS[group["adapt"]].squares is None
 
 
-def initial_moments(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+def initial_moments(p: Tensor, group: Group) -> dict[str, Tensor]:
     """Return the first second moments of a parameter by their keys; none without a transform."""
     if group["adapt"] == "none":
         return {}
@@ -90,7 +90,7 @@ def initial_moments(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _first_moment(
-    shape: torch.Size, gradients: Tensor | None, device: torch.device, group: Mapping[str, Any]
+    shape: torch.Size, gradients: Tensor | None, device: torch.device, group: Group
 ) -> Tensor:
     if splits_momentum(group):
         return leading.first_state(gradients, shape, group, device)
@@ -101,7 +101,7 @@ def gather_moments(
     states: Sequence[dict[str, Tensor]],
     shape: torch.Size,
     part: int,
-    group: Mapping[str, Any],
+    group: Group,
     gradients: Tensor | None = None,
 ) -> Tensor | None:
     """Return the moments of matrices of several parameters; None without a transform.
@@ -128,7 +128,7 @@ def gather_moments(
     return torch.cat([state[key] for state in states])
 
 
-def adapt(d: Tensor, moment: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def adapt(d: Tensor, moment: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     """Divide directions by the root of their second moment, in place; return them and the state.
 
     Their Frobenius norms are the same as before, so that they lie outside the ball.

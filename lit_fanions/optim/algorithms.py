@@ -17,6 +17,7 @@ from lit_fanions.checks import check_choice
 from lit_fanions.lmo import BALLS, Case, Oracle, Settings
 
 Rank = int | float | Literal["full"]
+Group = Mapping[str, Any]  # a parameter group of an optimizer, with its options
 
 _LOW_RANK = 0.25
 DEFAULT_ALGORITHM = "muon"

@@ -7,7 +7,6 @@ because heads are sizes that the attention module declares, and not the layer wi
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
@@ -69,9 +68,6 @@ def _heads_of_layer(name: str, layer: nn.Module, count: int, key_values: int) ->
 
 
 def _declared(parent: nn.Module, names: tuple[str, ...]) -> int | None:
-    for source in (parent, getattr(parent, "config", None)):
-        values: list[Any] = [getattr(source, name, None) for name in names]
-        for value in values:
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
+    sources = (parent, getattr(parent, "config", None))
+    values = (getattr(source, name, None) for source in sources for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)

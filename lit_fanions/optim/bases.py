@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lit_fanions.lmo import Oracle, Triplets, start_block, warmed, widened
 from lit_fanions.lmo.block_power import warmed_by_products
-from lit_fanions.optim.algorithms import oracle
+from lit_fanions.optim.algorithms import Group, oracle
 from lit_fanions.optim.matrices import (
     gather,
     is_distributed,
@@ -45,7 +44,7 @@ def default_seed() -> int:
     return int(seed) if seed.isdigit() else 0
 
 
-def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator) -> State:
+def start_bases(p: Tensor, group: Group, generator: torch.Generator) -> State:
     """Return first bases for the solvers of a parameter, drawn from a CPU generator.
 
     They are turned towards the gradient where there is one, because a step makes one iteration.
@@ -63,7 +62,7 @@ def start_bases(p: Tensor, group: Mapping[str, Any], generator: torch.Generator)
     return {**warm_bases(p, bases, group), WARM: _flag(_has_usable_gradient(p))}
 
 
-def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
+def warm_bases(p: Tensor, bases: State, group: Group) -> State:
     """Return the bases of a parameter turned towards its gradient, if there is one."""
     if p.grad is None or not bases:
         return bases
@@ -80,7 +79,7 @@ def warm_bases(p: Tensor, bases: State, group: Mapping[str, Any]) -> State:
     return bases
 
 
-def _warm_by_products(p: Tensor, bases: State, group: Mapping[str, Any], strips: Strips) -> State:
+def _warm_by_products(p: Tensor, bases: State, group: Group, strips: Strips) -> State:
     basis = bases[basis_key(0)]
     if not oracle(group, *p.shape).warms_up or basis.shape[:-1] != (1, p.shape[-1]):
         return bases
@@ -93,7 +92,7 @@ def is_basis(key: str) -> bool:
     return key.startswith("basis")
 
 
-def warm_up(p: Tensor, state: State, group: Mapping[str, Any]) -> None:
+def warm_up(p: Tensor, state: State, group: Group) -> None:
     """Turn the bases of a parameter towards its gradient, unless a usable one has done so before.
 
     Where the state was saved without ``warm``, a momentum of zero tells that it is cold: the
@@ -114,7 +113,7 @@ def warm_up(p: Tensor, state: State, group: Mapping[str, Any]) -> None:
         state[WARM] = _flag(_has_usable_gradient(p))
 
 
-def keeps_bases(p: Tensor, group: Mapping[str, Any]) -> bool:
+def keeps_bases(p: Tensor, group: Group) -> bool:
     """Return whether the solvers of a parameter's matrices keep bases."""
     shapes = matrix_shapes(p.shape, group["layout"], group["splits"]) if p.numel() else []
     return any(oracle(group, *shape[-2:]).basis_columns is not None for shape in shapes)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.bases import State
 from lit_fanions.optim.matrices import is_distributed
-
-Group = Mapping[str, Any]
 
 # Keys of an algorithm's states: of tensors of the parameter's shape, and of numbers.
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}

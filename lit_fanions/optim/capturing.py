@@ -7,7 +7,7 @@ not read or do is decided in this room.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lit_fanions.lmo import SOLVERS
 from lit_fanions.lmo.powers import takes_products
-from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise
+from lit_fanions.optim.algorithms import ALGORITHMS, Group, is_entrywise
 
 _CHANGING = ("lr", "momentum", "weight_decay")
 
 
-def check_capturable(group: Mapping[str, Any], where: str) -> None:
+def check_capturable(group: Group, where: str) -> None:
     """Refuse options of a capturable group that wait for the device or draw on the host."""
     waits = [name for name, value in (("nonfinite", "error"), ("polar", "exact"))
              if group.get(name) == value]  # fmt: skip
@@ -37,7 +37,7 @@ def check_capturable(group: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _decomposes(group: Mapping[str, Any]) -> bool:
+def _decomposes(group: Group) -> bool:
     """Return whether the direction of a group takes an eigendecomposition, which waits."""
     if "schatten" not in (ALGORITHMS[group["algorithm"]].ball, group.get("blend")):
         return False
@@ -49,7 +49,7 @@ def is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def check_capture(groups: Sequence[Mapping[str, Any]], stepped: Container[Tensor]) -> None:
+def check_capture(groups: Sequence[Group], stepped: Container[Tensor]) -> None:
     """Refuse the capture of a step that would wait for the device.
 
     Groups that are not capturable wait, and so does a first step, which makes the state.
@@ -69,7 +69,7 @@ class DeviceNumbers:
     def __init__(self) -> None:
         self._numbers: dict[str, Tensor] = {}
 
-    def upload(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def upload(self, groups: Sequence[Group]) -> None:
         """Copy the numbers of groups to the device of each group, without a wait."""
         for group in groups:
             if not group["capturable"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_fanions.optim import entrywise
 from lit_fanions.optim.adapting import initial_moments, is_moment, moment_key
-from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.algorithms import Group, is_entrywise
 from lit_fanions.optim.bases import WARM, basis_key, is_basis, start_bases
 from lit_fanions.optim.groups import (
     INITIAL,
@@ -26,12 +26,11 @@ from lit_fanions.optim.matrices import is_distributed, matrix_shapes, placed_as
 from lit_fanions.optim.options import CHECKS, default_options
 from lit_fanions.optim.saved_states import MOMENTS, check_state
 
-_Groups = Sequence[Mapping[str, Any]]
 _OWN = {"param_names", "kernels"}  # keys of a group that are not taken from a checkpoint
 _NUMBERS = {"skipped": torch.int64, WARM: torch.bool}  # dtypes of states saved as numbers
 
 
-def check_loadable(own: _Groups, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def check_loadable(own: Sequence[Group], state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Check a state_dict against an optimizer's own groups and return it completed.
 
     Refused are other groups, algorithms, names of parameters or shapes, and impossible options.
@@ -77,7 +76,7 @@ def _checked(group: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, A
     return checked
 
 
-def has_same_options(own: _Groups, state_dict: Mapping[str, Any]) -> bool:
+def has_same_options(own: Sequence[Group], state_dict: Mapping[str, Any]) -> bool:
     """Return whether a state_dict was saved with the same groups and options, before schedules.
 
     Seeds do not count, nor an lr that was changed without a schedule's ``initial_lr``: by
@@ -94,13 +93,13 @@ def has_same_options(own: _Groups, state_dict: Mapping[str, Any]) -> bool:
     )
 
 
-def _before_schedules(group: Mapping[str, Any], name: str, default: Any = None) -> Any:
+def _before_schedules(group: Group, name: str, default: Any = None) -> Any:
     return group.get(f"initial_{name}", group.get(name, default))
 
 
-def _difference(own: _Groups, saved: _Groups) -> str:
+def _difference(own: Sequence[Group], saved: Sequence[Group]) -> str:
     """Return in words where groups, their algorithms or parameters differ; empty if nowhere."""
-    readings: list[tuple[str, Callable[[_Groups], list[Any]]]] = [
+    readings: list[tuple[str, Callable[[Sequence[Group]], list[Any]]]] = [
         ("groups", lambda groups: [g.get("name") for g in groups]),
         ("algorithms", lambda groups: [g.get("algorithm") for g in groups]),
         ("numbers of parameters", lambda groups: [len(g["params"]) for g in groups]),
@@ -127,9 +126,7 @@ def check_complete(
             raise ValueError(f"the checkpoint's state of {name} ({algorithm}) has no {key!r}")
 
 
-def first_state(
-    p: Tensor, group: Mapping[str, Any], generator: torch.Generator
-) -> dict[str, Tensor]:
+def first_state(p: Tensor, group: Group, generator: torch.Generator) -> dict[str, Tensor]:
     """Return the state of a parameter before its first step; bases are drawn by the generator."""
     skipped = torch.zeros((), dtype=torch.int64, device=p.device)
     if is_entrywise(group["algorithm"]):
@@ -142,7 +139,7 @@ def first_state(
     }
 
 
-def momentum_dtype(p: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+def momentum_dtype(p: Tensor, group: Group) -> torch.dtype:
     """Return the dtype of the momentum of a parameter of a matrix group."""
     # float16 has too little range for sums of gradients.
     default = torch.float32 if p.dtype == torch.float16 else p.dtype
@@ -150,7 +147,7 @@ def momentum_dtype(p: Tensor, group: Mapping[str, Any]) -> torch.dtype:
     return getattr(torch, name) if name else default
 
 
-def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
+def fit_state(p: Tensor, state: dict[str, Tensor], group: Group) -> None:
     """Make the state of a parameter usable with the parameter as it is now.
 
     State saved before skipped steps were counted gets a count. Moments of adamw and sgd follow a
@@ -179,7 +176,7 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> 
         _drop_other_parts(p, state, group)
 
 
-def _drop_other_parts(p: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
+def _drop_other_parts(p: Tensor, state: dict[str, Tensor], group: Group) -> None:
     """Delete bases and moments of batches of matrices that other splits of the parameter made."""
     stored = [key for key in state if is_basis(key) or is_moment(key)]
     parts = len(matrix_shapes(p.shape, group["layout"], group["splits"])) if stored else 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_fanions.checks import real_number
 from lit_fanions.optim.adapting import is_moment
-from lit_fanions.optim.algorithms import ALGORITHMS, find_algorithm
+from lit_fanions.optim.algorithms import ALGORITHMS, Group, find_algorithm
 from lit_fanions.optim.bases import WARM, State, is_basis
 from lit_fanions.optim.checkpoints import (
     check_complete,
@@ -25,7 +25,6 @@ from lit_fanions.optim.options import default_options
 from lit_fanions.optim.reporting import warn
 from lit_fanions.optim.saved_states import check_form, check_state
 
-Group = Mapping[str, Any]
 OnMismatch = Literal["error", "keep_momentum"]
 _LISTED = 20  # names in a warning
 

@@ -14,12 +14,10 @@ from typing import Any
 from lit_fanions.lmo import BALLS
 from lit_fanions.lmo.balls import POLAR_OPTIONS, SOLVER_OPTIONS
 from lit_fanions.optim.adapting import splits_momentum
-from lit_fanions.optim.algorithms import ALGORITHMS, is_entrywise, oracle
+from lit_fanions.optim.algorithms import ALGORITHMS, Group, is_entrywise, oracle
 from lit_fanions.optim.matrices import matrix_shapes
 from lit_fanions.optim.options import NAMES, default_options
 from lit_fanions.optim.reporting import caller_level
-
-_Group = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,19 @@ class _Effect:
     """When an option changes the steps of a group."""
 
     # Returns whether the option does in a group with all its options.
-    holds: Callable[[str, _Group], bool]
+    holds: Callable[[str, Group], bool]
     hint: str  # why it does not, or what to do
     # Another option whose value may switch this one off, and which the user must not have given for
     # a complaint to be due. Empty: none.
     needs: str = ""
 
 
-def _ball_reads(name: str, group: _Group) -> bool:
+def _ball_reads(name: str, group: Group) -> bool:
     balls = (ALGORITHMS[group["algorithm"]].ball, group["blend"])
     return any(name in BALLS[ball].reads for ball in balls)
 
 
-def _solver_reads(name: str, group: _Group) -> bool:
+def _solver_reads(name: str, group: Group) -> bool:
     oracles = {
         oracle(group, *shape[-2:])
         for p in group["params"]
@@ -50,7 +48,7 @@ def _solver_reads(name: str, group: _Group) -> bool:
     return not oracles or any(name in names for names in read)
 
 
-def _adapts(name: str, group: _Group) -> bool:
+def _adapts(name: str, group: Group) -> bool:
     return group["adapt"] != "none"
 
 
@@ -91,13 +89,13 @@ _WARNED_OF = {
 _EFFECTS = {**_REFUSED, **_WARNED_OF}
 
 
-def has_effect(group: _Group, name: str) -> bool:
+def has_effect(group: Group, name: str) -> bool:
     """Return whether an option changes the steps of a group."""
     return name in group and (name not in _EFFECTS or _EFFECTS[name].holds(name, group))
 
 
 def check_effects(
-    added: Sequence[tuple[_Group, Mapping[str, Any]]], groups: Sequence[_Group]
+    added: Sequence[tuple[Group, Mapping[str, Any]]], groups: Sequence[Group]
 ) -> None:
     """Refuse options that change nothing, and warn of those that a recipe may keep.
 
@@ -119,10 +117,7 @@ def check_effects(
 
 
 def _without_effect(
-    effects: Mapping[str, _Effect],
-    group: _Group,
-    given: Mapping[str, Any],
-    others: Sequence[_Group],
+    effects: Mapping[str, _Effect], group: Group, given: Mapping[str, Any], others: Sequence[Group]
 ) -> list[tuple[str, _Effect]]:
     """Return the given options of a group that are no defaults and change no group's steps."""
     # Nesterov is off by default where it has no effect.
@@ -137,6 +132,6 @@ def _without_effect(
     ]
 
 
-def given_options(group: _Group, *sources: Mapping[str, Any]) -> dict[str, Any]:
+def given_options(group: Group, *sources: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a checked group that some source gives, with the stored values."""
     return {n: group[n] for n in NAMES if any(s.get(n) is not None for s in sources)}

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.bases import State
 from lit_fanions.optim.buckets import MOMENTS, Bucket, Partition, small_parameters, without
 from lit_fanions.optim.finiteness import Flags
 from lit_fanions.optim.matrices import is_distributed, local, local_grad
-
-Group = Mapping[str, Any]
 
 
 def first_state(p: Tensor, algorithm: str) -> State:

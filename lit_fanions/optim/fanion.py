@@ -12,12 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_fanions.checks import check_choice
-from lit_fanions.optim.algorithms import (
-    DEFAULT_ALGORITHM,
-    algorithm_docs,
-    is_entrywise,
-    is_foreign,
-)
+from lit_fanions.optim.algorithms import DEFAULT_ALGORITHM, algorithm_docs, is_entrywise, is_foreign
 from lit_fanions.optim.bases import default_seed, warm_up
 from lit_fanions.optim.buckets import Partition, current_partition, with_buckets
 from lit_fanions.optim.capturing import DeviceNumbers, check_capture, is_capturing
@@ -46,12 +41,7 @@ from lit_fanions.optim.groups import (
 from lit_fanions.optim.late_groups import Planner, is_bare, split_bare_group
 from lit_fanions.optim.matrix_step import step_matrices, without_autocast
 from lit_fanions.optim.observing import Observer
-from lit_fanions.optim.options import (
-    GroupOptions,
-    argument_docs,
-    default_options,
-    takes_options,
-)
+from lit_fanions.optim.options import GroupOptions, argument_docs, default_options, takes_options
 from lit_fanions.optim.saved_states import check_form
 from lit_fanions.optim.shared_step import step_shared
 from lit_fanions.optim.sharing import Share, check_agreement, plan_shares, team_of_group

@@ -16,14 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_fanions.lmo.scaling import has_fast_maximum_norm
-from lit_fanions.optim.algorithms import is_entrywise
+from lit_fanions.optim.algorithms import Group, is_entrywise
 from lit_fanions.optim.bases import State
 from lit_fanions.optim.buckets import Bucket, Partition
 from lit_fanions.optim.groups import named_parameters
 from lit_fanions.optim.matrices import is_distributed, local_grad
 from lit_fanions.optim.stacking import stacked
-
-Group = Mapping[str, Any]
 
 
 class Flags(NamedTuple):
@@ -110,9 +108,7 @@ def _raise_nonfinite(
 
 
 def _count_skips(
-    parameters: Sequence[Tensor],
-    flags: Mapping[Tensor, Tensor],
-    states: Mapping[Tensor, State],
+    parameters: Sequence[Tensor], flags: Mapping[Tensor, Tensor], states: Mapping[Tensor, State]
 ) -> dict[Tensor, Tensor]:
     """Count skipped steps in the states and return ``found_inf``."""
     found_inf: dict[Tensor, Tensor] = {}

@@ -19,15 +19,7 @@ from lit_fanions.lmo import polar_dtype
 from lit_fanions.optim.adapting import splits_momentum
 from lit_fanions.optim.matrices import column_blocks, is_distributed, to_matrices
 from lit_fanions.optim.stacking import share_memory, stacked
-from lit_fanions.optim.update import (
-    Batch,
-    Group,
-    Piece,
-    Solved,
-    find_oracle,
-    is_zero,
-    renormalises,
-)
+from lit_fanions.optim.update import Batch, Group, Piece, Solved, find_oracle, is_zero, renormalises
 
 KERNELS = ("plain", "triton")
 

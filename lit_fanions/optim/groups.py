@@ -20,7 +20,7 @@ from lit_fanions.lmo import BALLS, SOLVERS
 from lit_fanions.lmo.presets import check_polar
 from lit_fanions.lmo.singular_triplets import check_solver
 from lit_fanions.optim.adapting import splits_momentum
-from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, find_algorithm, is_entrywise
+from lit_fanions.optim.algorithms import ALGORITHMS, ANY_SHAPE, Group, find_algorithm, is_entrywise
 from lit_fanions.optim.capturing import check_capturable
 from lit_fanions.optim.matrices import matrix_shapes, split_into_heads
 from lit_fanions.optim.options import CHECKS, NAMES, RUNTIME_OPTIONS, default_options
@@ -103,7 +103,7 @@ def free_name(algorithm: str, taken: list[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def check_group(group: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_group(group: Group, where: str) -> dict[str, Any]:
     """Return the options of a group, all of its algorithm's, as they are stored, or raise.
 
     Keys that are no options are left as they are. ``where`` is the group's name in messages.
@@ -131,7 +131,7 @@ def resolve_heads(group: dict[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: {error}") from None
 
 
-def check_torch_options(group: Mapping[str, Any], where: str) -> None:
+def check_torch_options(group: Group, where: str) -> None:
     """Refuse options of torch's optimizers that are switched on and would be ignored."""
     for name in TORCH_OPTIONS:
         if group.get(name):
@@ -177,14 +177,14 @@ def are_parameters(params: Any) -> bool:
     return all(isinstance(p, Tensor) for _, p in pairs)
 
 
-def named_parameters(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+def named_parameters(group: Group) -> list[tuple[str, Tensor]]:
     """Return the parameters of a group with their names, or numbers in place of names."""
     unnamed = [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
     # A list, not a generator: torch.compile cannot trace ``yield from zip(..., strict=True)``.
     return list(zip(group.get("param_names", unnamed), group["params"], strict=True))
 
 
-def configured_group(group: Mapping[str, Any]) -> str:
+def configured_group(group: Group) -> str:
     """Return the group of the configuration that a group of the optimizer was made from.
 
     The factory makes several of one where parameters differ in their matrix form. A group that was
@@ -209,7 +209,7 @@ def carry_over(given: Mapping[str, Any], source: str, target: str) -> dict[str, 
     return {name: value for name, value in given.items() if name in allowed}
 
 
-def check_combination(group: Mapping[str, Any], where: str) -> None:
+def check_combination(group: Group, where: str) -> None:
     """Refuse checked options that exclude each other, and warn where there is no norm."""
     check_capturable(group, where)
     if is_entrywise(group["algorithm"]):
@@ -233,7 +233,7 @@ def check_combination(group: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_feedback(group: Mapping[str, Any], where: str) -> None:
+def _check_feedback(group: Group, where: str) -> None:
     """Refuse error feedback of a step that leaves nothing behind."""
     if not group["error_feedback"]:
         return
@@ -255,7 +255,7 @@ def _check_feedback(group: Mapping[str, Any], where: str) -> None:
     )
 
 
-def check_parameters(group: Mapping[str, Any]) -> None:
+def check_parameters(group: Group) -> None:
     """Refuse parameters that the group's algorithm cannot step, and warn of clamped ranks."""
     clamped = False
     for name, p in named_parameters(group):
@@ -285,7 +285,7 @@ def check_parameters(group: Mapping[str, Any]) -> None:
         )
 
 
-def check_gradients(groups: Iterable[Mapping[str, Any]]) -> None:
+def check_gradients(groups: Iterable[Group]) -> None:
     """Refuse sparse gradients.
 
     Raises:

@@ -15,8 +15,6 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["find_heads", "is_adapter", "is_embedding"]
-
 _CONV = nn.modules.conv._ConvNd
 _HEAD_WORD = re.compile(
     r"(^|_)(heads?|classifiers?|logits|predictors?|predictions?|qa_outputs|cls|score|aux|"

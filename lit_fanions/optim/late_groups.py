@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_fanions.optim.algorithms import ANY_SHAPE, is_foreign
+from lit_fanions.optim.algorithms import ANY_SHAPE, Group, is_foreign
 from lit_fanions.optim.groups import configured_group
 from lit_fanions.optim.options import ENTRYWISE_LR, default_options
 from lit_fanions.optim.reporting import caller_level, inform
@@ -22,16 +22,13 @@ from lit_fanions.optim.reporting import caller_level, inform
 Planner = Callable[[Sequence[Tensor]], list[dict[str, Any]]]
 
 
-def is_bare(group: Mapping[str, Any]) -> bool:
+def is_bare(group: Group) -> bool:
     """Return whether a group says nothing about how it is stepped but an lr."""
     return group.keys() <= {"params", "lr"}
 
 
 def split_bare_group(
-    group: Mapping[str, Any],
-    others: Sequence[Mapping[str, Any]],
-    defaults: Mapping[str, Any],
-    planner: Planner | None,
+    group: Group, others: Sequence[Group], defaults: Mapping[str, Any], planner: Planner | None
 ) -> list[dict[str, Any]]:
     """Return the groups that a bare group is made into.
 
@@ -70,7 +67,7 @@ def split_bare_group(
     return parts
 
 
-def _speed(first: Mapping[str, Any], lr: Any) -> float:
+def _speed(first: Group, lr: Any) -> float:
     """Return the lr of the first group, or the one given if that is lower, over its initial lr."""
     now = float(first["lr"]) if lr is None else min(float(lr), float(first["lr"]))
     initial = float(first.get("initial_lr", first["lr"]))
@@ -79,7 +76,7 @@ def _speed(first: Mapping[str, Any], lr: Any) -> float:
 
 
 def _apart(
-    params: Sequence[Any], others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+    params: Sequence[Any], others: Sequence[Group], defaults: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return a group of the matrices and a group of the vectors."""
     vectors = [p for p in params if _tensor(p).ndim < 2]
@@ -98,7 +95,7 @@ def _tensor(p: Any) -> Tensor:
     return p if isinstance(p, Tensor) else p[1]
 
 
-def _vector_options(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _vector_options(others: Sequence[Group]) -> dict[str, Any]:
     """Return the options of the group of vectors, or those of AdamW with a warning."""
     able = [group for group in others if group["algorithm"] in ANY_SHAPE]
     if not able:

@@ -19,14 +19,14 @@ as in the authors' code.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_fanions.lmo import Solver, frobenius_norm, start_block, top_singular
 from lit_fanions.lmo.factorisations import gram_schmidt
+from lit_fanions.optim.algorithms import Group
 
 # Entries whose squares can still be added up in float32.
 _LARGEST = 1e15
@@ -41,7 +41,7 @@ class Leading(NamedTuple):
     state: Tensor  # the new state
 
 
-def state_shape(shape: torch.Size, group: Mapping[str, Any]) -> tuple[int, ...]:
+def state_shape(shape: torch.Size, group: Group) -> tuple[int, ...]:
     """Return the shape of the state of matrices (count, rows, cols): U, V, S and two weights.
 
     All have r columns and are stacked as rows. The weights are the sums of the factors that M and V
@@ -53,7 +53,7 @@ def state_shape(shape: torch.Size, group: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def first_state(
-    gradients: Tensor | None, shape: torch.Size, group: Mapping[str, Any], device: torch.device
+    gradients: Tensor | None, shape: torch.Size, group: Group, device: torch.device
 ) -> Tensor:
     """Return the state of matrices (count, rows, cols) before the first step, in float32.
 
@@ -82,7 +82,7 @@ def end_bias(state: Tensor) -> None:
     state[:, -2] = 1.0
 
 
-def split_leading(m: Tensor, gradient: Tensor, state: Tensor, group: Mapping[str, Any]) -> Leading:
+def split_leading(m: Tensor, gradient: Tensor, state: Tensor, group: Group) -> Leading:
     """Return the step of the leading subspace, and what of the momenta m is outside of it."""
     is_wide = m.shape[-2] < m.shape[-1]
     dtype = torch.promote_types(m.dtype, torch.float32)
@@ -110,9 +110,7 @@ def split_leading(m: Tensor, gradient: Tensor, state: Tensor, group: Mapping[str
     return Leading(rest.mT, step.mT, u, state) if is_wide else Leading(rest, step, u, state)
 
 
-def join_leading(
-    d: Tensor, leading: Leading, length: float | None, group: Mapping[str, Any]
-) -> Tensor:
+def join_leading(d: Tensor, leading: Leading, length: float | None, group: Group) -> Tensor:
     """Return A + rest_weight * sqrt(rows * cols) * B / |B|_F, at the length of the directions.
 
     ``length`` is the length of the ball's directions; None: the length of B, or 1 where B is 0. The

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_fanions.optim.adapting import gather_moments, moment_key, splits_momentum
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.bases import State, basis_key, gather_bases
 from lit_fanions.optim.fused import apply_by_kernels, takes_kernels, update_by_kernels
 from lit_fanions.optim.matrices import (
@@ -37,7 +38,6 @@ from lit_fanions.optim.together import (
 )
 from lit_fanions.optim.update import (
     Batch,
-    Group,
     Piece,
     Solved,
     apply,
@@ -53,7 +53,7 @@ from lit_fanions.optim.update import (
 )
 
 
-def without_autocast(groups: Sequence[Mapping[str, Any]]) -> AbstractContextManager[Any]:
+def without_autocast(groups: Sequence[Group]) -> AbstractContextManager[Any]:
     """Return a context without autocast, which would round the products of rank-k solvers."""
     devices = {p.device for group in groups for p in group["params"]}
     for kind in {device.type for device in devices}:

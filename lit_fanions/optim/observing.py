@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.matrices import gather, inverse, to_matrices
 from lit_fanions.optim.update import Piece, Solved, observed_momentum
-
-Options = Mapping[str, Any]
 
 
 class Observation(NamedTuple):
@@ -37,7 +36,7 @@ class Observation(NamedTuple):
     """
 
     parameter: Tensor
-    group: Options
+    group: Group
     first: int
     gradient: Tensor
     momentum: Tensor
@@ -81,7 +80,7 @@ def shown_in_given_order(
 def observe_step(
     piece: Piece,
     solved: Sequence[Solved],
-    group: Options,
+    group: Group,
     step: Callable[[], None],
     observers: Sequence[Observer],
 ) -> None:

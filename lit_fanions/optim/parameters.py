@@ -19,14 +19,7 @@ from lit_fanions.optim.options import default_options
 from lit_fanions.optim.reporting import caller_level
 from lit_fanions.optim.split_table import Row, format_summary, format_table
 from lit_fanions.optim.step_sizes import step_size_factor
-from lit_fanions.optim.usage import (
-    DOUBTFUL,
-    Place,
-    classify,
-    matrix_form,
-    places,
-    shapes,
-)
+from lit_fanions.optim.usage import DOUBTFUL, Place, classify, matrix_form, places, shapes
 
 # The attribute by which a user tags a parameter: parameter.fanion_group = "embedding".
 TAG = "fanion_group"
@@ -115,9 +108,7 @@ def _warn_of_guesses(assignments: list[Assignment]) -> None:
 
 
 def _selected(
-    parameter: nn.Parameter,
-    owners: list[Place],
-    selectors: dict[str, tuple[list[str], list[str]]],
+    parameter: nn.Parameter, owners: list[Place], selectors: dict[str, tuple[list[str], list[str]]]
 ) -> tuple[str, str] | None:
     tag = getattr(parameter, TAG, None)
     if tag is not None:

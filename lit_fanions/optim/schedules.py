@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_fanions.checks import check_choice, real_number, whole_number
-from lit_fanions.optim.algorithms import Rank
+from lit_fanions.optim.algorithms import Group, Rank
 from lit_fanions.optim.effects import has_effect
 from lit_fanions.optim.groups import check_combination
 from lit_fanions.optim.options import CHECKS
@@ -168,7 +168,7 @@ _SCHEDULED: dict[str, Callable[..., Any]] = {
 }
 
 
-def changed_options(schedule: ScheduleConfig, group: Mapping[str, Any]) -> list[str]:
+def changed_options(schedule: ScheduleConfig, group: Group) -> list[str]:
     """Return the options of a group, beside lr, that its schedule changes."""
     return [
         name

@@ -8,7 +8,6 @@ its strip, and sums of blocks of k columns and of k x k Gram matrices travel, ne
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from lit_fanions.lmo.block_power import Products
 from lit_fanions.lmo.factorisations import orthonormal_shards
-from lit_fanions.optim.algorithms import oracle
+from lit_fanions.optim.algorithms import Group, oracle
 from lit_fanions.optim.exchange import AllGather, Field, Team, sum_over, team_of_group
 from lit_fanions.optim.matrices import chunk_bounds, is_distributed
 
@@ -43,7 +42,7 @@ class Strips(NamedTuple):
         return slice(*self.bounds[self.team.place])
 
 
-def strips_to_multiply(p: Tensor, group: Mapping[str, Any]) -> Strips | None:
+def strips_to_multiply(p: Tensor, group: Group) -> Strips | None:
     """Return the strips of a parameter whose direction is found by products with them.
 
     None for parameters that go to an owner: all but DTensors of two dimensions that are sharded
@@ -84,12 +83,7 @@ def _strips(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Any, ...]) ->
 
 
 def gains_by_products(
-    shape: torch.Size,
-    group: Mapping[str, Any],
-    dim: int,
-    shards: int,
-    ranks: int,
-    itemsize: int = 4,
+    shape: torch.Size, group: Group, dim: int, shards: int, ranks: int, itemsize: int = 4
 ) -> bool:
     """Return whether products with strips of a matrix cost less than sending it to an owner.
 
@@ -101,7 +95,7 @@ def gains_by_products(
     return received_by_products(shape, group, dim) + repeated < by_owners
 
 
-def repeated_flops(shape: torch.Size, group: Mapping[str, Any], dim: int) -> float:
+def repeated_flops(shape: torch.Size, group: Group, dim: int) -> float:
     """Return the operations on whole vectors that every rank repeats."""
     (rows, cols), solver = shape, oracle(group, *shape)
     width, passes = solver.basis_columns or 0, solver.case.settings.solver_steps or 1
@@ -110,7 +104,7 @@ def repeated_flops(shape: torch.Size, group: Mapping[str, Any], dim: int) -> flo
     return width**2 * (right * cols + (4.0 * passes * rows if dim == 1 else 0.0))
 
 
-def received_by_products(shape: torch.Size, group: Mapping[str, Any], dim: int) -> float:
+def received_by_products(shape: torch.Size, group: Group, dim: int) -> float:
     """Return the bytes that a rank receives for the direction of a matrix in strips.
 
     The true number is (ranks - 1) / ranks of it, as for ``received_by_owners``. A sum takes a
@@ -125,7 +119,7 @@ def received_by_products(shape: torch.Size, group: Mapping[str, Any], dim: int) 
 
 
 def received_by_owners(
-    shape: torch.Size, group: Mapping[str, Any], shards: int, ranks: int, itemsize: int = 4
+    shape: torch.Size, group: Group, shards: int, ranks: int, itemsize: int = 4
 ) -> float:
     """Return the bytes that a rank receives on average for a matrix that an owner solves."""
     rows, cols = shape
@@ -154,13 +148,6 @@ class StripProducts(Products):
         own = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float64)
         return sum_over(self.strips.team, own.square_()).sqrt_()
 
-    def strip(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return this rank's strips of left right, (count, rows, k) times (count, k, cols).
-
-        ``left`` has this rank's rows alone if the strips are of rows; ``right`` is whole.
-        """
-        raise NotImplementedError
-
 
 class RowStrips(StripProducts):
     """Strips of rows: vectors with an entry for each row lie on the ranks as the rows do."""
@@ -176,7 +163,7 @@ class RowStrips(StripProducts):
         return orthonormal_shards(w, self.strips.own, total, add)
 
     def strip(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return this rank's rows of left right."""
+        """Return this rank's rows of left right, of its rows of left and the whole of right."""
         return left @ right
 
 
@@ -204,13 +191,13 @@ class ColumnStrips(StripProducts):
         return whole
 
     def strip(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return this rank's columns of left right."""
+        """Return this rank's columns of left right, which are whole."""
         return left @ right[..., self.strips.own]
 
 
-def products_with(m: Tensor, strips: Strips) -> StripProducts:
+def products_with(m: Tensor, strips: Strips) -> RowStrips | ColumnStrips:
     """Return products with matrices of which this rank has the float32 strips m.
 
     The memory of m, (count, rows, cols), is overwritten.
     """
-    return (RowStrips if strips.dim == 0 else ColumnStrips)(m, strips)
+    return RowStrips(m, strips) if strips.dim == 0 else ColumnStrips(m, strips)

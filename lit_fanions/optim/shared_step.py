@@ -21,18 +21,8 @@ from lit_fanions.optim.adapting import is_moment, moment_key, moment_shape
 from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.bases import State, basis_key, is_basis
 from lit_fanions.optim.exchange import AllGather, AllToAll, Field
-from lit_fanions.optim.matrices import (
-    column_blocks,
-    from_matrices,
-    matrix_shapes,
-    to_matrices,
-)
-from lit_fanions.optim.matrix_step import (
-    apply_each,
-    share_of_stack,
-    solve_part,
-    stack_matrices,
-)
+from lit_fanions.optim.matrices import column_blocks, from_matrices, matrix_shapes, to_matrices
+from lit_fanions.optim.matrix_step import apply_each, share_of_stack, solve_part, stack_matrices
 from lit_fanions.optim.observing import Observer, observe_step
 from lit_fanions.optim.products_step import has_products_state, step_by_products
 from lit_fanions.optim.sharing import Region, Share

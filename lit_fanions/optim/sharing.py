@@ -16,7 +16,7 @@ import functools
 import heapq
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lit_fanions.lmo.costs import product_flops
 from lit_fanions.optim.adapting import splits_momentum
-from lit_fanions.optim.algorithms import is_entrywise, oracle
+from lit_fanions.optim.algorithms import Group, is_entrywise, oracle
 from lit_fanions.optim.bases import keeps_bases
 from lit_fanions.optim.exchange import Team, team_of_group
 from lit_fanions.optim.groups import named_parameters
@@ -61,7 +61,7 @@ def assign_owners(
     return owners
 
 
-def solve_flops(shape: torch.Size, group: Mapping[str, Any]) -> float:
+def solve_flops(shape: torch.Size, group: Group) -> float:
     """Return the operations of the matrix products that solve the matrices of a parameter."""
     total = 0.0
     for count, rows, cols in matrix_shapes(shape, group["layout"], group["splits"]):
@@ -71,7 +71,7 @@ def solve_flops(shape: torch.Size, group: Mapping[str, Any]) -> float:
     return total
 
 
-def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
+def format_owners(groups: Iterable[Group], ranks: int) -> str:
     """Return which of some ranks that replicate parameters solves which of them, a line each."""
     shared = {
         name: (p.shape, solve_flops(p.shape, group))
@@ -100,7 +100,7 @@ def format_owners(groups: Iterable[Mapping[str, Any]], ranks: int) -> str:
     return "\n".join(lines)
 
 
-def _is_shared(group: Mapping[str, Any]) -> bool:
+def _is_shared(group: Group) -> bool:
     """Return whether the matrices of a group may be solved by one rank each.
 
     Not where the owner would need the gradients beside the momenta.
@@ -110,7 +110,7 @@ def _is_shared(group: Mapping[str, Any]) -> bool:
     )
 
 
-def is_worth_sending(shape: torch.Size, group: Mapping[str, Any]) -> bool:
+def is_worth_sending(shape: torch.Size, group: Group) -> bool:
     """Return whether ranks that replicate a parameter gain by solving it once."""
     return solve_flops(shape, group) >= _WORTH_SENDING * shape.numel() > 0
 
@@ -270,7 +270,7 @@ class Share(NamedTuple):
 
 
 def plan_shares(
-    groups: Iterable[Mapping[str, Any]], replicas: Team | None, observed: bool = False
+    groups: Iterable[Group], replicas: Team | None, observed: bool = False
 ) -> dict[Tensor, Share]:
     """Return who solves each parameter that is not solved by every rank.
 
@@ -310,7 +310,7 @@ def plan_shares(
 # Agreement.
 
 
-def check_agreement(groups: Iterable[Mapping[str, Any]], replicas: Team | None) -> None:
+def check_agreement(groups: Iterable[Group], replicas: Team | None) -> None:
     """Raise on all ranks where they differ in which gradients there are, or in a seed.
 
     A rank without a gradient would leave the others waiting in a collective. Bases drawn with
@@ -318,7 +318,7 @@ def check_agreement(groups: Iterable[Mapping[str, Any]], replicas: Team | None) 
     travel between the hosts, so that no device is waited for. ``replicas`` are the ranks that
     replicate the parameters; None: they share DTensors alone.
     """
-    parties: dict[Team, list[tuple[str, Tensor, Mapping[str, Any]]]] = {}
+    parties: dict[Team, list[tuple[str, Tensor, Group]]] = {}
     for group in groups:
         sharing = replicas if group.get("share_work") else None
         for name, p in named_parameters(group):

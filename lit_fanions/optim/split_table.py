@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from lit_fanions.optim.usage import DOUBTFUL
 
-__all__ = ["Row", "format_summary", "format_table"]
-
 _WIDTH = 120  # columns, at which logs and terminals still show a line whole
 _LINES = 20  # of a table that needs no summary
 _REASONS = 3  # in the line of a group

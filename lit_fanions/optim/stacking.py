@@ -7,8 +7,8 @@ shares out the products of a batch between its threads.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_fanions.lmo import Oracle
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import splits_momentum
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.matrices import is_distributed, matrix_shapes, to_matrices
 
 # Entries of the matrices in a batch.
@@ -23,14 +24,14 @@ _STACK_ENTRIES = 2**26
 _CPU_STACK_ENTRIES = 5 * 2**20
 
 
-def stack_entries(group: Mapping[str, Any], device: torch.device) -> int:
+def stack_entries(group: Group, device: torch.device) -> int:
     """Return the most entries of matrices of a group that are solved together on a device."""
     if group["stack_entries"] is not None:
         return int(group["stack_entries"])
     return _CPU_STACK_ENTRIES if device.type == "cpu" else _STACK_ENTRIES
 
 
-def takes_unit(oracle: Oracle, group: Mapping[str, Any]) -> bool:
+def takes_unit(oracle: Oracle, group: Group) -> bool:
     """Return whether an oracle gets its matrices normalised.
 
     Not with error feedback or a transform that splits the momentum, which need it as it is.
@@ -53,7 +54,7 @@ def in_batches(
     return list(itertools.chain.from_iterable(alike.values()))
 
 
-def stacks(parameters: Iterable[Tensor], group: Mapping[str, Any]) -> list[list[Tensor]]:
+def stacks(parameters: Iterable[Tensor], group: Group) -> list[list[Tensor]]:
     """Return parameters of one shape, dtype and device, as many as may be solved together."""
 
     def fits(p: Tensor, count: int) -> bool:
@@ -76,7 +77,7 @@ class Slice(NamedTuple):
     first: int  # place of the first of them among all matrices of the parameter
 
 
-def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]:
+def slices(p: Tensor, momentum: Tensor, group: Group) -> list[Slice]:
     """Return slices of a parameter that has more matrices than may be solved together.
 
     Empty where one slice would be all, or where matrices are no views of the tensors, so that the
@@ -101,7 +102,7 @@ def slices(p: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> list[Slice]
     return found
 
 
-def _has_views(x: Tensor, group: Mapping[str, Any]) -> bool:
+def _has_views(x: Tensor, group: Group) -> bool:
     parts = to_matrices(x, group["layout"], group["splits"])
     return all(share_memory(part, x) for part in parts)
 

@@ -13,8 +13,8 @@ Which matrices are stepped together, and with which state, is in ``matrix_step``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,19 +22,12 @@ from torch import Tensor
 from lit_fanions.lmo import Oracle, frobenius_norm, polar_dtype, scaling
 from lit_fanions.optim import algorithms
 from lit_fanions.optim.adapting import adapt
+from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.bases import State, next_basis
 from lit_fanions.optim.leading import join_leading, split_leading
-from lit_fanions.optim.matrices import (
-    column_blocks,
-    is_distributed,
-    local,
-    local_grad,
-    to_matrices,
-)
+from lit_fanions.optim.matrices import column_blocks, is_distributed, local, local_grad, to_matrices
 from lit_fanions.optim.stacking import stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
-
-Group = Mapping[str, Any]
 
 
 class Piece(NamedTuple):
@@ -216,10 +209,7 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def size_factor(
-    d: Tensor,
-    oracle: Oracle,
-    group: Group,
-    norm_of: Callable[[Tensor], Tensor] = frobenius_norm,
+    d: Tensor, oracle: Oracle, group: Group, norm_of: Callable[[Tensor], Tensor] = frobenius_norm
 ) -> Tensor | float:
     """Return the step-size factor of directions (matrices, rows, cols), or of strips of them.
 

@@ -251,9 +251,7 @@ def _stack(parameter: nn.Parameter, owner: nn.Module, name: str) -> Rule:
     is_fused = count == 3 and FUSED.fullmatch(name.lower()) is not None
     sure = is_fused or count in declared or bool(biases) or "expert" in f"{kind}.{name}".lower()
     orientation = _orientation(parameter, owner, name) or _orientation_by_pair(parameter, owner)
-    layout = "batch"
-    if orientation == "in x out":
-        layout = "batch_transposed"
+    layout = "batch_transposed" if orientation == "in x out" else "batch"
     square = parameter.shape[1] == parameter.shape[2]
     sure = sure and (square or orientation is not None)
     form = "" if square else f"{orientation or 'out x in'} "
