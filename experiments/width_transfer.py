@@ -122,7 +122,7 @@ def coordinates(options: argparse.Namespace) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     rows = []
-    for rule in RULES:
+    for rule in options.rules:
         changes = {}
         for width in options.widths:
             seed_everything(options.seed, verbose=False)
@@ -160,8 +160,8 @@ def validation_loss(module: Any, options: argparse.Namespace) -> float:
 def _losses(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from lightning.pytorch import seed_everything
 
-    progress = Progress(len(RULES) * len(options.widths) * len(options.factors))
-    for rule in RULES:
+    progress = Progress(len(options.rules) * len(options.widths) * len(options.factors))
+    for rule in options.rules:
         for width in options.widths:
             for factor in options.factors:
                 seed_everything(options.seed, verbose=False)
@@ -176,7 +176,7 @@ def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train at all widths and factors, and print the losses and each width's best factor."""
     found = list(_losses(options))
     rows = []
-    for rule in RULES:
+    for rule in options.rules:
         for width in options.widths:
             own = [each for each in found if (each["rule"], each["width"]) == (rule, width)]
             best = min(own, key=lambda each: each["loss"])
@@ -203,6 +203,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=race.whole, metavar="N", help="default: 4, or 300 to sweep")
     factors = [2.0**n for n in range(-3, 4)]
     parser.add_argument("--factors", type=race.positive, nargs="+", default=factors, metavar="X")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="default: both")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the numbers")
     options = parser.parse_args(args)

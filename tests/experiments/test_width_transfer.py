@@ -30,6 +30,9 @@ def test_sweep_shows_the_best_factor_of_each_width(tmp_path, capsys, monkeypatch
     assert width_transfer.main(["sweep", "--widths", "32", "64", "--factors", "0.5", "1", "2"]) == 0
     table = capsys.readouterr().out.splitlines()[-4:]
     assert [line.split()[-1] for line in table] == ["1"] * 4
+    given = ["sweep", "--widths", "32", "--factors", "1", "2", "--rules", "transferred"]
+    assert width_transfer.main(given) == 0
+    assert "as given" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
