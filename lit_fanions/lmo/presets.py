@@ -18,7 +18,7 @@ class _Preset(NamedTuple):
     steps: int
     repeats: bool  # whether its last row may be repeated past the end of the table
     margin: float = 1.0  # the input is divided by this as well, against rounding
-    rescales: bool = False  # whether x is divided by |x x^T|_F^(1/2), a closer bound than |x|_F
+    rescales: bool = False  # whether x is divided by |x x^T|_F^(1/2) too (arXiv 2506.10935)
 
 
 def _safe(rows: tuple[Row, ...], margin: float) -> tuple[Row, ...]:
@@ -26,6 +26,21 @@ def _safe(rows: tuple[Row, ...], margin: float) -> tuple[Row, ...]:
     return tuple((a / margin, b / margin**3, c / margin**5) for a, b, c in rows)
 
 
+# The published seventh row is that of the limit but for rounding.
+_POLAR_EXPRESS = (
+    *_safe(
+        (
+            (8.28721201814563, -23.595886519098837, 17.300387312530933),
+            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+            (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        ),
+        1.01,
+    ),
+    (1.875, -1.25, 0.375),
+)
 _PRESETS: dict[str, _Preset] = {
     "jordan": _Preset(
         "K. Jordan et al., Muon (2024): fast at first, singular values end between .7 and 1.2",
@@ -46,23 +61,9 @@ _PRESETS: dict[str, _Preset] = {
         5,
         False,
     ),
-    # The published seventh row is that of the limit but for rounding.
     "polar_express": _Preset(
         "arXiv 2505.16932: minimax optimal for singular values from 1e-3 to 1",
-        (
-            *_safe(
-                (
-                    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-                    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-                    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-                    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-                    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-                    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-                ),
-                1.01,
-            ),
-            (1.875, -1.25, 0.375),
-        ),
+        _POLAR_EXPRESS,
         6,
         True,
         1.01,
@@ -86,20 +87,11 @@ _PRESETS: dict[str, _Preset] = {
         True,
         1.02,
     ),
-    # The bound is Gelfand's formula (arXiv 2506.10935), the polynomials are those of 2505.16932.
     "fast": _Preset(
-        "minimax after division by ‖M Mᵀ‖_F^½, a closer bound than ‖M‖_F",
-        _safe(
-            (
-                (8.298703491437522, -24.430498148217666, 18.090304193078694),
-                (3.9152209604606223, -2.921130232183528, 0.5592232598130896),
-                (3.1746036570557705, -2.380432833895443, 0.49782639351990976),
-                (2.1894628397935554, -1.5672206834558324, 0.40788715799558045),
-            ),
-            1.01,
-        ),
+        "those of polar_express after division by ‖M Mᵀ‖_F^½, a closer bound than ‖M‖_F",
+        _POLAR_EXPRESS,
         4,
-        False,
+        True,
         1.01,
         rescales=True,
     ),
