@@ -114,9 +114,10 @@ class CoordinateNorm(Norm):
 
     vector: VectorNorm
     coordinates: Coordinates = staticmethod(singular_values)
+    _argument = ""  # of the constructor
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({self._argument})"
 
     def value(self, x: Tensor) -> Tensor:
         return self.vector.value(self.coordinates(x)[0])
@@ -164,10 +165,7 @@ class KyFan(CoordinateNorm):
 
     def __init__(self, k: int) -> None:
         self.k = whole_number("k", k)
-        self.vector = TopSum(k)
-
-    def __repr__(self) -> str:
-        return f"KyFan({self.k})"
+        self.vector, self._argument = TopSum(k), str(k)
 
 
 class KyFanDual(CoordinateNorm):
@@ -184,10 +182,7 @@ class KyFanDual(CoordinateNorm):
 
     def __init__(self, k: int) -> None:
         self.k = whole_number("k", k)
-        self.vector = TopSumDual(k)
-
-    def __repr__(self) -> str:
-        return f"KyFanDual({self.k})"
+        self.vector, self._argument = TopSumDual(k), str(k)
 
 
 class Schatten(CoordinateNorm):
@@ -206,9 +201,7 @@ class Schatten(CoordinateNorm):
     def __init__(self, p: float) -> None:
         self.p = exponent("p", p)
         self.vector = {1.0: TopSumDual(1), math.inf: Largest()}.get(self.p) or Power(self.p)
-
-    def __repr__(self) -> str:
-        return f"Schatten({self.p:g})"
+        self._argument = f"{self.p:g}"
 
 
 class MaxEntry(CoordinateNorm):

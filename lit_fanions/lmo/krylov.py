@@ -212,13 +212,12 @@ class _Space:
             rows = scattered_rows(fresh, cols, start, index=1).expand(*batch, -1, -1)
             self.v[..., width : width + fresh, :], _ = rows_outside(rows, self.v[..., :width, :])
         self.done, self.ready, self.products = 0, self.width, 0
-        self.scale: Tensor | None = None
 
     def multiply(self) -> None:
         """Multiply the next block by m and by m^T; what is outside the basis follows it."""
         block, new = slice(self.done, self.ready), self.ready - self.done
         left = (self.v[..., block, :].to(self.m.dtype) @ self.m.mT).to(self.dtype)
-        if self.scale is None:
+        if not self.products:
             # From the block, because the largest entry of the matrix would take a copy of it.
             peak = largest_entry(left)
             self.broken = ~peak.isfinite()
@@ -231,7 +230,6 @@ class _Space:
         z = (left.to(self.m.dtype) @ self.m).to(self.dtype) * self.scale
         z = torch.where(self.broken, 0, z)
         fresh, self._coupling = rows_outside(z, self.v[..., : self.ready, :])
-        self._last = new
         self.products += 2 * new
         self.done = self.ready
         self._append(fresh)
@@ -262,7 +260,6 @@ class _Space:
         u = completed((best @ self.w[..., :n, :]).to(self.dtype), s)
         vh = best.to(self.dtype) @ self.v[..., :n, :]
         s = s.to(self.dtype)
-        assert self.scale is not None
         lengths = s[..., :k, None]
         right = (u[..., :k, :].to(self.m.dtype) @ self.m).to(self.dtype) * self.scale
         left = (vh[..., :k, :].to(self.m.dtype) @ self.m.mT).to(self.dtype) * self.scale

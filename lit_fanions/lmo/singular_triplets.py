@@ -29,13 +29,13 @@ _EXACT_PART = 4
 
 
 class _Task(NamedTuple):
-    """What a solver is asked for: k triplets, from a start block (batch, cols, width) or none.
+    """What a solver is asked for: k triplets, from a block (batch, cols, width) if it starts so.
 
     ``cold``: whether the block is random; ``steps``: block iterations, or most restarts.
     """
 
     k: int
-    start: Tensor | None
+    start: Tensor
     cold: bool
     steps: int
     goal: Goal
@@ -73,7 +73,6 @@ def _solve_by_cupy(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _solve_by_lanczos(x: Tensor, task: _Task) -> Lanczos:
-    assert task.start is not None
     fast = fast_dtype(x.device, x.dtype)
     coarse = fast if fast != x.dtype and min(x.shape[-2:]) >= _COARSE_SIZE else None
     return lanczos(
@@ -83,12 +82,10 @@ def _solve_by_lanczos(x: Tensor, task: _Task) -> Lanczos:
 
 
 def _solve_by_power(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
-    assert task.start is not None
     return subspace(x, task.start, iterations=task.steps)
 
 
 def _solve_by_polar(x: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
-    assert task.start is not None
     return polar_block(x, task.start[..., : task.k], iterations=task.steps)
 
 
@@ -313,7 +310,7 @@ def _task(
     cold = warm_start is None or not entry.warm
     x = m.reshape(-1, rows, cols)
     x = x if x.dtype == torch.float64 else x.float()
-    start = None
+    start = x.new_empty(0)
     if entry.width is not None:
         if cold:
             width = entry.width(k, min(rows, cols), settings.oversampling)

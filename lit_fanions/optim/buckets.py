@@ -30,7 +30,6 @@ class Bucket:
     """States of small parameters as views of a few tensors, and room for a copy of the weights.
 
     Attributes:
-        parameters: The parameters.
         places: Place of the parameter that each entry belongs to, (entries,), int32.
         rows: Room for the weights, then the moments, (1 + kinds, entries).
         weights: Views of the first row.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +17,7 @@ from lit_fanions.optim.adapting import gather_moments, moment_key, splits_moment
 from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.bases import State, basis_key, gather_bases
 from lit_fanions.optim.fused import apply_by_kernels, takes_kernels, update_by_kernels
-from lit_fanions.optim.matrices import (
-    column_blocks,
-    from_matrices,
-    gather,
-    is_distributed,
-    scatter,
-    to_matrices,
-)
+from lit_fanions.optim.matrices import column_blocks, gather, to_matrices
 from lit_fanions.optim.observing import Observation, Observer, observe_step, shown_in_given_order
 from lit_fanions.optim.stacking import Slice, share_memory, slices, stacked, stacks
 from lit_fanions.optim.together import (
@@ -40,13 +32,10 @@ from lit_fanions.optim.update import (
     Batch,
     Piece,
     Solved,
-    apply,
     dtype_of_n,
     find_oracle,
     make_batch,
     normalised,
-    renormalise,
-    renormalises,
     solve,
     update_momentum,
     usable_gradient,
@@ -152,11 +141,8 @@ def _step_stack(
         update, apply_all = _update_each, _apply_each
     batches = update(pieces, group)
     on_cpu = pieces[0].weight.device.type == "cpu"
-    solved, scaled = [], bool(observers) or on_cpu or len(batches) > 1
-    for part in range(len(batches)):
-        batch = batches.pop(0)  # which frees its memory
-        solved.append(solve_part(pieces, part, batch, group, scaled))
-        del batch
+    scaled = bool(observers) or on_cpu or len(batches) > 1
+    solved = solve_parts(pieces, batches, group, scaled)
     if observers:
         _apply_each(pieces, solved, group, observers)
     else:
@@ -171,7 +157,7 @@ def _apply_each(
 ) -> None:
     for i, piece in enumerate(pieces):
         own = [share_of_stack(answer, i, len(pieces)) for answer in solved]
-        observe_step(piece, own, group, partial(apply_each, piece, own, group), observers)
+        observe_step(piece, own, group, observers)
 
 
 def _update_each(pieces: Sequence[Piece], group: Group) -> list[Batch]:
@@ -208,8 +194,16 @@ def stack_matrices(ns: Iterable[Tensor], count: int, group: Group) -> list[Batch
     return [Batch(m.flatten(0, 1), *find_oracle(m, group), overwrite=True) for m in stacked]
 
 
-def solve_part(
-    pieces: Sequence[Piece], part: int, batch: Batch, group: Group, scaled: bool = True
+def solve_parts(
+    pieces: Sequence[Piece], batches: list[Batch], group: Group, scaled: bool = True
+) -> list[Solved]:
+    """Solve the batch of each part and free its memory before the next one."""
+    parts = range(len(batches))
+    return [_solve_part(pieces, part, batches.pop(0), group, scaled) for part in parts]
+
+
+def _solve_part(
+    pieces: Sequence[Piece], part: int, batch: Batch, group: Group, scaled: bool
 ) -> Solved:
     """Return the directions of a batch and store what its solver and its transform leave."""
     states = [piece.state for piece in pieces]
@@ -248,21 +242,3 @@ def share_of_stack(solved: Solved, i: int, count: int) -> Solved:
         None if captured is None else captured.chunk(count)[i],
         rest=solved.rest,
     )
-
-
-def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
-    """Apply the directions of all matrices of a piece to this rank's shard of it."""
-    layout, splits, like = group["layout"], group["splits"], piece.parameter
-    shape = like.shape if is_distributed(like) else piece.weight.shape
-
-    def shard(parts: list[Tensor]) -> Tensor:
-        return scatter(from_matrices(parts, shape, layout, splits), like)
-
-    if renormalises(group):
-        matrices = to_matrices(gather(piece.weight, like), layout, splits)
-        renormalise(matrices, piece.finite, group)
-        if not share_memory(matrices[0], piece.weight):
-            piece.weight.copy_(shard(matrices))
-    captured = [answer.captured for answer in solved if answer.captured is not None]
-    step = shard([answer.direction for answer in solved])
-    apply(piece, step, shard(captured) if captured else None, group, solved[0].rest)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.matrices import gather, inverse, to_matrices
-from lit_fanions.optim.update import Piece, Solved, observed_momentum
+from lit_fanions.optim.update import Piece, Solved, apply_each, observed_momentum
 
 
 class Observation(NamedTuple):
@@ -78,18 +78,14 @@ def shown_in_given_order(
 
 
 def observe_step(
-    piece: Piece,
-    solved: Sequence[Solved],
-    group: Group,
-    step: Callable[[], None],
-    observers: Sequence[Observer],
+    piece: Piece, solved: Sequence[Solved], group: Group, observers: Sequence[Observer]
 ) -> None:
-    """Step a piece and show the observers its matrices, whole, a batch of ``to_matrices`` a call.
+    """Apply directions to a piece, whose momentum has been updated.
 
-    The momentum of the piece has been updated; ``step`` applies the solved directions to it.
+    Observers are shown its matrices, whole, a batch of ``to_matrices`` a call.
     """
     if not observers:
-        step()
+        apply_each(piece, solved, group)
         return
 
     def matrices(shard: Tensor) -> list[Tensor]:
@@ -99,7 +95,7 @@ def observe_step(
     captured = [None if x.captured is None else x.captured.clone() for x in solved]
     momenta = matrices(observed_momentum(piece, group))
     gradients, before = matrices(piece.gradient), matrices(piece.weight.clone())
-    step()
+    apply_each(piece, solved, group)
     first = 0
     for i, (after, answer) in enumerate(zip(matrices(piece.weight), solved, strict=True)):
         observation = Observation(

@@ -22,7 +22,7 @@ from lit_fanions.optim.algorithms import oracle
 from lit_fanions.optim.bases import State, basis_key, is_basis
 from lit_fanions.optim.exchange import AllGather, AllToAll, Field
 from lit_fanions.optim.matrices import column_blocks, from_matrices, matrix_shapes, to_matrices
-from lit_fanions.optim.matrix_step import apply_each, share_of_stack, solve_part, stack_matrices
+from lit_fanions.optim.matrix_step import share_of_stack, solve_parts, stack_matrices
 from lit_fanions.optim.observing import Observer, observe_step
 from lit_fanions.optim.products_step import has_products_state, step_by_products
 from lit_fanions.optim.sharing import Region, Share
@@ -180,9 +180,7 @@ class _Job:
         group, pieces = self.group, [self.pieces[i] for i in own]
         batches = stack_matrices(ns, len(own), group)
         ns.clear()
-        solved = []
-        for part in range(len(batches)):
-            solved.append(solve_part(pieces, part, batches.pop(0), group))  # pop frees its memory
+        solved = solve_parts(pieces, batches, group)
         answers: dict[int, _Answer] = {}
         for place, (i, piece) in enumerate(zip(own, pieces, strict=True)):
             parts = [share_of_stack(answer, place, len(own)) for answer in solved]
@@ -233,8 +231,7 @@ class _Job:
             Solved(d, answer.get(f"factor{part}", _static_factor(d.shape, group)), c)
             for part, (d, c) in enumerate(zip_longest(directions, captures))
         ]
-        own = functools.partial(apply_each, piece, solved, group)
-        observe_step(piece, solved, group, own, self.observers)
+        observe_step(piece, solved, group, self.observers)
 
 
 def _is_stored(key: str) -> bool:

@@ -25,8 +25,17 @@ from lit_fanions.optim.adapting import adapt
 from lit_fanions.optim.algorithms import Group
 from lit_fanions.optim.bases import State, next_basis
 from lit_fanions.optim.leading import join_leading, split_leading
-from lit_fanions.optim.matrices import column_blocks, is_distributed, local, local_grad, to_matrices
-from lit_fanions.optim.stacking import stack_entries, takes_unit
+from lit_fanions.optim.matrices import (
+    column_blocks,
+    from_matrices,
+    gather,
+    is_distributed,
+    local,
+    local_grad,
+    scatter,
+    to_matrices,
+)
+from lit_fanions.optim.stacking import share_memory, stack_entries, takes_unit
 from lit_fanions.optim.step_sizes import MATCHED_RMS, step_size_factor
 
 
@@ -244,6 +253,24 @@ def renormalise(matrices: Sequence[Tensor], finite: Tensor, group: Group) -> Non
         on_cpu = m.device.type == "cpu"
         factor = length / norm if on_cpu else torch.tensor(length, device="cpu").div(norm)
         m.mul_(factor.nan_to_num_(nan=1.0, posinf=1.0))
+
+
+def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
+    """Apply the directions of all matrices of a piece to this rank's shard of it."""
+    layout, splits, like = group["layout"], group["splits"], piece.parameter
+    shape = like.shape if is_distributed(like) else piece.weight.shape
+
+    def shard(parts: list[Tensor]) -> Tensor:
+        return scatter(from_matrices(parts, shape, layout, splits), like)
+
+    if renormalises(group):
+        matrices = to_matrices(gather(piece.weight, like), layout, splits)
+        renormalise(matrices, piece.finite, group)
+        if not share_memory(matrices[0], piece.weight):
+            piece.weight.copy_(shard(matrices))
+    captured = [answer.captured for answer in solved if answer.captured is not None]
+    step = shard([answer.direction for answer in solved])
+    apply(piece, step, shard(captured) if captured else None, group, solved[0].rest)
 
 
 def apply(
