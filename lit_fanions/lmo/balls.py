@@ -246,15 +246,10 @@ def _ky_fan(s: Spectrum, x: Tensor, case: Case) -> Tensor:
     return spectra.nuclear(s) if case.k >= case.limit else spectra.ky_fan(s, case.k)
 
 
-# Operations.
-
-
 def _fanion_flops(k: int, case: Case) -> float:
     full = k >= case.limit
     return polar_flops(case) if full else triplets_flops(k, case) + product_flops(k, case)
 
-
-# Balls.
 
 BALLS: dict[str, Ball] = {
     "frobenius": Ball(

@@ -142,8 +142,7 @@ def _scheduled_lrs(own: Sequence[Group], saved: Sequence[Group]) -> list[Any]:
         float(group["lr"]) / float(group["initial_lr"]) if group.get("initial_lr") else 1.0
         for group in saved
     ]
-    names = [group.get("name") for group in saved]
-    if names == [group["name"] for group in own]:
+    if [group.get("name") for group in saved] == [group["name"] for group in own]:
         new = ratios
     elif ratios and max(ratios) - min(ratios) <= 1e-6 * max(ratios):
         new = ratios[:1] * len(own)

@@ -246,11 +246,6 @@ def gather(shard: Tensor, like: Tensor) -> Tensor:
     ).full_tensor()
 
 
-def scatter(whole: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's shard, placed as ``like``, of a tensor that every rank has."""
-    return local(placed_as(whole, like))
-
-
 def placed_as(x: Tensor, like: Tensor) -> Tensor:
     """Return a tensor, whole on every rank or a DTensor of any placement, placed as ``like``."""
     if is_distributed(x):

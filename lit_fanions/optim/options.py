@@ -14,6 +14,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -49,14 +50,6 @@ def _lr(name: str, value: Any) -> Any:
     real_number(name, value.item(), 0.0)
     # torch's schedulers change such an lr in place: each group gets a copy of its own.
     return value.detach().clone().reshape(())
-
-
-def _number(**bounds: float) -> _Check:
-    return lambda name, value: real_number(name, value, **bounds)
-
-
-def _whole(least: int, most: float = float("inf")) -> _Check:
-    return lambda name, value: whole_number(name, value, least, most)
 
 
 def _rank(name: str, value: Any) -> Any:
@@ -128,7 +121,7 @@ class GroupOptions:
     momentum: float | None = _option(
         "Weight of the old momentum in the new, in [0, 1); beta1 of adamw. Default: .95, and .9 "
         "for adamw and sgd.",
-        _number(least=0.0, below=1.0),
+        partial(real_number, least=0.0, below=1.0),
         matrix=0.95,
         adamw=0.9,
         sgd=0.9,
@@ -143,7 +136,7 @@ class GroupOptions:
         "Decay and step of float16 and bfloat16 weights are rounded together: entries stay where "
         "their sum is below half the spacing of the weight's numbers. That of the constructor is "
         "for groups of any algorithm. Default: 0.",
-        _number(least=0.0), matrix=0.0, adamw=0.0, sgd=0.0,
+        partial(real_number, least=0.0), matrix=0.0, adamw=0.0, sgd=0.0,
     )  # fmt: skip
     cautious_decay: bool | None = _option(
         "Decay only entries that the step moves towards 0 or not at all (cautious weight decay, "
@@ -153,13 +146,13 @@ class GroupOptions:
     )
     beta2: float | None = _option(
         "Decay of the second moment of adamw (default: .999) and of adapt (.95), in [0, 1).",
-        _number(least=0.0, below=1.0),
+        partial(real_number, least=0.0, below=1.0),
         matrix=0.95,
         adamw=0.999,
     )
     eps: float | None = _option(
         "Added to the denominator of adamw and of adapt. Default: 1e-8.",
-        _number(least=0.0),
+        partial(real_number, least=0.0),
         matrix=1e-8,
         adamw=1e-8,
     )
@@ -173,7 +166,7 @@ class GroupOptions:
     alpha: float | None = _option(
         "Weight of the direction in a blend, 1 - alpha for the partner. Outside [0, 1] there is no "
         "norm ball: allowed, with one warning. Default: 1, .5 for f_ and s_.",
-        _number(),
+        real_number,
         matrix=1.0,
     )
     blend: str | None = _option(
@@ -184,7 +177,8 @@ class GroupOptions:
     )
     sign_scale: float | None = _option(
         "Size of the entries of the sign direction. Default: 1 for signum, 1 / sqrt(rows * cols) "
-        "for a partner, which is then as long as that of nsgd.", _number(above=0.0), matrix=None,
+        "for a partner, which is then as long as that of nsgd.",
+        partial(real_number, above=0.0), matrix=None,
     )  # fmt: skip
     p: float | None = _option(
         "Exponent of the Schatten ball: 1 neon, 2 nsgd, .inf muon. Default 3.", exponent, matrix=3.0
@@ -194,7 +188,7 @@ class GroupOptions:
     )
     polar_steps: int | None = _option(
         "Steps of the solver for full rank. Default: the method's own number.",
-        _whole(1, _MOST_POLAR_STEPS),
+        partial(whole_number, least=1, most=_MOST_POLAR_STEPS),
         matrix=None,
     )
     solver: str | None = _option(
@@ -204,13 +198,13 @@ class GroupOptions:
     )
     solver_steps: int | None = _option(
         "Steps of the solver for rank k. Default: the solver's own number, one for subspace.",
-        _whole(1, _MOST_SOLVER_STEPS),
+        partial(whole_number, least=1, most=_MOST_SOLVER_STEPS),
         matrix=None,
     )
     oversampling: int | None = _option(
         "Columns of the basis of the rank-k solver beyond the rank. The basis, (in, columns) for "
         f"each matrix, is part of the state. Default: {OVERSAMPLING}.",
-        _whole(0),
+        partial(whole_number, least=0),
         matrix=OVERSAMPLING,
     )
     stack_entries: int | None = _option(
@@ -218,7 +212,7 @@ class GroupOptions:
         "the memory of a step: up to three times theirs in float32, four for blends, kyfan and "
         "large ranks, five for dion, ten for polar=exact. A larger matrix is solved alone. "
         "Default: 2**26, and 5 * 2**20 on CPUs.",
-        _whole(0, 2**63 - 1),
+        partial(whole_number, least=0, most=2**63 - 1),
         matrix=None,
     )
     scale: str | None = _option(
@@ -236,13 +230,13 @@ class GroupOptions:
     )  # fmt: skip
     adapt_rank: int | None = _option(
         "Dimension of the subspace of adapt leading, clamped to the matrix. Default: 64.",
-        _whole(1),
+        whole_number,
         matrix=64,
     )
     rest_weight: float | None = _option(
         "RMS of the ball's direction outside the subspace of adapt leading, over that of Adam's "
         "step inside (gamma). Default: .1.",
-        _number(least=0.0), matrix=0.1,
+        partial(real_number, least=0.0), matrix=0.1,
     )  # fmt: skip
     renormalize: bool | None = _option(
         "Scale the weight to Frobenius norm sqrt(out) before each step. Default: off.",
@@ -306,7 +300,7 @@ class GroupOptions:
     seed: int | None = _option(
         "Seed of the random starts of rank-k solvers, which become part of the state. Default: "
         "that of seed_everything, 0 without one.",
-        _whole(0, 2**63 - 1),
+        partial(whole_number, least=0, most=2**63 - 1),
         matrix=None,
     )  # fmt: skip
 

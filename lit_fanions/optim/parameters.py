@@ -14,11 +14,11 @@ from lit_fanions.optim.algorithms import describe_step, is_entrywise, oracle
 from lit_fanions.optim.attention import find_attention_heads
 from lit_fanions.optim.groups import resolve_heads
 from lit_fanions.optim.heads import find_heads, is_adapter
-from lit_fanions.optim.matrices import column_blocks, shape_text
+from lit_fanions.optim.matrices import shape_text
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.reporting import caller_level
 from lit_fanions.optim.split_table import Row, format_summary, format_table
-from lit_fanions.optim.step_sizes import step_size_factor
+from lit_fanions.optim.update import static_factor
 from lit_fanions.optim.usage import DOUBTFUL, Place, classify, matrix_form, places, shapes
 
 # The attribute by which a user tags a parameter: parameter.fanion_group = "embedding".
@@ -233,6 +233,5 @@ def _radii(parameter: Tensor, options: dict[str, Any]) -> Iterator[str]:
     if is_entrywise(options["algorithm"]) or not parameter.numel():
         return
     for _, rows, cols in shapes(parameter, options):
-        length = oracle(options, rows, cols).length
-        factor = step_size_factor(options["scale"], rows, cols, length, column_blocks(options))
+        factor = static_factor(oracle(options, rows, cols), options)
         yield "~" if factor is None else f"{float(options['lr']) * factor:.4g}"

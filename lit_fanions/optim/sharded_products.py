@@ -2,7 +2,7 @@
 
 A direction U_k V_k^T from a warm basis takes products with the matrix alone. Each rank multiplies
 its strip, and sums of blocks of k columns and of k x k Gram matrices travel, never a matrix:
-``products_step`` has the step. Other matrices go to an owner (``sharing``).
+``shared_step`` has the step. Other matrices go to an owner (``sharing``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The step of parameters whose matrices are shared out to ranks: each solves what it owns.
 
-The formula is that of ``update`` and the solving that of ``matrix_step``. A stack of parameters of
+The formula is that of ``update`` and the solving that of ``matrix_step``. Matrices in strips are
+solved by products with the strips, and have no owner. A stack of all other of parameters of
 one shape takes three stages: momenta are updated and shards of them sent to the owners; owners
 solve and send directions; all apply them. The directions of a stack travel while the next one is
 solved, so that a rank which owns nothing in one stack works on the next.
@@ -17,22 +18,31 @@ import torch
 from torch import Tensor
 
 from lit_fanions.lmo import polar_dtype
+from lit_fanions.lmo.singular_triplets import rescaled
 from lit_fanions.optim.adapting import is_moment, moment_key, moment_shape
 from lit_fanions.optim.algorithms import oracle
-from lit_fanions.optim.bases import State, basis_key, is_basis
+from lit_fanions.optim.bases import State, basis_key, is_basis, next_basis
 from lit_fanions.optim.exchange import AllGather, AllToAll, Field
-from lit_fanions.optim.matrices import column_blocks, from_matrices, matrix_shapes, to_matrices
-from lit_fanions.optim.matrix_step import share_of_stack, solve_parts, stack_matrices
+from lit_fanions.optim.matrices import from_matrices, matrix_shapes, to_matrices
+from lit_fanions.optim.matrix_step import share_of_stack, solve_parts, stack_matrices, store_stepped
 from lit_fanions.optim.observing import Observer, observe_step
-from lit_fanions.optim.products_step import has_products_state, step_by_products
+from lit_fanions.optim.sharded_products import Strips, products_with
 from lit_fanions.optim.sharing import Region, Share
 from lit_fanions.optim.stacking import in_batches, stack_entries, stacks, takes_unit
-from lit_fanions.optim.step_sizes import step_size_factor
-from lit_fanions.optim.update import Group, Piece, Solved, apply, update_momentum
+from lit_fanions.optim.update import (
+    Group,
+    Piece,
+    Solved,
+    apply,
+    size_factor,
+    static_factor,
+    update_momentum,
+)
 
 # Tensors of an answer that have the parameter's shape: a rank gets its own shard of these.
 _SHARDED = ("step", "captured")
 _Answer = Mapping[str, Any]
+_BASIS = basis_key(0)
 
 
 def step_shared(
@@ -48,17 +58,18 @@ def step_shared(
     to observers.
     """
     shared = {p: shares[p] for p in group["params"] if p in shares}
-    strips = {
-        p: share.strips
+    shared |= {
+        p: share._replace(strips=None)
         for p, share in shared.items()
-        if share.strips and has_products_state(p, states[p], group)
+        if share.strips and not _has_products_state(p, states[p], group)
     }
-    step_by_products(group, states, finite, strips)
-    shared = {p: share for p, share in shared.items() if p not in strips}
     jobs = []
     for stack in _stacks(shared, states, group):
         pieces = [Piece.whole(p, states[p], finite[p]) for p in stack]
-        jobs.append(_Job(pieces, [shares[p] for p in stack], group, observers))
+        if strips := shared[stack[0]].strips:
+            _step_strips(pieces, strips, group)
+        else:
+            jobs.append(_Job(pieces, [shared[p] for p in stack], group, observers))
     for i in range(len(jobs) + 2):
         for stage, job in ((_Job.begin, i), (_Job.solve, i - 1), (_Job.finish, i - 2)):
             if 0 <= job < len(jobs):
@@ -71,17 +82,64 @@ def _stacks(
     """Return parameters of one shape, dtypes, device and placement, a few for each rank."""
 
     def key(p: Tensor) -> tuple[object, ...]:
+        team, _, shards, strips = shares[p]
         dtypes = p.dtype, states[p]["momentum"].dtype
-        return p.shape, *dtypes, p.device, shares[p].team, id(shares[p].shards)
+        return p.shape, *dtypes, p.device, team, id(shards), strips
 
     def fits(p: Tensor, count: int) -> bool:
-        team, shards = shares[p].team, shares[p].shards
+        team, _, shards, strips = shares[p]
+        if strips:
+            return count * p.numel() <= stack_entries(group, p.device) * strips.team.size
         # A rank gets the directions of all replicated parameters. Of shards it has its part alone,
         # but twice: the shards of one stack arrive while those of another leave.
         limit = stack_entries(group, p.device) * (1 if shards is None else team.size / 2)
         return count <= team.size or count * p.numel() <= limit
 
     return in_batches(shares, key, fits)
+
+
+def _has_products_state(p: Tensor, state: State, group: Group) -> bool:
+    """Return whether the state has what a step by products needs.
+
+    After options have changed its basis may be missing or too narrow: an owner then makes one.
+    """
+    basis, columns = state.get(_BASIS), oracle(group, *p.shape).basis_columns
+    if basis is None or columns is None or state["momentum"].dtype == torch.float64:
+        return False
+    return basis.shape[:-1] == (1, p.shape[-1]) and basis.shape[-1] >= columns
+
+
+def _step_strips(pieces: Sequence[Piece], strips: Strips, group: Group) -> None:
+    """Step pieces whose directions are found by products with their strips.
+
+    Each rank forms its strip of the direction U_k V_k^T, so that no rank ever has a whole matrix.
+    Bases are whole and equal on all ranks, as with any other placement.
+    """
+    solver = oracle(group, *pieces[0].parameter.shape)
+    m = pieces[0].weight.new_empty(len(pieces), *pieces[0].weight.shape, dtype=torch.float32)
+    for own, piece in zip(m, pieces, strict=True):
+        own.copy_(update_momentum(piece, group))
+        piece.state.pop(moment_key(0), None)  # would be stale where options have changed
+    products = products_with(m, strips)
+    basis = torch.cat([piece.state[_BASIS][..., : solver.basis_columns] for piece in pieces])
+    solve = solver.products_solver(basis.device)
+    assert solve is not None
+    triplets = solve(products, basis.float())
+    triplets = triplets._replace(S=rescaled(triplets.S, products.length))
+    k = solver.ball.solved_rank(solver.case)
+    u, vh = triplets.U[..., :k], triplets.Vh[..., :k, :]
+    d = products.strip(u, vh)
+    if len(solver.parts) > 1:
+        assert solver.partner.in_place is not None
+        d = solver.partner.in_place(products.m, solver.case.settings).lerp_(d, solver.alpha)
+    factor = size_factor(d, solver, group, products.norm)
+    d = d if isinstance(factor, float) and factor == 1 else d.mul_(factor)
+    captured: Sequence[Tensor | None] = [None] * len(pieces)
+    if group["error_feedback"]:
+        captured = products.strip(u * triplets.S[..., None, :k], vh).unbind()
+    store_stepped(pieces, _BASIS, basis, next_basis(triplets, basis))
+    for piece, step, own_part in zip(pieces, d.unbind(), captured, strict=True):
+        apply(piece, step, own_part, group)
 
 
 class _Job:
@@ -227,8 +285,9 @@ class _Job:
         layout, splits = group["layout"], group["splits"]
         directions = to_matrices(step, layout, splits)
         captures = () if captured is None else to_matrices(captured, layout, splits)
+        solvers = [oracle(group, *d.shape[-2:]) for d in directions]
         solved = [
-            Solved(d, answer.get(f"factor{part}", _static_factor(d.shape, group)), c)
+            Solved(d, answer.get(f"factor{part}", static_factor(solvers[part], group)), c)
             for part, (d, c) in enumerate(zip_longest(directions, captures))
         ]
         observe_step(piece, solved, group, self.observers)
@@ -265,7 +324,7 @@ def _answer_fields(piece: Piece, group: Group) -> dict[str, Field]:
             if takes_unit(solver, group)
             else piece.weight.dtype
         )
-        if _static_factor(shape, group) is None:
+        if static_factor(solver, group) is None:
             fields[f"factor{part}"] = Field(torch.Size((count, 1, 1)), torch.float32)
         columns = solver.basis_columns
         if columns is not None:
@@ -280,10 +339,3 @@ def _answer_fields(piece: Piece, group: Group) -> dict[str, Field]:
     if group["error_feedback"]:
         first["captured"] = Field(p.shape, piece.momentum.dtype)
     return {**first, **fields}
-
-
-def _static_factor(shape: torch.Size, group: Group) -> float | None:
-    """Return the step-size factor of matrices (..., rows, cols); None where directions decide."""
-    rows, cols = shape[-2:]
-    length = oracle(group, rows, cols).length
-    return step_size_factor(group["scale"], rows, cols, length, column_blocks(group))

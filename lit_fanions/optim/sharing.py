@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 _WORTH_SENDING = 1000
 
 
-# Owners.
-
-
 @functools.lru_cache(maxsize=256)
 def assign_owners(
     shapes: tuple[torch.Size, ...], costs: tuple[float, ...], ranks: int
@@ -113,9 +110,6 @@ def _is_shared(group: Group) -> bool:
 def is_worth_sending(shape: torch.Size, group: Group) -> bool:
     """Return whether ranks that replicate a parameter gain by solving it once."""
     return solve_flops(shape, group) >= _WORTH_SENDING * shape.numel() > 0
-
-
-# Shards.
 
 
 def team_of_mesh(mesh: DeviceMesh) -> Team:
@@ -305,9 +299,6 @@ def plan_shares(
         for (p, _, shards, strips), owner in zip(members, owners, strict=True):
             shares[p] = Share(team, owner, shards, strips)
     return shares
-
-
-# Agreement.
 
 
 def check_agreement(groups: Iterable[Group], replicas: Team | None) -> None:

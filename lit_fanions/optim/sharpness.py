@@ -16,7 +16,7 @@ from lit_fanions.optim.matrices import (
     gather,
     local,
     local_grad,
-    scatter,
+    placed_as,
     to_matrices,
 )
 from lit_fanions.optim.options import default_options
@@ -130,4 +130,4 @@ class SharpnessAscent:
     def _step(self, p: Tensor, perturbations: list[_Perturbation]) -> Tensor:
         """Return D of a parameter, this rank's shard of it."""
         whole = [d if isinstance(d, Tensor) else d[0] @ d[1] for d in perturbations]
-        return scatter(from_matrices(whole, p.shape, **self._forms[p]), p).to(p.dtype)
+        return local(placed_as(from_matrices(whole, p.shape, **self._forms[p]), p)).to(p.dtype)

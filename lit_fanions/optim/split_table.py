@@ -38,7 +38,8 @@ def format_table(rows: list[Row]) -> str:
     Rows that differ in numbers within the name alone become one: ``blocks.0..23.norm.weight``. Its
     size is the sum of their sizes. A name that is too long for its column has a line of its own.
     """
-    cells = [tuple(Row._fields), *map(_cells, _fold(rows))]
+    cells = [[f"{x:,}" if isinstance(x, int) else x for x in row] for row in _fold(rows)]
+    cells.insert(0, [*Row._fields])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
     left = _WIDTH - sum(width + 2 for width in widths[1:]) - 2 - _SHORTEST["reason"]
     widths[0] = min(widths[0], max(left, _SHORTEST["parameter"]))
@@ -76,11 +77,7 @@ def _sum(rows: list[Row]) -> Row:
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    return tuple(f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
-
-
-def _lines(row: tuple[str, ...], widths: list[int]) -> list[str]:
+def _lines(row: list[str], widths: list[int]) -> list[str]:
     """Return the lines of a row: a long name before its cells, a long reason after them."""
     *cells, reason = row
     above = [cells[0]] if len(cells[0]) > widths[0] else []

@@ -32,7 +32,7 @@ from lit_fanions.optim.matrices import (
     is_distributed,
     local,
     local_grad,
-    scatter,
+    placed_as,
     to_matrices,
 )
 from lit_fanions.optim.stacking import share_memory, stack_entries, takes_unit
@@ -225,13 +225,18 @@ def size_factor(
     It is a number, or (matrices, 1, 1) where it depends on the directions, whose Frobenius norms,
     of that shape, ``norm_of`` returns.
     """
-    rows, cols = oracle.case.rows, oracle.case.cols
-    factor = step_size_factor(group["scale"], rows, cols, oracle.length, column_blocks(group))
+    factor = static_factor(oracle, group)
     if factor is not None:
         return factor
     norm = norm_of(d)
-    root_mean_square = torch.where(norm == 0, 1.0, norm) / math.sqrt(rows * cols)
-    return MATCHED_RMS / root_mean_square
+    root = math.sqrt(oracle.case.rows * oracle.case.cols)
+    return MATCHED_RMS / (torch.where(norm == 0, 1.0, norm) / root)
+
+
+def static_factor(oracle: Oracle, group: Group) -> float | None:
+    """Return the step-size factor of all directions; None where it depends on the direction."""
+    rows, cols = oracle.case.rows, oracle.case.cols
+    return step_size_factor(group["scale"], rows, cols, oracle.length, column_blocks(group))
 
 
 def renormalises(group: Group) -> bool:
@@ -261,7 +266,7 @@ def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
     shape = like.shape if is_distributed(like) else piece.weight.shape
 
     def shard(parts: list[Tensor]) -> Tensor:
-        return scatter(from_matrices(parts, shape, layout, splits), like)
+        return local(placed_as(from_matrices(parts, shape, layout, splits), like))
 
     if renormalises(group):
         matrices = to_matrices(gather(piece.weight, like), layout, splits)

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_fanions.optim.matrices import LAYOUTS, from_matrices, gather, local, matrix_shapes, scatter
+from lit_fanions.optim.matrices import (
+    LAYOUTS,
+    from_matrices,
+    gather,
+    local,
+    matrix_shapes,
+    placed_as,
+)
 from lit_fanions.optim.matrices import to_matrices as convert
 
 
@@ -143,4 +150,4 @@ def test_splits_that_do_not_fit_are_refused(splits, message):
 
 def test_plain_tensors_are_their_own_shards():
     x = counted(3, 3)
-    assert local(x) is gather(x, x) is scatter(x, x) is x
+    assert local(x) is gather(x, x) is placed_as(x, x) is x

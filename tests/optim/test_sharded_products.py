@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_fanions import Fanion
-from lit_fanions.optim import products_step
+from lit_fanions.optim import shared_step
 from lit_fanions.optim.options import default_options
 from lit_fanions.optim.sharded_products import strips_to_multiply
 from tests.optim.ranks import full_copy, on_ranks
@@ -107,8 +107,8 @@ class CountSteps:
     """Count the parameters that are stepped by products."""
 
     def __init__(self) -> None:
-        self.count, self._step = 0, products_step._step_stack
-        products_step._step_stack = self._counted
+        self.count, self._step = 0, shared_step._step_strips
+        shared_step._step_strips = self._counted
 
     def _counted(self, pieces: Any, *args: Any) -> None:
         self.count += len(pieces)
