@@ -74,7 +74,7 @@ class Ball:
     oracle: Callable[[Problem], Answer]
     norm: Callable[[Case], norms.Norm]
     dual: Callable[[Spectrum, Tensor, Case], Tensor]
-    length: Callable[[Case], float | None]
+    length: Callable[[Case], float | None] = lambda case: None
     solved_rank: Callable[[Case], int | None] = lambda case: None
     is_polar: Callable[[Case], bool] = lambda case: False
     in_place: Callable[[Tensor, Settings], Tensor] | None = None
@@ -302,7 +302,6 @@ BALLS: dict[str, Ball] = {
         kyfan,
         norm=lambda case: norms.KyFan(case.k),
         dual=lambda s, x, case: torch.maximum(spectra.spectral(s), spectra.nuclear(s) / case.k),
-        length=lambda case: None,
         solved_rank=lambda case: 1,
         flops=lambda case: triplets_flops(1, case) + polar_flops(case),
         reads=("rank", *POLAR_OPTIONS, *SOLVER_OPTIONS),
@@ -322,7 +321,6 @@ BALLS: dict[str, Ball] = {
         spectral_unit,
         norm=lambda case: norms.Spectral(),
         dual=lambda s, x, case: s.frobenius**2 / spectra.spectral(s),
-        length=lambda case: None,
         solved_rank=lambda case: 1,
         reads=SOLVER_OPTIONS,
     ),
@@ -364,7 +362,6 @@ BALLS: dict[str, Ball] = {
         dion_step,
         norm=lambda case: norms.KyFanDual(case.k),
         dual=_ky_fan,
-        length=lambda case: None,
         solved_rank=lambda case: case.k,
         warms_up=False,
         oversamples=False,

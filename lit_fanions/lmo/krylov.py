@@ -75,7 +75,7 @@ def lanczos(
     coarse: torch.dtype | None = None,
     random_start: bool = False,
 ) -> Lanczos:
-    """Return the leading singular triplets, found by thick-restart block Lanczos.
+    """Return the k leading singular triplets, found by thick-restart block Lanczos.
 
     On a CPU every matrix stops when its own residuals are small enough. Elsewhere all stop
     together, and the host solves the projected problem while the device multiplies the next block.
@@ -85,7 +85,7 @@ def lanczos(
 
     Args:
         m: Matrices, (batch, rows, cols), float32 or float64, of entries from 1e-30 to 1e30.
-        k: Number of triplets, at most min(rows, cols).
+        k: At most min(rows, cols).
         start: Start vectors, (batch, cols, width), of full rank; the blocks get their width.
         goal: When to stop.
         cycles: Largest number of restarts, the start included.
@@ -266,7 +266,11 @@ class _Space:
         right = torch.where(self.broken, 0, right - lengths * vh[..., :k, :])
         left = torch.where(self.broken, 0, left - lengths * u[..., :k, :])
         norms = [torch.linalg.vector_norm(x, dim=-1) for x in (left, right)]
-        residuals = _relative(torch.maximum(*norms), s[..., :k], least)
+        outside = torch.maximum(*norms)
+        # A zero singular value has no defined vectors: its residual counts as 0 if what m makes of
+        # the vectors is as small as what counts as zero.
+        zero = torch.where(outside > least, outside / least, 0.0)
+        residuals = torch.where(s[..., :k] > least, outside / s[..., :k], zero)
         self.products += 2 * k
         nan = torch.where(self.broken, torch.nan, 0.0).to(self.dtype)
         s = s / self.scale[..., 0] + nan[..., 0]
@@ -310,13 +314,3 @@ def _to_host(*tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
     event = torch.cuda.Event()
     event.record()
     return copies, event.synchronize
-
-
-def _relative(outside: Tensor, s: Tensor, least: Tensor) -> Tensor:
-    """Return residuals over singular values, (..., k).
-
-    A zero singular value has no defined vectors: its residual counts as 0 if what m makes of the
-    vectors is as small as what counts as zero.
-    """
-    zero = torch.where(outside > least, outside / least, 0.0)
-    return torch.where(s > least, outside / s, zero)

@@ -312,14 +312,20 @@ def _task(
     x = x if x.dtype == torch.float64 else x.float()
     start = x.new_empty(0)
     if entry.width is not None:
-        if cold:
+        if warm_start is None or cold:
             width = entry.width(k, min(rows, cols), settings.oversampling)
             start = start_block(
                 x.shape, width, device=x.device, oversampling=0, generator=generator
             )
         else:
-            assert warm_start is not None
-            start = _checked_start(warm_start, k, rows, cols)
+            width = warm_start.shape[-1]
+            if warm_start.shape[-2] != cols or not k <= width <= min(rows, cols):
+                raise ValueError(
+                    f"warm_start of shape {tuple(warm_start.shape)} for rank {k} of {rows} x "
+                    f"{cols} matrices: it must be (..., {cols}, width) with {k} <= width <= "
+                    f"{min(rows, cols)}"
+                )
+            start = warm_start.reshape(-1, cols, width)
         start = start.to(x.dtype)
     steps = settings.solver_steps or (entry.steps[not cold] if entry.steps else 0)
     residual = settings.residual_tol if settings.tol is None else settings.tol
@@ -328,16 +334,6 @@ def _task(
     if entry.unit or (cold and x.device.type == "cpu" and not has_plain_norm(x)):
         return *unit_frobenius(x), task
     return x, None, task
-
-
-def _checked_start(warm_start: Tensor, k: int, rows: int, cols: int) -> Tensor:
-    width = warm_start.shape[-1]
-    if warm_start.shape[-2] != cols or not k <= width <= min(rows, cols):
-        raise ValueError(
-            f"warm_start of shape {tuple(warm_start.shape)} for rank {k} of {rows} x {cols} "
-            f"matrices: it must be (..., {cols}, width) with {k} <= width <= {min(rows, cols)}"
-        )
-    return warm_start.reshape(-1, cols, width)
 
 
 def choose_solver(limit: int, k: int, device: torch.device, *, warm: bool) -> str:

@@ -27,21 +27,15 @@ def check_capturable(group: Group, where: str) -> None:
     solver = group.get("solver", "auto")
     if solver == "lanczos" or (solver != "auto" and not SOLVERS[solver].warm):
         waits.append("solver")
-    if _decomposes(group):
-        waits.append("p")
+    if "schatten" in (ALGORITHMS[group["algorithm"]].ball, group.get("blend")):
+        known = group["p"] in (1, 2, math.inf) or takes_products(group["p"])
+        waits += [] if known else ["p"]  # which takes an eigendecomposition
     if group["capturable"] and waits:
         name = waits[0]
         raise ValueError(
             f"{where}: a step with {name}={group[name]!r} waits for the device or draws on the "
             "host, which a CUDA graph cannot capture: choose another, or leave capturable out"
         )
-
-
-def _decomposes(group: Group) -> bool:
-    """Return whether the direction of a group takes an eigendecomposition, which waits."""
-    if "schatten" not in (ALGORITHMS[group["algorithm"]].ball, group.get("blend")):
-        return False
-    return group["p"] not in (1, 2, math.inf) and not takes_products(group["p"])
 
 
 def is_capturing() -> bool:

@@ -172,13 +172,7 @@ def fit_state(p: Tensor, state: dict[str, Tensor], group: Group) -> None:
             )
         if entrywise and value.dtype != p.dtype:
             state[key] = value.to(p.dtype)
-    if not entrywise:
-        _drop_other_parts(p, state, group)
-
-
-def _drop_other_parts(p: Tensor, state: dict[str, Tensor], group: Group) -> None:
-    """Delete bases and moments of batches of matrices that other splits of the parameter made."""
-    stored = [key for key in state if is_basis(key) or is_moment(key)]
+    stored = [] if entrywise else [key for key in state if is_basis(key) or is_moment(key)]
     parts = len(matrix_shapes(p.shape, group["layout"], group["splits"])) if stored else 0
     known = {key(part) for part in range(parts) for key in (basis_key, moment_key)}
     for key in stored:

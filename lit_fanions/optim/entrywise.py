@@ -155,28 +155,22 @@ def _sgd(
     group: Group,
     found_inf: Tensor | None,
 ) -> None:
+    # torch 2.11 leaves most entries of 16-bit parameters unstepped on CPUs, without an error.
+    wide = (torch.float32, torch.float64)
+    fused = all(w.device.type != "cpu" or w.dtype in wide for w in weights)
     sgd(
-        weights, gradients, [*momenta], fused=_has_fused_sgd(weights), found_inf=found_inf,
+        weights, gradients, [*momenta], fused=fused, found_inf=found_inf,
         lr=group["lr"], weight_decay=group["weight_decay"], momentum=group["momentum"],
         dampening=0.0, nesterov=group["nesterov"], maximize=False,
     )  # fmt: skip
 
 
-def _has_fused_sgd(weights: Sequence[Tensor]) -> bool:
-    # torch 2.11 leaves most entries of 16-bit parameters unstepped on CPUs, without an error.
-    wide = (torch.float32, torch.float64)
-    return all(w.device.type != "cpu" or w.dtype in wide for w in weights)
-
-
 def _one_layout(tensors: list[Tensor]) -> list[Tensor]:
     """Return the tensors, or contiguous copies: fused kernels walk memory, not indices."""
-    strides = tensors[0].stride()
-    same = all(t.stride() == strides for t in tensors)
-    if same and (tensors[0].is_contiguous() or _is_dense(tensors[0])):
+    first = tensors[0]
+    strides = first.stride()
+    # Entries lie next to each other in memory, in any order.
+    dense = first.is_contiguous() or torch.empty_like(first, device="meta").stride() == strides
+    if dense and all(t.stride() == strides for t in tensors):
         return tensors
     return [t.clone(memory_format=torch.contiguous_format) for t in tensors]
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Return whether the entries lie next to each other in memory, in any order."""
-    return torch.empty_like(x, device="meta").stride() == x.stride()

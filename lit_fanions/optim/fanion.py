@@ -31,7 +31,6 @@ from lit_fanions.optim.groups import (
     check_keys,
     check_names,
     check_parameters,
-    check_process_group,
     check_torch_options,
     free_name,
     keys_of_others,
@@ -114,7 +113,12 @@ class Fanion(torch.optim.Optimizer):
         on_mismatch: OnMismatch = "error",
         **options: Any,
     ) -> None:
-        self.process_group = check_process_group(process_group)
+        kind = dist.ProcessGroup if dist.is_available() else ()
+        if not (process_group is None or isinstance(process_group, kind)):
+            raise TypeError(
+                f"process_group must be a torch.distributed.ProcessGroup, got {process_group!r}"
+            )
+        self.process_group = process_group
         check_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
         self.on_mismatch = on_mismatch
         self.keeps_options = on_mismatch == "keep_momentum"

@@ -61,7 +61,7 @@ def update_by_kernels(pieces: Sequence[Piece], group: Group) -> list[Batch]:
     n, partials = momentum_pass(
         [piece.momentum for piece in pieces],
         [piece.gradient for piece in pieces],
-        _flags(pieces),
+        stacked([piece.finite for piece in pieces]),
         *((0.0, rest) if isinstance(rest, Tensor) else (rest, None)),
         skip=group["nonfinite"] == "skip",
         feedback=group["error_feedback"],
@@ -89,7 +89,7 @@ def apply_by_kernels(pieces: Sequence[Piece], solved: Sequence[Solved], group: G
         [piece.momentum for piece in pieces] if feedback else [],
         answer.direction.contiguous(),
         None if answer.captured is None else answer.captured.contiguous(),
-        _flags(pieces),
+        stacked([piece.finite for piece in pieces]),
         norms,
         radius,
         numbers,
@@ -101,10 +101,6 @@ def apply_by_kernels(pieces: Sequence[Piece], solved: Sequence[Solved], group: G
 
 def _matrices(x: Tensor, group: Group) -> list[Tensor]:
     return to_matrices(x, group["layout"], group["splits"])
-
-
-def _flags(pieces: Sequence[Piece]) -> Tensor:
-    return stacked([piece.finite for piece in pieces])
 
 
 def _renormalisation(pieces: Sequence[Piece], group: Group) -> tuple[Tensor | None, float]:

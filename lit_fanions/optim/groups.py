@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lit_fanions.checks import did_you_mean
@@ -153,13 +152,6 @@ def check_keys(group: Any) -> None:
         raise TypeError(
             f"a parameter group needs params, got {', '.join(group) or 'an empty dict'}"
         )
-
-
-def check_process_group(group: Any) -> dist.ProcessGroup | None:
-    """Return a process group or None, or raise TypeError."""
-    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {group!r}")
-    return group
 
 
 def as_list(params: Any) -> Any:
