@@ -170,7 +170,9 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
     if norm.coordinates is singular_values:
         return (products.unsqueeze(-2) * extremes.square()).sum(-1).amax(-1)
     if norm.coordinates is entries and isinstance(norm.vector, TopSumDual) and norm.vector.k == 1:
-        return _largest_diagonal(a) * _largest_diagonal(b)
+        # No entry of a positive semi-definite matrix is larger than the largest of its diagonal.
+        largest = [x.diagonal(dim1=-2, dim2=-1).amax(-1) for x in (a, b)]
+        return largest[0] * largest[1]
     if isinstance(norm.vector, Largest):
         # For rows of length 1 only A mixes rows: B acts within each, by its largest eigenvalue.
         left = _largest_eigenvalue if norm.coordinates is column_lengths else _sign_bound
@@ -210,11 +212,6 @@ def _blended(products: Tensor, extremes: Tensor, alpha: float, weight: float) ->
     )
     q = inverse(t)
     return (c * (alpha * extremes + weight * q).square()).sum(-1).amax(-1)
-
-
-def _largest_diagonal(a: Tensor) -> Tensor:
-    # No entry of a positive semi-definite matrix is larger than the largest of its diagonal.
-    return a.diagonal(dim1=-2, dim2=-1).amax(-1)
 
 
 def _largest_eigenvalue(a: Tensor) -> Tensor:

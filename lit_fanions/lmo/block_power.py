@@ -195,7 +195,7 @@ def warmed(m: Tensor, block: Tensor) -> Tensor:
         The same shape as block; where m is zero or not finite, the block as it is.
     """
     x, norm = unit_frobenius(m)
-    usable = _is_usable(norm)
+    usable = (norm > 0) & norm.isfinite()
     x = torch.where(usable, x, 0.0)
     _, _, vh = subspace(x, block.to(x.dtype), iterations=_WARMING)
     return torch.where(usable, vh.mT, block)
@@ -204,11 +204,7 @@ def warmed(m: Tensor, block: Tensor) -> Tensor:
 def warmed_by_products(products: Products, norm: Tensor, block: Tensor) -> Tensor:
     """Return ``warmed`` of matrices over their Frobenius norms, (..., 1, 1), known by products."""
     _, _, vh = block_iteration(products, block.mT, _WARMING)
-    return torch.where(_is_usable(norm), vh.mT, block)
-
-
-def _is_usable(norm: Tensor) -> Tensor:
-    return (norm > 0) & norm.isfinite()
+    return torch.where((norm > 0) & norm.isfinite(), vh.mT, block)
 
 
 def widened(m: Tensor, basis: Tensor, columns: int, generator: torch.Generator) -> Tensor:

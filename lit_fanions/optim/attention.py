@@ -57,11 +57,8 @@ def _heads_of_layer(name: str, layer: nn.Module, count: int, key_values: int) ->
     outputs, inputs = weight.shape if type(layer).__name__ != "Conv1D" else weight.shape[::-1]
     if _OUTPUT.fullmatch(name):
         return None if inputs % count else {"count": count, "dim": 1}
-    for pattern, rows in (
-        (_QUERY, count),
-        (_KEY_VALUE, key_values),
-        (FUSED, count + 2 * key_values),
-    ):
+    fused = count + 2 * key_values
+    for pattern, rows in ((_QUERY, count), (_KEY_VALUE, key_values), (FUSED, fused)):
         if pattern.fullmatch(name) and outputs % rows == 0:
             return {"count": rows, "dim": 0}
     return None

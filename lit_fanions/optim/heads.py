@@ -112,7 +112,8 @@ class _Network:
     def heads_by_name(self) -> dict[nn.Module, str]:
         heads: dict[nn.Module, str] = {}
         for layer in self.layers:
-            *region, leaf = [_snake(part) for part in layer.path.split(".")]
+            in_words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", layer.path)
+            *region, leaf = in_words.lower().split(".")
             is_read = self.is_read(layer, after=layer.place)
             if _HEAD_WORD.search(leaf) and layer.path not in self.repeated:
                 if not is_read or leaf in ("head", "classifier", "lm_head"):
@@ -244,7 +245,3 @@ def is_embedding(module: nn.Module) -> bool:
 def is_adapter(name: str) -> bool:
     """Return True if a parameter or module belongs to a low-rank adapter, by its name."""
     return any(part.lower().startswith("lora_") for part in name.split("."))
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -54,16 +54,13 @@ def split_bare_group(
     if lr is not None:
         parts[-1]["lr"] = lr
     if len(parts) > 1:
-        inform(
-            "A group of %d parameters without an algorithm was added as %d groups: %s",
-            len(params),
-            len(parts),
-            ", ".join(
-                f"{len(part['params'])} in {part.get('name', part['algorithm'])!r} "
-                f"({part['algorithm']}, lr {part['lr']:g})"
-                for part in parts
-            ),
+        listed = ", ".join(
+            f"{len(part['params'])} in {part.get('name', part['algorithm'])!r} "
+            f"({part['algorithm']}, lr {part['lr']:g})"
+            for part in parts
         )
+        text = "A group of %d parameters without an algorithm was added as %d groups: %s"
+        inform(text, len(params), len(parts), listed)
     return parts
 
 
