@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from lit_fanions.callbacks.lightning_interface import is_compiled
+from lit_fanions.callbacks.lightning_interface import is_compiled, padding
 from lit_fanions.lmo import spectrum as spectra
 
 # Most rows of activations that are measured.
@@ -93,7 +93,7 @@ def patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         x = x.unsqueeze(0)
     positions = x[0, 0].numel()
     x = x[: max(1, 4 * _MAX_ROWS // positions)].float()
-    x = F.pad(x, [pad for size in reversed(_paddings(module)) for pad in size])
+    x = F.pad(x, padding(module))  # every padding mode counts as zeros
     if dims == 1:
         x = x.unsqueeze(-2)
     ones = (1,) * (2 - dims)
@@ -104,12 +104,3 @@ def patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         stride=(*ones, *module.stride),
     )
     return unfolded.mT.flatten(0, 1)
-
-
-def _paddings(module: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
-    """Return the padding before and after each dimension; every padding mode counts as zeros."""
-    if not isinstance(module.padding, str):
-        return [(size, size) for size in module.padding]
-    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    same = module.padding == "same"
-    return [(span // 2, span - span // 2) if same else (0, 0) for span in spans]

@@ -71,6 +71,11 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
 
 
+def padding(convolution: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Return the zeros around a convolution's input as ``torch.nn.functional.pad`` takes them."""
+    return [*convolution._reversed_padding_repeated_twice]
+
+
 def name_without_wrappers(name: str) -> str:
     """Return a parameter's or module's name without the levels that ``torch.compile`` adds."""
     return name.replace("_orig_mod.", "")

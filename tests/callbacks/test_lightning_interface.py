@@ -20,6 +20,7 @@ from lit_fanions.callbacks.lightning_interface import (
     is_compiled,
     name_without_wrappers,
     optimizer_steps,
+    padding,
 )
 
 pytestmark = [
@@ -122,6 +123,7 @@ def test_private_attributes_exist_in_the_installed_versions(package, tmp_path):
     assert names == ["0.weight", "0.bias"]
     net.compile(backend="eager")
     assert is_compiled(net)
+    assert padding(nn.Conv2d(1, 1, (3, 4), padding="same")) == [1, 2, 1, 1]
     assert "SpectralMonitor" in SpectralMonitor().state_key
 
 
