@@ -82,18 +82,12 @@ def fit_progress(trainer: Trainer | None) -> tuple[int, int] | None:
     """
     if trainer is None or not trainer.training:
         return None
-    epoch, done = divmod(batches_trained(trainer), int(trainer.num_training_batches))
+    # Private: current_epoch and batch_idx, which are public, are stale after a checkpoint that was
+    # saved at the end of a fit; this count of all fits' batches is right in every checkpoint.
+    trained = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    epoch, done = divmod(trained, int(trainer.num_training_batches))
     overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
     return 0 if overfits else epoch, done
-
-
-def batches_trained(trainer: Trainer) -> int:
-    """Return how many batches all fits of a trainer have trained on.
-
-    A private count of Lightning's: current_epoch and batch_idx, which are public, are stale after a
-    checkpoint that was saved at the end of a fit; this count is right in every checkpoint.
-    """
-    return trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
 
 def warn_if_changed(saved: dict[str, Any] | None, recipe: dict[str, Any]) -> None:

@@ -71,11 +71,6 @@ def _builtins() -> str:
     return "\n\n".join(dict.fromkeys(text for text in texts if isinstance(text, str)))
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder of this project."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lit_fanions"
-
-
 class PydocDataModule(TokenDataModule):
     """The documentation that comes with Python, as bytes: 2 MB of real English text.
 
@@ -101,7 +96,8 @@ class PydocDataModule(TokenDataModule):
         super().__init__(
             ByteTokenizer(), batch_tokens, sequence_length, micro_batch_size, **options
         )
-        self.data_dir = Path(data_dir).expanduser() if data_dir else cache_folder()
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lit_fanions")
+        self.data_dir = Path(data_dir or cache).expanduser()
 
     def prepare_data(self) -> None:
         """Gather the text, unless intact shards of it are cached.

@@ -211,11 +211,6 @@ class Evidence:
             return None
         return fmean(self.nuclear_rank) / fmean(self.stable_rank)
 
-    @property
-    def needed_rank(self) -> list[int]:
-        """Ranks by energy where a Euclidean step is favoured, otherwise by nuclear norm."""
-        return self.energy_rank if self.ratio is not None and self.ratio < 1 else self.norm_rank
-
 
 def smallest_rank(s: Spectrum, part: float, *, power: int) -> int:
     """Return the smallest rank with a part of the energy (power 2) or the nuclear norm (power 1).
@@ -279,7 +274,9 @@ def _options(members: Sequence[Evidence]) -> dict[str, Any]:
     # Weight of the spectral part: a half where both directions promise the same.
     ratio = median(ratios) if ratios else 1.0
     alpha = min(0.95, max(0.05, round(20 * ratio / (1 + ratio)) / 20))
-    ranks = [median(m.needed_rank) for m in members]
+    # A Euclidean step, which ratios below 1 favour, needs the energy, others the nuclear norm.
+    needed = [m.norm_rank if m.ratio is None or m.ratio >= 1 else m.energy_rank for m in members]
+    ranks = [median(own) for own in needed]
     parts = [rank / m.limit for rank, m in zip(ranks, members, strict=True)]
     if median(parts) <= _LOW_RANK:
         options: dict[str, Any] = {

@@ -29,10 +29,6 @@ from lit_fanions.progress import Meter
 
 WARN_AFTER = 10  # steps in a row that a parameter skips
 LOOK_EVERY = 50  # steps between looks at the counters of a GPU
-# Arguments of one call, which a saved recipe leaves out.
-_CALL_ARGUMENTS = {
-    *("config", "ckpt_path", "weights_only", "verbose", "return_predictions", "allow_untrained")
-}
 
 
 class WatchProgress(Callback):
@@ -290,8 +286,9 @@ class SaveRecipe(SaveConfigCallback):
 
     def __init__(self, parser: Any, config: Namespace, *args: Any, **kwargs: Any) -> None:
         recipe = config.clone()
-        for name in _CALL_ARGUMENTS:
+        for name in ("config", "ckpt_path", "weights_only", "verbose", "return_predictions"):
             recipe.pop(name, None)
+        recipe.pop("allow_untrained", None)
         super().__init__(parser, recipe, *args, **kwargs)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
