@@ -5,6 +5,7 @@ successors with Muon; https://github.com/KellerJordan/cifar10-airbench.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -116,16 +117,6 @@ class ConvGroup(nn.Module):
         return 2 * (first * size**2 + sum(others) * (size // 2) ** 2)
 
 
-def _mean() -> MeanMetric:
-    # Checking for NaN would copy every value to the host, which makes a GPU wait.
-    return MeanMetric(nan_strategy="disable")
-
-
-def _top1(num_classes: int) -> MulticlassAccuracy:
-    # Checking the labels would copy them to the host, which makes a GPU wait.
-    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-
-
 class Airbench(LightningModule):
     """The airbench CNN for 32 x 32 images: whitening, three groups of convolutions, a linear head.
 
@@ -209,9 +200,12 @@ class Airbench(LightningModule):
 
         self._has_filters = not whiten
         self._to_compile = compile
-        self.train_loss, self.val_loss, self.test_loss = _mean(), _mean(), _mean()
-        self.train_acc, self.val_acc = _top1(num_classes), _top1(num_classes)
-        self.test_acc, self.test_acc_no_tta = _top1(num_classes), _top1(num_classes)
+        # Checking values and labels would copy them to the host, which makes a GPU wait.
+        losses = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.train_loss, self.val_loss, self.test_loss = losses
+        top1 = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        self.train_acc, self.val_acc = top1(), top1()
+        self.test_acc, self.test_acc_no_tta = top1(), top1()
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify normalised images.

@@ -31,11 +31,6 @@ from models.width_transfer import transfer_learning_rates
 Batch = tuple[Tensor, Tensor]
 
 
-def _sum() -> SumMetric:
-    # Checking for NaN would copy every value to the host, which makes a GPU wait.
-    return SumMetric(nan_strategy="disable")
-
-
 class NanoGPT(LightningModule):
     """A GPT that predicts the next token of sequences (inputs, targets) from a DataModule.
 
@@ -105,7 +100,8 @@ class NanoGPT(LightningModule):
         self._sample = 0, ""  # step, text
         self._vocabulary: int | None = None  # the data's; only its tokens are sampled
         self._tokenizer: Tokenizer | None = None
-        self.nats, self.tokens, self.bytes = _sum(), _sum(), _sum()
+        # Checking for NaN would copy every value to the host, which makes a GPU wait.
+        self.nats, self.tokens, self.bytes = (SumMetric(nan_strategy="disable") for _ in range(3))
         self.token_bytes: Tensor | None
         self.register_buffer("token_bytes", None, persistent=False)
 

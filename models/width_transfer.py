@@ -10,8 +10,6 @@ lr goes with 1 / width.
 from lit_fanions import FanionConfig
 from lit_fanions.checks import whole_number
 
-HIDDEN_SCALE = "spectral_unclamped"
-
 
 def transfer_learning_rates(config: FanionConfig, base_width: int, width: int) -> FanionConfig:
     """Return the configuration for a width, from one whose lr were tuned at another.
@@ -42,4 +40,4 @@ def transfer_learning_rates(config: FanionConfig, base_width: int, width: int) -
         changed["weight_decay"] = head["weight_decay"] * width / base_width
     overrides = given.get("overrides", {})
     head = {**overrides.get("head", {}), **changed}
-    return config.updated({"scale": HIDDEN_SCALE, "overrides": {**overrides, "head": head}})
+    return config.updated({"scale": "spectral_unclamped", "overrides": {**overrides, "head": head}})
