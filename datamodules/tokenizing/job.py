@@ -82,7 +82,7 @@ def tokenize(
             stale.unlink()
         if not manifest.complete:
             _write_shards(inputs, manifest, processes, progress)
-    return manifest.paths
+    return [output / shard["name"] for shard in manifest.shards]
 
 
 def file_identity(path: Path) -> list[str | int]:
@@ -138,17 +138,6 @@ class Manifest:
             _check_same_settings(folder, saved["settings"], asdict(settings))
             self.shards = _leading_intact(folder, saved["shards"])
             self.complete = saved["complete"] and len(self.shards) == len(saved["shards"])
-
-    @property
-    def paths(self) -> list[Path]:
-        """Paths of the shards."""
-        return [self.folder / shard["name"] for shard in self.shards]
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """Number of the document that the next shard starts in, and of its tokens to skip."""
-        last = self.shards[-1] if self.shards else {"document": 0, "offset": 0}
-        return last["document"], last["offset"]
 
     def add(self, tokens: Tokens, stream: TokenStream) -> None:
         """Write the tokens that ``stream`` gave last; the first shard is for validation."""
@@ -226,7 +215,9 @@ def _write_shards(
     inputs: Sequence[Path], manifest: Manifest, processes: int, progress: bool
 ) -> None:
     settings = manifest.settings
-    document, offset = manifest.position
+    # The next shard starts in this document, after so many of its tokens.
+    last = manifest.shards[-1] if manifest.shards else {"document": 0, "offset": 0}
+    document, offset = last["document"], last["offset"]
     read = 0.0
 
     def note(size: float) -> None:
