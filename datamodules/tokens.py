@@ -294,5 +294,5 @@ class TokenDataModule(LightningDataModule):
             pin_memory=on_cuda,
             generator=torch.Generator(),  # without it, torch's global generator would be drawn from
         )
-        # Each of them is a list.
+        # The loader makes a list of each pair.
         yield from ((inputs, targets) for inputs, targets in pieces_in_order)

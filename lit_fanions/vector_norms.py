@@ -38,12 +38,12 @@ class VectorNorm(ABC):
     def project(self, s: Tensor, radius: Tensor) -> Tensor:
         """Return the nearest vector of norm <= radius: (..., n), (...) -> (..., n)."""
 
+    @abstractmethod
     def extremes(self, n: int) -> Tensor | None:
         """Return the extreme points of the unit ball up to order and signs: (count, n).
 
         None for balls that have infinitely many.
         """
-        return None
 
     def longest(self, n: int) -> float:
         """Return the largest Euclidean length of vectors of n components in the unit ball."""
@@ -87,6 +87,9 @@ class Power(VectorNorm):
         inside = self.value(s).unsqueeze(-1) <= radius
         return torch.where(inside, s, torch.where(radius > 0, shrunk(t), 0)) * scale
 
+    def extremes(self, n: int) -> None:  # noqa: D102
+        return None
+
     def longest(self, n: int) -> float:  # noqa: D102
         return float(n ** max(0.0, 1 / 2 - 1 / self.p))
 
@@ -96,6 +99,10 @@ class Euclidean(Power):
 
     def __init__(self) -> None:
         super().__init__(2.0)
+
+    @property
+    def dual_norm(self) -> VectorNorm:  # noqa: D102
+        return self
 
     def project(self, s: Tensor, radius: Tensor) -> Tensor:  # noqa: D102
         return self.vertex(s) * torch.minimum(self.value(s), radius).unsqueeze(-1)

@@ -17,16 +17,29 @@ from models.modules import attached_trainer
 class LeastSquaresBatch(Protocol):
     """Problems F(X) = 1/2 <X - S, M (X - S) N> (equation 19 of the paper)."""
 
-    left: Tensor  # M, symmetric positive semidefinite, (problems, rows, rows)
-    right: Tensor  # N, symmetric positive semidefinite, (problems, cols, cols)
-    target: Tensor  # S, (problems, rows, cols)
+    @property
+    def left(self) -> Tensor:
+        """M, symmetric positive semidefinite, (problems, rows, rows)."""
+
+    @property
+    def right(self) -> Tensor:
+        """N, symmetric positive semidefinite, (problems, cols, cols)."""
+
+    @property
+    def target(self) -> Tensor:
+        """S, (problems, rows, cols)."""
 
 
 class ClassificationBatch(Protocol):
     """Examples of a linear classification."""
 
-    features: Tensor  # float64 (n, features)
-    labels: Tensor  # class indices, int64 (n,)
+    @property
+    def features(self) -> Tensor:
+        """Features, float64 (n, features)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, int64 (n,)."""
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """The time that the products and the memory traffic of a call need at the rates of this machine.
 
 Operations and bytes are counted in the call itself, rates are measured. A call that takes not much
-longer than the sum can only become faster by computing or moving less.
+longer than the sum can only become faster by computing or moving less. Kernels of Triton count as
+memory traffic, their products do not.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import torch
 from experiments.bench import race
 from experiments.bench.cost import PRODUCTS, CountBytes
 
-_SIDE = 1024  # of the matrices whose product is timed
+_SIDE = {
+    "cpu": 1024,
+    "cuda": 8192,
+}  # of the matrices whose product is timed: long beside its launch
 _COPIED = 2**26  # entries of a copy: more than any cache holds
 _REPEATS = 7
-_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class Work(NamedTuple):
@@ -80,11 +84,11 @@ def measure_rates(device: torch.device) -> Rates:
         call()
         return statistics.median(race.timed(call, device)[0] for _ in range(_REPEATS))
 
-    products = {}
+    side, products = _SIDE[device.type], {}
     for dtype in _DTYPES:
-        x = torch.randn(_SIDE, _SIDE, device=device).to(dtype)
+        x = torch.randn(side, side, device=device).to(dtype)
         product = functools.partial(torch.mm, x, x, out=torch.empty_like(x))
-        products[dtype] = 2 * _SIDE**3 / median(product)
+        products[dtype] = 2 * side**3 / median(product)
     source = torch.zeros(_COPIED, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.itemsize

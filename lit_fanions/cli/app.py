@@ -304,7 +304,11 @@ class Reader(CLI):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line, by default that of the process; return the status of docs/errors.md."""
+    """Run a command line, by default that of the process, and return its exit status.
+
+    The status is 0, 1 if a training failed, 130 after Ctrl-C and 143 after SIGTERM. Mistakes in the
+    command line or the configuration exit with status 2.
+    """
     given = list(sys.argv[1:] if args is None else args)
     reuse_freed_memory()
     try:

@@ -93,7 +93,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line, by default that of the process; return the status of docs/errors.md."""
+    """Run a command line, by default that of the process, and return its exit status.
+
+    The status is 0, 1 if a training failed, 130 after Ctrl-C and 143 after SIGTERM. Mistakes in the
+    command line or the configuration exit with status 2.
+    """
     parser = _parser()
     options, recipe = parser.parse_known_args(args)
     try:

@@ -22,7 +22,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # The smallest and the largest singular value that a method may make of one of at least 1e-3:
 # Jordan's is never to settle at 1, the fitted ones stop at an error that they spread evenly.
 REACH = {"jordan": (0.67, 1.21), "quintic": (0.97, 1.15), "cans": (0.83, 1.13)}
-REACH["fast"] = (0.43, 1.57)
+REACH["fast"] = (0.43, 1.57)  # of one of at least 3e-3 of its bound
 
 
 def reach(method: str, *dtypes: torch.dtype) -> tuple[float, float]:
@@ -181,13 +181,13 @@ def test_neither_the_input_nor_the_random_state_is_touched(method, products):
         assert torch.equal(m, before)
 
 
-# The steps of fast are those of polar_express, and it has not converged where it ends.
-@pytest.mark.parametrize("method", [method for method in NEWTON_SCHULZ if method != "fast"])
+@pytest.mark.parametrize("method", NEWTON_SCHULZ)
 def test_rounding_to_bfloat16_moves_no_singular_value_one_way(method):
     # Coefficients that bfloat16 cannot represent moved the mean by up to 2.9 %.
     x, _ = lmo.unit_frobenius(gaussian(100, 30, seed=3))
-    wanted = torch.linalg.svdvals(unit_polar(x.double(), method)).mean()
-    found = torch.linalg.svdvals(unit_polar(x.bfloat16(), method).double()).mean()
+    steps = 6 if method == "fast" else None  # after its own four it has not converged
+    wanted = torch.linalg.svdvals(unit_polar(x.double(), method, steps)).mean()
+    found = torch.linalg.svdvals(unit_polar(x.bfloat16(), method, steps).double()).mean()
     assert found.item() == pytest.approx(wanted.item(), rel=6e-3)
 
 
