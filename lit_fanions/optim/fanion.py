@@ -151,6 +151,7 @@ class Fanion(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled state; options younger than it get their algorithm's defaults."""
         super().__setstate__(state)
+        self.__dict__.setdefault("process_group", None)
         self.__dict__.setdefault("keeps_options", self.on_mismatch == "keep_momentum")
         self._prepare()
         for group in self.param_groups:
