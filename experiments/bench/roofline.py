@@ -1,8 +1,8 @@
-"""The time that the products and the memory traffic of a call need at the rates of this machine.
+"""The time that the products and the memory traffic of a call take at the rates of this machine.
 
-Operations and bytes are counted in the call itself, rates are measured. A call that takes not much
-longer than the sum can only become faster by computing or moving less. Kernels of Triton count as
-memory traffic, their products do not.
+Operations and bytes are counted in the call itself, rates are measured. No code can take less time
+than its products do. The bytes are an upper limit: what is still in a cache is counted too. Kernels
+of Triton count as memory traffic, their products do not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import torch
 from experiments.bench import race
 from experiments.bench.cost import PRODUCTS, CountBytes
 
-_SIDE = {
-    "cpu": 1024,
-    "cuda": 8192,
-}  # of the matrices whose product is timed: long beside its launch
+# Side of the matrices whose product is timed: it takes long beside its launch.
+_SIDE = {"cpu": 1024, "cuda": 8192}
 _COPIED = 2**26  # entries of a copy: more than any cache holds
 _REPEATS = 7
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -50,8 +48,8 @@ class Rates(NamedTuple):
     products: dict[torch.dtype, float]
     memory: float
 
-    def bound(self, work: Work) -> float:
-        """Return the seconds that the work needs at these rates, one after the other."""
+    def seconds(self, work: Work) -> float:
+        """Return the time of the work at these rates, one after the other, without caches."""
         products = sum(flops / self.products[dtype] for dtype, flops in work.flops.items())
         return products + work.traffic / self.memory
 

@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> report.Report:
     for entry in entries:
         work = roofline.count(competitors[entry["optimizer"]].step)
         flops = {str(dtype).removeprefix("torch."): x for dtype, x in work.flops.items()}
-        entry |= {"flops": flops, "traffic": work.traffic, "bound_seconds": rates.bound(work)}
+        entry |= {"flops": flops, "traffic": work.traffic, "seconds_at_rates": rates.seconds(work)}
     size = sum(p.numel() for p in parameters)
     products = {**polar.products(options.device), "the solvers of rank k": "float32"}
     table = console.Table(
@@ -264,8 +264,8 @@ def _roofline_table(entries: Sequence[Mapping[str, Any]], rates: roofline.Rates)
             entry["optimizer"],
             *(entry["flops"].get(name, 0) / 1e9 for name in ("bfloat16", "float32")),
             entry["traffic"] / 1e9,
-            1e3 * entry["bound_seconds"],
-            entry["bound_seconds"] / entry["median_seconds"],
+            1e3 * entry["seconds_at_rates"],
+            entry["seconds_at_rates"] / entry["median_seconds"],
         ]
         for entry in entries
     ]

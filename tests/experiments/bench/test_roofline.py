@@ -1,4 +1,4 @@
-"""Counted operations and bytes, and the time that they need at measured rates."""
+"""Counted operations and bytes, and the time that they take at measured rates."""
 
 import pytest
 import torch
@@ -21,10 +21,10 @@ def test_products_and_other_traffic_are_counted():
     assert work.traffic == casts + 4 * 2 * out.numel()
 
 
-def test_bound_is_the_sum_of_the_times():
+def test_time_is_the_sum_of_products_and_traffic():
     rates = roofline.Rates({torch.float32: 100.0, torch.bfloat16: 400.0}, 10.0)
     work = roofline.Work({torch.float32: 200.0, torch.bfloat16: 400.0}, 5.0)
-    assert rates.bound(work) == pytest.approx(2 + 1 + 0.5)
+    assert rates.seconds(work) == pytest.approx(2 + 1 + 0.5)
 
 
 def test_steps_of_every_solver_have_a_rate(monkeypatch):
@@ -39,4 +39,4 @@ def test_steps_of_every_solver_have_a_rate(monkeypatch):
         work = roofline.count(optimizer.step)
         assert sum(work.flops.values()) > 0
         assert work.flops.keys() <= rates.products.keys()
-        assert rates.bound(work) > work.traffic / rates.memory > 0
+        assert rates.seconds(work) > work.traffic / rates.memory > 0
