@@ -21,6 +21,7 @@ from experiments.paper import (
     outcome,
     pairs,
     ranks,
+    sizes,
     topk,
 )
 from lit_fanions.cli import console, runner
@@ -38,6 +39,7 @@ COMMANDS = {
     "ranks": ranks,
     "family": family,
     "pairs": pairs,
+    "sizes": sizes,
 }
 # Commands that train recipes; arguments that they do not know are passed to fit.
 TRAINING = (
@@ -49,6 +51,7 @@ TRAINING = (
     "ranks",
     "family",
     "pairs",
+    "sizes",
 )
 TIME = "about five hours; quick: three minutes"  # as all times, on 2 cores with --jobs 2
 RESULTS = Path("results")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from experiments.paper.outcome import Claim
-from lit_fanions.cli.console import Refused
+from lit_fanions.cli.console import Refused, Table
 from lit_fanions.cli.curves import Curves
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Comparison:
             gets only those variants whose best lr is certain, not those with a best at the edge.
         draw: Draws the last values; by default curves and learning rates are drawn.
         beside: Variants, and the variant that each is compared with at equal seeds.
+        tabulate: Returns further tables of last values of the variants whose best lr is certain.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Comparison:
     judge: Callable[[Finals, str], Sequence[Claim]] = lambda finals, data: ()
     draw: Callable[[Figure, Finals], None] | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
+    tabulate: Callable[[Finals], Sequence[Table]] = lambda finals: ()
 
 
 def losses_by_lr(name: str, results: Results, metric: str) -> dict[float, float]:

@@ -80,6 +80,7 @@ def make_outcome(
         tables=[
             _table(summaries, comparison),
             *tabulate_differences(certain, comparison.beside, metric),
+            *comparison.tabulate(certain),
         ],
         columns=["recipe", "lr", "seed", "step", *comparison.metrics],
         rows=[

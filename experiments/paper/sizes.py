@@ -1,0 +1,211 @@
+r"""Beyond the paper: do the blends close the gap to Muon as the network grows, and with more steps?
+
+NanoGPT in three sizes at equal steps, and the middle one in trainings of other lengths. Each recipe
+has its own best learning rate at each size, found as by `nanogpt`, and is compared with Muon of the
+same size at equal seeds. For each blend a line through the gaps over the logarithm of the number of
+parameters, one for each seed, says how the gap changes and where the paper's size would be.
+
+  python -m experiments.paper sizes --jobs 2 --data.data_dir data/fineweb_bytes
+
+--data.data_dir is a folder made by `python -m datamodules.fineweb tokenize` (see its --help). All
+other options are passed to `fit` for every run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.paper import tuning, verdicts
+from experiments.paper.nanogpt import COMPARISON as NANOGPT
+from experiments.paper.tuning import Finals, Variant
+from lit_fanions.cli.console import Refused, Table
+from lit_fanions.cli.results import drawable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TIME = "about five hours; quick: half a minute"
+PAPER = 276e6  # parameters of the paper's NanoGPT
+REFERENCE, *RIVALS = "muon_cpu", "f_muon_cpu", "s_muon_cpu", "adamw_cpu"
+QUICK = Path(NANOGPT.quick[0]).stem
+_NETWORK = "--model.init_args.network"
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A NanoGPT and the length of its training.
+
+    Attributes:
+        layers: Number of blocks.
+        width: Width of the residual stream; heads are 64 wide.
+        steps: Number of optimizer steps.
+    """
+
+    layers: int
+    width: int
+    steps: int = 150
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters in the matrices of the blocks."""
+        return 12 * self.layers * self.width**2
+
+    @property
+    def network(self) -> tuple[str, ...]:
+        """The arguments of fit for the network."""
+        sizes = {
+            "layers": self.layers,
+            "width": self.width,
+            "heads": self.width // 64,
+            "mlp_width": 4 * self.width,
+        }
+        return tuple(f"{_NETWORK}.{name}={value}" for name, value in sizes.items())
+
+    @property
+    def length(self) -> tuple[str, ...]:
+        """The arguments of fit for the length of the training."""
+        return f"--trainer.max_steps={self.steps}", f"--data.val_every_n_steps={self.steps}"
+
+
+SIZES = {
+    "2x64": _Size(2, 64),
+    "4x128": _Size(4, 128),
+    "6x192": _Size(6, 192),
+    "4x128-600-steps": _Size(4, 128, 600),
+}
+BESIDE = {f"{rival}-{size}": f"{REFERENCE}-{size}" for size in SIZES for rival in RIVALS}
+
+
+def make_variants(paths: Mapping[str, Path]) -> dict[str, Variant]:
+    """Return every recipe in every size, to begin with the lr that it states.
+
+    Args:
+        paths: Recipes by name: some of those that are compared.
+
+    Raises:
+        Refused: If a recipe is not compared here.
+    """
+    known = (REFERENCE, *RIVALS, QUICK)
+    if unknown := sorted(paths.keys() - set(known)):
+        raise Refused(f"--config: {unknown[0]} is not compared; give some of {', '.join(known)}")
+    return {
+        f"{name}-{size}": Variant(
+            path, tuning.stated_lr(path), own.network + own.length * (name != QUICK)
+        )
+        for size, own in SIZES.items()
+        for name, path in paths.items()
+    }
+
+
+def gaps(finals: Finals, rival: str, sizes: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Return a recipe's loss minus Muon's, by size and seed; sizes without both are left out.
+
+    Args:
+        finals: Last losses by variant and seed.
+        rival: Name of the recipe.
+        sizes: Names of sizes.
+    """
+    pairs = {
+        size: (finals.get(f"{rival}-{size}", {}), finals.get(f"{REFERENCE}-{size}", {}))
+        for size in sizes
+    }
+    return {
+        size: {seed: own[seed] - muon[seed] for seed in sorted(own.keys() & muon.keys())}
+        for size, (own, muon) in pairs.items()
+        if own.keys() & muon.keys()
+    }
+
+
+def tabulate_trends(finals: Finals) -> list[Table]:
+    """Return the table of what ten times as many parameters change, or none without two sizes.
+
+    Args:
+        finals: Last losses by variant and seed.
+    """
+    rows = []
+    for rival in RIVALS:
+        found = gaps(finals, rival, _sizes_of_equal_steps())
+        seeds = sorted(set.intersection(*map(set, found.values()))) if len(found) > 1 else []
+        if not seeds:
+            continue
+        lines = {
+            seed: _fit_line({SIZES[size].parameters: own[seed] for size, own in found.items()})
+            for seed in seeds
+        }
+        zero = dict.fromkeys(seeds, 0.0)
+        slope = {seed: slope for seed, (slope, _) in lines.items()}
+        there = {seed: level + slope * math.log10(PAPER) for seed, (slope, level) in lines.items()}
+        rows.append([rival, *(str(verdicts.mean_difference(x, zero)) for x in (slope, there))])
+    title = f"gap to {REFERENCE}: a line for each seed over log10 of the parameters"
+    columns = ["recipe", "ten times as many", f"at {PAPER / 1e6:.0f} M, extrapolated"]
+    return [Table(title, columns, rows)] if rows else []
+
+
+def _sizes_of_equal_steps() -> list[str]:
+    first = next(iter(SIZES.values()))
+    return [name for name, size in SIZES.items() if size.steps == first.steps]
+
+
+def _fit_line(gaps: Mapping[int, float]) -> tuple[float, float]:
+    """Return slope and level of the least-squares line of gaps over log10 of the parameters."""
+    import numpy as np
+
+    slope, level = np.polyfit(np.log10([*gaps]), [*gaps.values()], 1)
+    return float(slope), float(level)
+
+
+def draw(figure: Figure, finals: Finals) -> None:
+    """Draw the gaps over the number of parameters, with 95 % intervals.
+
+    Args:
+        figure: An empty figure.
+        finals: Last losses by variant and seed.
+    """
+    axes = figure.subplots()
+    for rival in RIVALS:
+        found = gaps(finals, rival, _sizes_of_equal_steps())
+        if not found:
+            continue
+        means = {
+            SIZES[size].parameters: verdicts.mean_difference(own, dict.fromkeys(own, 0.0))
+            for size, own in found.items()
+        }
+        axes.errorbar(
+            [*means],
+            drawable([gap.mean for gap in means.values()]),
+            [gap.half_interval() for gap in means.values()],
+            fmt="-o",
+            capsize=3,
+            label=rival,
+        )
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.set_xscale("log")
+    steps = next(iter(SIZES.values())).steps
+    axes.set(
+        xlabel="parameters in matrices",
+        ylabel=f"val/loss minus that of {REFERENCE}",
+        title=f"{steps} steps, each at its own best lr, 95 % intervals",
+    )
+    axes.legend()
+
+
+COMPARISON = tuning.Comparison(
+    name="sizes",
+    metrics=NANOGPT.metrics,
+    recipes=tuple(f"configs/nanogpt/{name}.yaml" for name in (REFERENCE, *RIVALS)),
+    quick=NANOGPT.quick,
+    seeds=5,
+    data="web text, NanoGPT in several sizes",
+    make_variants=make_variants,
+    draw=draw,
+    beside=BESIDE,
+    tabulate=tabulate_trends,
+)
+
+add_arguments = functools.partial(tuning.add_arguments, comparison=COMPARISON)
+run = functools.partial(tuning.run, comparison=COMPARISON)
