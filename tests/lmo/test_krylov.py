@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_fanions.lmo import krylov
 from lit_fanions.lmo.convergence import Goal
 from lit_fanions.lmo.factorisations import noise
 from lit_fanions.lmo.krylov import Lanczos, block_width, lanczos
@@ -21,7 +22,8 @@ def find(m: torch.Tensor, k: int, width: int | None = None, **options) -> Lanczo
     width = block_width(k, min(m.shape[-2:])) if width is None else width
     start = gaussian(m.shape[-1], width, seed=99).to(m.dtype).expand(len(m), -1, -1)
     options = {"tol": 1e-2, "cycles": 100, "random_start": True, **options}
-    return lanczos(m, k, start, goal=Goal(options.pop("tol")), **options)
+    goal = Goal(options.pop("tol"), options.pop("error", None))
+    return lanczos(m, k, start, goal=goal, **options)
 
 
 def assert_right(m: torch.Tensor, k: int, found: Lanczos, tol: float) -> None:
@@ -291,6 +293,27 @@ def test_a_coarse_search_costs_no_more_than_it_saves(tol):
     both = find(m, 4, tol=tol, coarse=torch.bfloat16)
     # Products in bfloat16 are several times faster, but never reach residuals this small.
     assert alone.products < both.products < 2 * alone.products
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_a_coarse_search_leaves_little_to_the_one_that_decides(k, monkeypatch):
+    products, search = [], krylov._krylov
+
+    def spy(m, start, limits, fresh):
+        found = search(m, start, limits, fresh)
+        products.append((m.dtype, found.products))
+        return found
+
+    monkeypatch.setattr(krylov, "_krylov", spy)
+    m = gaussian(1, 1200, 1100)
+    found = find(m, k, error=1e-2, coarse=torch.bfloat16)
+    (coarse, many), (fine, few) = products
+    assert (coarse, fine) == (torch.bfloat16, torch.float32)
+    assert few < 0.3 * many
+    u, _, vh = torch.linalg.svd(m.double())
+    exact = u[..., :k] @ vh[..., :k, :]
+    error = (found.U[..., :k] @ found.Vh[..., :k, :]).double() - exact
+    assert error.norm() < 1e-2 * k**0.5
 
 
 @pytest.mark.parametrize("coarse", [None, torch.bfloat16])
