@@ -1,8 +1,9 @@
 r"""Beyond the paper: pairs of airbench recipes at equal seeds, each at the settings that it states.
 
-CIFAR-10 on configs/airbench/small.yaml: tuned F-Muon beside Muon, alpha = .1 beside normalised SGD
-at F-Muon's settings, Muon with random singular values (Kaon) and with sharpness-aware steps
-(nu-SAM) beside Muon. The differences get 95 % intervals, which say how many seeds are enough.
+CIFAR-10 on configs/airbench/small.yaml: tuned F-Muon and S-Muon beside Muon, alpha = .1 beside
+normalised SGD at F-Muon's settings, Muon with random singular values (Kaon) and with
+sharpness-aware steps (nu-SAM) beside Muon. The differences get 95 % intervals, which say how many
+seeds are enough.
 
   python -m experiments.paper pairs --jobs 2
   python -m experiments.paper pairs --only muon f_muon --seeds 30 --trainer.max_epochs=4
@@ -27,7 +28,7 @@ from experiments.paper.tuning.report import tabulate_differences
 from lit_fanions.cli.console import Refused, Table
 from lit_fanions.cli.curves import spread
 
-TIME = "about three hours; quick: half a minute"
+TIME = "about four hours; quick: half a minute"
 METRIC = STUDY.metric
 SAM = "configs/sam.yaml"
 RESERVED = {**alphas.RESERVED, "--model.optimizer.matrix.alpha": "choose variants with --only"}
@@ -51,6 +52,7 @@ class _Variant:
 VARIANTS: Mapping[str, _Variant] = {
     "muon": _Variant("muon"),
     "f_muon": _Variant("f_muon", "muon"),
+    "s_muon": _Variant("s_muon", "muon"),
     "muon-random-spectrum": _Variant(
         "muon", "muon", ("--trainer.callbacks+=experiments.controls.RandomSpectrum",)
     ),
@@ -70,7 +72,7 @@ BESIDE = {name: own.beside for name, own in VARIANTS.items() if own.beside}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command; all others are those of fit."""
-    recipes = tuple(f"configs/airbench/{name}.yaml" for name in ("muon", "f_muon"))
+    recipes = tuple(f"configs/airbench/{name}.yaml" for name in ("muon", "f_muon", "s_muon"))
     repetitions.add_arguments(parser, recipes, seeds=8, full=recipes)
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="variants to train, by name (default: all)"

@@ -10,10 +10,10 @@ from experiments.paper.__main__ import main
 from experiments.paper.repetitions import check
 from lit_fanions.cli.console import Refused
 
-PATHS = {name: Path(f"configs/airbench/{name}.yaml") for name in ("muon", "f_muon")}
+PATHS = {name: Path(f"configs/airbench/{name}.yaml") for name in ("muon", "f_muon", "s_muon")}
 PATHS["quickstart"] = Path("configs/quickstart.yaml")
 GAIN = {"muon": 0.8, "f_muon": 0.8, "muon-random-spectrum": 0.75, "muon-sharpness-aware": 0.81}
-GAIN |= {"nsgd": 0.7, "f_muon-alpha-.1": 0.78}
+GAIN |= {"s_muon": 0.79, "nsgd": 0.7, "f_muon-alpha-.1": 0.78}
 
 
 @pytest.fixture
