@@ -38,7 +38,7 @@ _COARSE_TOLERANCE = 5e-4
 # processors multiply such blocks faster.
 _SPARE, _TILE = 2, 8
 # Random columns beside a start that may lack a leading singular vector, and the blocks after which
-# such a vector stands out. A search looks for the first time after as many.
+# such a vector stands out.
 _FRESH = 4
 _MATURE = 3
 
@@ -140,21 +140,24 @@ def _search(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
     rough = limits._replace(goal=Goal(residual, limits.goal.error), cycles=2)
     found = _krylov(m.to(limits.coarse), start, rough, fresh)
     rows = -(-(limits.k + _SPARE) // _TILE) * _TILE
-    better = _krylov(m, found.Vh[..., :rows, :], limits, 0)
+    better = _krylov(m, found.Vh[..., :rows, :], limits, 0, blocks=1)
     return better._replace(products=found.products + better.products)
 
 
-def _krylov(m: Tensor, start: Tensor, limits: _Limits, fresh: int) -> Lanczos:
+def _krylov(
+    m: Tensor, start: Tensor, limits: _Limits, fresh: int, blocks: int = _MATURE
+) -> Lanczos:
     """Search until the goal or a limit is reached, from start rows and ``fresh`` random rows.
 
-    The answer has the dtype of the start; that of m may be coarser.
+    The answer has the dtype of the start; that of m may be coarser. ``blocks``: number of blocks
+    after which the search looks for the first time.
     """
     k, on_cpu = limits.k, m.device.type == "cpu"
     basis = _BLOCKS * block_width(k, m.shape[-1]) if limits.basis is None else limits.basis
     space = _Space(m, start, fresh, k, basis)
     check = Check(limits.goal, copies=space.width, age=0 if fresh else _MATURE)
     rough = m.dtype != start.dtype  # what coarse products find is the start of another search
-    cycle, look = 1, float(max(k + 1, _MATURE * space.width))
+    cycle, look = 1, float(max(k + 1, blocks * space.width))
     while True:
         space.multiply()
         check.age += 1
