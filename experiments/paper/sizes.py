@@ -1,9 +1,9 @@
 r"""Beyond the paper: do the blends close the gap to Muon as the network grows, and with more steps?
 
-NanoGPT in three sizes at equal steps, and the middle one in trainings of other lengths. Each recipe
-has its own best learning rate at each size, found as by `nanogpt`, and is compared with Muon of the
-same size at equal seeds. For each blend a line through the gaps over the logarithm of the number of
-parameters, one for each seed, says how the gap changes and where the paper's size would be.
+NanoGPT in three sizes at equal steps, and the middle one in a longer training. Each recipe has its
+own best learning rate at each size, found as by `nanogpt`, and is compared with Muon of the same
+size at equal seeds. A line through the gaps over the logarithm of the number of parameters, one for
+each seed, says how the gap changes, and where the paper's size would be if the line held so far.
 
   python -m experiments.paper sizes --jobs 2 --data.data_dir data/fineweb_bytes
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIME = "about five hours; quick: half a minute"
-PAPER = 276e6  # parameters of the paper's NanoGPT
 REFERENCE, *RIVALS = "muon_cpu", "f_muon_cpu", "s_muon_cpu", "adamw_cpu"
 QUICK = Path(NANOGPT.quick[0]).stem
 _NETWORK = "--model.init_args.network"
@@ -52,7 +52,7 @@ class _Size:
 
     @property
     def parameters(self) -> int:
-        """The number of parameters in the matrices of the blocks."""
+        """The number of parameters in the matrices of the blocks, without the embeddings."""
         return 12 * self.layers * self.width**2
 
     @property
@@ -78,6 +78,7 @@ SIZES = {
     "6x192": _Size(6, 192),
     "4x128-600-steps": _Size(4, 128, 600),
 }
+PAPER = _Size(12, 768).parameters  # of the 276 million of the paper's NanoGPT
 BESIDE = {f"{rival}-{size}": f"{REFERENCE}-{size}" for size in SIZES for rival in RIVALS}
 
 
@@ -140,9 +141,17 @@ def tabulate_trends(finals: Finals) -> list[Table]:
         zero = dict.fromkeys(seeds, 0.0)
         slope = {seed: slope for seed, (slope, _) in lines.items()}
         there = {seed: level + slope * math.log10(PAPER) for seed, (slope, level) in lines.items()}
-        rows.append([rival, *(str(verdicts.mean_difference(x, zero)) for x in (slope, there))])
-    title = f"gap to {REFERENCE}: a line for each seed over log10 of the parameters"
-    columns = ["recipe", "ten times as many", f"at {PAPER / 1e6:.0f} M, extrapolated"]
+        off = max(
+            abs(statistics.mean(own[seed] - _on_line(lines[seed], size) for seed in seeds))
+            for size, own in found.items()
+        )
+        differences = (str(verdicts.mean_difference(x, zero)) for x in (slope, there))
+        rows.append([rival, *differences, f"{off:.4f}"])
+    title = (
+        f"gap to {REFERENCE}: a line for each seed over log10 of the parameters in matrices; the "
+        "intervals are those of the seeds and do not say whether the line holds"
+    )
+    columns = ["recipe", "ten times as many", f"at {PAPER / 1e6:.0f} M", "means are off it by"]
     return [Table(title, columns, rows)] if rows else []
 
 
@@ -157,6 +166,11 @@ def _fit_line(gaps: Mapping[int, float]) -> tuple[float, float]:
 
     slope, level = np.polyfit(np.log10([*gaps]), [*gaps.values()], 1)
     return float(slope), float(level)
+
+
+def _on_line(line: tuple[float, float], size: str) -> float:
+    slope, level = line
+    return level + slope * math.log10(SIZES[size].parameters)
 
 
 def draw(figure: Figure, finals: Finals) -> None:

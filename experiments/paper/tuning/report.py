@@ -179,7 +179,7 @@ def _picture(
 ) -> tuple[Callable[[Figure], None], tuple[float, float]]:
     """Return the function that draws the picture, and the size in inches."""
     if comparison.draw is not None:
-        finals: Finals = {name: summary.finals for name, summary in summaries.items()}
+        finals: Finals = {n: s.finals for n, s in summaries.items() if not s.is_at_edge()}
         draw_finals = comparison.draw
         return lambda canvas: draw_finals(canvas, finals), (7, 5)
     form = "{:.3g}" if comparison.logarithmic else "{:.3f}"

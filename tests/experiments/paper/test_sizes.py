@@ -41,28 +41,35 @@ def test_other_recipes_are_refused():
 
 
 def finals(gap):
-    """Losses of F-Muon that are behind Muon's by ``gap(log10 of the parameters)`` and noise."""
-    noise = (-0.01, 0.01)
+    """Losses of F-Muon that are behind Muon's by ``gap(log10 of the parameters, seed)``."""
     losses = {}
     for name, size in sizes.SIZES.items():
-        behind = gap(math.log10(size.parameters))
-        losses[f"muon_cpu-{name}"] = {0: 2.0, 1: 2.1}
-        losses[f"f_muon_cpu-{name}"] = {0: 2.0 + behind + noise[0], 1: 2.1 + behind + noise[1]}
+        decades = math.log10(size.parameters)
+        muon = {seed: 2.0 + 0.1 * seed for seed in range(3)}
+        losses[f"muon_cpu-{name}"] = muon
+        losses[f"f_muon_cpu-{name}"] = {s: loss + gap(decades, s) for s, loss in muon.items()}
     return losses
 
 
 def test_trend_is_the_slope_and_what_it_gives_at_the_papers_size():
-    (table,) = sizes.tabulate_trends(finals(lambda decades: 0.5 - 0.06 * decades))
+    slopes = (-0.07, -0.06, -0.05)
+    (table,) = sizes.tabulate_trends(finals(lambda decades, seed: 0.5 + slopes[seed] * decades))
     (row,) = table.rows
     assert row[0] == "f_muon_cpu"
-    assert row[1].startswith("-0.0600 ± 0.0000")
-    expected = 0.5 - 0.06 * math.log10(276e6)
-    assert float(row[2].split()[0]) == pytest.approx(expected, abs=1e-4)
-    assert "± 0.1271 (95 %)" in row[2]  # t(1) * .01 * sqrt(2) / sqrt(2)
+    half = 4.302653 * 0.01 / 3**0.5  # t of two degrees of freedom
+    assert row[1] == f"-0.0600 ± {half:.4f} (95 %)"
+    decades = math.log10(12 * 12 * 768**2)
+    assert row[2] == f"{0.5 - 0.06 * decades:+.4f} ± {half * decades:.4f} (95 %)"
+    assert row[3] == "0.0000"
+
+
+def test_gaps_that_are_on_no_line_say_so():
+    (table,) = sizes.tabulate_trends(finals(lambda decades, seed: 0.1 * (decades - 5.5) ** 2))
+    assert float(table.rows[0][3]) > 0.02
 
 
 def test_one_size_or_longer_trainings_give_no_trend():
-    losses = finals(lambda decades: 0.1)
+    losses = finals(lambda decades, seed: 0.1)
     for left in (("6x192",), ("4x128", "4x128-600-steps")):
         some = {name: x for name, x in losses.items() if name.split("-", 1)[1] in left}
         assert sizes.tabulate_trends(some) == []
@@ -73,7 +80,7 @@ def test_the_picture_has_a_line_for_each_rival_that_was_trained():
     from matplotlib.figure import Figure
 
     figure = Figure()
-    sizes.draw(figure, finals(lambda decades: 0.1))
+    sizes.draw(figure, finals(lambda decades, seed: 0.1))
     (axes,) = figure.axes
     containers = {c.get_label(): c for c in axes.containers}
     assert [*containers["f_muon_cpu"][0].get_xdata()] == [98304, 786432, 2654208]
