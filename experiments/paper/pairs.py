@@ -1,9 +1,9 @@
 r"""Beyond the paper: pairs of airbench recipes at equal seeds, each at the settings that it states.
 
-CIFAR-10 on configs/airbench/small.yaml: tuned F-Muon, and S-Muon at F-Muon's settings, beside Muon,
-alpha = .1 beside normalised SGD at F-Muon's settings, Muon with random singular values (Kaon) and with
-sharpness-aware steps (nu-SAM) beside Muon. The differences get 95 % intervals, which say how many
-seeds are enough.
+CIFAR-10 on configs/airbench/small.yaml: tuned F-Muon, and S-Muon at F-Muon's settings, beside Muon;
+alpha = .1 beside normalised SGD at F-Muon's settings; Muon with random singular values (Kaon) and
+with sharpness-aware steps (nu-SAM) beside Muon. The differences get 95 % intervals, which say how
+many seeds are enough.
 
   python -m experiments.paper pairs --jobs 2
   python -m experiments.paper pairs --only muon f_muon --seeds 30 --trainer.max_epochs=4
