@@ -205,7 +205,8 @@ def draw(figure: Figure, finals: Finals) -> None:
         ylabel=f"val/loss minus that of {REFERENCE}",
         title=f"{steps} steps, each at its own best lr, 95 % intervals",
     )
-    axes.legend()
+    if axes.containers:
+        axes.legend()
 
 
 COMPARISON = tuning.Comparison(

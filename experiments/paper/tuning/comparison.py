@@ -77,8 +77,8 @@ class Comparison:
         make_variants: Returns what is trained, given the recipes.
         judge: Returns verdicts on the paper's claims, given last values and the data in words. It
             gets only those variants whose best lr is certain, not those with a best at the edge.
-        draw: Draws the last values of the same variants; by default curves and learning rates are
-            drawn.
+        draw: Draws the last values of the variants whose best lr is certain; by default curves and
+            learning rates are drawn.
         beside: Variants, and the variant that each is compared with at equal seeds.
         tabulate: Returns further tables of last values of the variants whose best lr is certain.
     """
