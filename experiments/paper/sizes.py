@@ -1,9 +1,10 @@
 r"""Beyond the paper: do the blends close the gap to Muon as the network grows, and with more steps?
 
-NanoGPT in three sizes at equal steps, and the middle one in a longer training. Each recipe has its
-own best learning rate at each size, found as by `nanogpt`, and is compared with Muon of the same
-size at equal seeds. A line through the gaps over the logarithm of the number of parameters, one for
-each seed, says how the gap changes, and where the paper's size would be if the line held so far.
+NanoGPT in three sizes at equal steps, and in three sizes with as many tokens for each parameter.
+Each recipe has its own best learning rate at each size, found as by `nanogpt`, and is compared with
+Muon of the same size at equal seeds. A line through the gaps over the logarithm of the number of
+parameters, one for each seed, says how the gap changes, and where the paper's size would be if the
+line held so far.
 
   python -m experiments.paper sizes --jobs 2 --data.data_dir data/fineweb_bytes
 
@@ -28,6 +29,7 @@ from lit_fanions.cli.console import Refused, Table
 from lit_fanions.cli.results import drawable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TIME = "about five hours; quick: half a minute"
@@ -76,7 +78,13 @@ SIZES = {
     "2x64": _Size(2, 64),
     "4x128": _Size(4, 128),
     "6x192": _Size(6, 192),
+    "2x64-75-steps": _Size(2, 64, 75),
+    "2x128-300-steps": _Size(2, 128, 300),
     "4x128-600-steps": _Size(4, 128, 600),
+}
+SERIES = {
+    "150 steps": ("2x64", "4x128", "6x192"),
+    "equal tokens per parameter": ("2x64-75-steps", "2x128-300-steps", "4x128-600-steps"),
 }
 PAPER = _Size(12, 768).parameters  # of the 276 million of the paper's NanoGPT
 BESIDE = {f"{rival}-{size}": f"{REFERENCE}-{size}" for size in SIZES for rival in RIVALS}
@@ -128,36 +136,38 @@ def tabulate_trends(finals: Finals) -> list[Table]:
     Args:
         finals: Last losses by variant and seed.
     """
-    rows = []
-    for rival in RIVALS:
-        found = gaps(finals, rival, _sizes_of_equal_steps())
-        seeds = sorted(set.intersection(*map(set, found.values()))) if len(found) > 1 else []
-        if not seeds:
-            continue
-        lines = {
-            seed: _fit_line({SIZES[size].parameters: own[seed] for size, own in found.items()})
-            for seed in seeds
-        }
-        zero = dict.fromkeys(seeds, 0.0)
-        slope = {seed: slope for seed, (slope, _) in lines.items()}
-        there = {seed: level + slope * math.log10(PAPER) for seed, (slope, level) in lines.items()}
-        off = max(
-            abs(statistics.mean(own[seed] - _on_line(lines[seed], size) for seed in seeds))
-            for size, own in found.items()
-        )
-        differences = (str(verdicts.mean_difference(x, zero)) for x in (slope, there))
-        rows.append([rival, *differences, f"{off:.4f}"])
+    trends = (_trend(finals, rival, series) for series in SERIES for rival in RIVALS)
+    rows = [row for row in trends if row]
     title = (
         f"gap to {REFERENCE}: a line for each seed over log10 of the parameters in matrices; the "
         "intervals are those of the seeds and do not say whether the line holds"
     )
-    columns = ["recipe", "ten times as many", f"at {PAPER / 1e6:.0f} M", "means are off it by"]
+    columns = [
+        *("recipe", "sizes", "ten times as many"),
+        *(f"at {PAPER / 1e6:.0f} M", "means are off it by"),
+    ]
     return [Table(title, columns, rows)] if rows else []
 
 
-def _sizes_of_equal_steps() -> list[str]:
-    first = next(iter(SIZES.values()))
-    return [name for name, size in SIZES.items() if size.steps == first.steps]
+def _trend(finals: Finals, rival: str, series: str) -> list[str]:
+    """Return a row of the table of trends, empty if fewer than two sizes have a seed in common."""
+    found = gaps(finals, rival, SERIES[series])
+    seeds = sorted(set.intersection(*map(set, found.values()))) if len(found) > 1 else []
+    if not seeds:
+        return []
+    lines = {
+        seed: _fit_line({SIZES[size].parameters: own[seed] for size, own in found.items()})
+        for seed in seeds
+    }
+    zero = dict.fromkeys(seeds, 0.0)
+    slope = {seed: slope for seed, (slope, _) in lines.items()}
+    there = {seed: level + slope * math.log10(PAPER) for seed, (slope, level) in lines.items()}
+    off = max(
+        abs(statistics.mean(own[seed] - _on_line(lines[seed], size) for seed in seeds))
+        for size, own in found.items()
+    )
+    differences = (str(verdicts.mean_difference(x, zero)) for x in (slope, there))
+    return [rival, series, *differences, f"{off:.4f}"]
 
 
 def _fit_line(gaps: Mapping[int, float]) -> tuple[float, float]:
@@ -180,33 +190,35 @@ def draw(figure: Figure, finals: Finals) -> None:
         figure: An empty figure.
         finals: Last losses by variant and seed.
     """
-    axes = figure.subplots()
+    series = [
+        name for name, own in SERIES.items() if any(gaps(finals, rival, own) for rival in RIVALS)
+    ]
+    panels = figure.subplots(1, max(len(series), 1), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, series, strict=False):
+        _draw_series(axes, finals, name)
+    panels[0].set_ylabel(f"val/loss minus that of {REFERENCE}")
+
+
+def _draw_series(axes: Axes, finals: Finals, series: str) -> None:
     for rival in RIVALS:
-        found = gaps(finals, rival, _sizes_of_equal_steps())
-        if not found:
-            continue
         means = {
             SIZES[size].parameters: verdicts.mean_difference(own, dict.fromkeys(own, 0.0))
-            for size, own in found.items()
+            for size, own in gaps(finals, rival, SERIES[series]).items()
         }
-        axes.errorbar(
-            [*means],
-            drawable([gap.mean for gap in means.values()]),
-            [gap.half_interval() for gap in means.values()],
-            fmt="-o",
-            capsize=3,
-            label=rival,
-        )
+        if means:
+            axes.errorbar(
+                [*means],
+                drawable([gap.mean for gap in means.values()]),
+                [gap.half_interval() for gap in means.values()],
+                fmt="-o",
+                color=f"C{RIVALS.index(rival)}",
+                capsize=3,
+                label=rival,
+            )
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set_xscale("log")
-    steps = next(iter(SIZES.values())).steps
-    axes.set(
-        xlabel="parameters in matrices",
-        ylabel=f"val/loss minus that of {REFERENCE}",
-        title=f"{steps} steps, each at its own best lr, 95 % intervals",
-    )
-    if axes.containers:
-        axes.legend()
+    axes.set(xlabel="parameters in matrices", title=f"{series}, each at its own best lr")
+    axes.legend()
 
 
 COMPARISON = tuning.Comparison(
