@@ -155,7 +155,7 @@ def render_page(results: Sequence[Result]) -> str:
         f"Verdicts, one for each set of data: {_count_verdicts(judged)}. n: number of independent "
         "repetitions.",
         "",
-        "The ten that matter most; several verdicts are those of several sets of data:",
+        "The ten that matter most, with what was found where verdicts differ:",
         "",
         *(_summarise(BY_ID[id], [c for c, _ in judged if c.id == id]) for id in SUMMARY),
     ]
@@ -177,8 +177,16 @@ def _count_verdicts(judged: Sequence[tuple[Claim, Result]]) -> str:
 
 
 def _summarise(statement: Statement, claims: Sequence[Claim]) -> str:
-    verdicts = [f"**{claim.verdict}** (n = {claim.n})" for claim in claims] or [NOT_RUN]
-    return f"- {_escape(statement.text)} ({_escape(statement.place)}): {', '.join(verdicts)}"
+    counts = Counter((claim.verdict, claim.n) for claim in claims)
+    if len({claim.verdict for claim in claims}) > 1:
+        verdicts = [f"**{c.verdict}** ({_escape(c.found)}; n = {c.n})" for c in claims]
+    else:
+        verdicts = [
+            f"**{verdict}** (n = {n}{f', {count} sets of data' if count > 1 else ''})"
+            for (verdict, n), count in counts.items()
+        ]
+    found = ", ".join(verdicts or [NOT_RUN])
+    return f"- {_escape(statement.text)} ({_escape(statement.place)}): {found}"
 
 
 def _section(place: str) -> str:

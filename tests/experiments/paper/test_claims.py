@@ -96,6 +96,17 @@ def test_verdicts_of_several_commands_on_a_claim_stand_together(tmp_path):
     assert about[1] == about[0] + 1
 
 
+def test_summary_counts_equal_verdicts_and_tells_different_ones_apart(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path, name, claim(id="neon-loss"), claim(id="trlan-faster", n=3))
+    save(tmp_path, "c", claim("refuted", id="trlan-faster", n=5, found="other"))
+    summary = [x for x in render_page(read_results(tmp_path)).splitlines() if x.startswith("- ")]
+    n, found = claim().n, claim().found
+    assert any(line.endswith(f"**confirmed** (n = {n}, 2 sets of data)") for line in summary)
+    both = f"**confirmed** ({found}; n = 3), **confirmed** ({found}; n = 3)"
+    assert any(line.endswith(f"{both}, **refuted** (other; n = 5)") for line in summary)
+
+
 def test_page_does_not_depend_on_the_order_of_files(tmp_path):
     found = {"b": [claim(), claim(id="neon-gradient")], "a": [claim(id="lemmas")]}
     for folder, names in (("one", "ab"), ("two", "ba")):
