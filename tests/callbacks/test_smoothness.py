@@ -166,6 +166,21 @@ def test_a_look_changes_no_bit_of_the_training(tmp_path, options, how):
     assert "spectral/smoothness_gluon_lr/group/matrix" in logged
 
 
+class Diverged(WithStatistics):
+    """Has no finite gradient."""
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return super().training_step(batch, index) * math.nan
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "propagate"])
+def test_non_finite_gradients_and_weights_are_not_logged_and_end_no_run(tmp_path, nonfinite):
+    monitor = SmoothnessMonitor(1)
+    trainer = fit(tmp_path, Diverged(config("muon", nonfinite=nonfinite)), monitor)
+    assert trainer.global_step > 1
+    assert monitor.history == {}
+
+
 def test_a_resumed_run_keeps_the_history(tmp_path):
     monitor = SmoothnessMonitor(1)
     saving = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=3)
