@@ -12,6 +12,7 @@ from pathlib import Path
 from lit_fanions.checks import check_choice
 from lit_fanions.cli.console import CommandParser
 from lit_fanions.cli.errors import one_line
+from lit_fanions.cli.messages import print_warning
 from lit_fanions.lmo.presets import SUMMARIES
 from lit_fanions.optim.algorithms import ALGORITHMS, describe_step
 
@@ -72,15 +73,23 @@ def _exported_classes(package: Path) -> Iterator[Line]:
 
 def _recipes(folder: Path) -> Iterator[Line]:
     """Yield the YAML files below a folder, with the start of their first comment."""
-    for path in folder.rglob("*.yaml"):
-        comment = re.match(r"(?:#.*\n)*", path.read_text()).group()  # type: ignore[union-attr]
+    for path in filter(Path.is_file, folder.rglob("*.yaml")):
+        content = path.read_text(encoding="utf-8", errors="replace")
+        comment = re.match(r"(?:#.*\n)*", content).group()  # type: ignore[union-attr]
         text = " ".join(line.strip("# ") for line in comment.partition("\n#\n")[0].splitlines())
         yield str(path), one_line(text, _WIDTH)
 
 
 def _parse(file: Path) -> ast.Module:
-    """Return the syntax tree of a Python file, an empty one if there is no such file."""
-    return ast.parse(file.read_text() if file.is_file() else "")
+    """Return the syntax tree of a Python file, an empty one if there is none or it is not Python.
+
+    A module that is being edited must not hide the others.
+    """
+    try:
+        return ast.parse(file.read_bytes() if file.is_file() else "")
+    except (SyntaxError, ValueError) as error:
+        print_warning(f"{file} is left out, it is not valid Python: {error}")
+        return ast.parse("")
 
 
 _SECTIONS: dict[str, tuple[str, Callable[[], Iterator[Line]]]] = {

@@ -76,3 +76,21 @@ def test_unknown_kind_is_refused(project, capfd):
         main(["list", "model"])
     assert stop.value.code == 2
     assert "did you mean 'models'?" in capfd.readouterr().err
+
+
+def test_broken_files_of_a_project_are_left_out(project, capfd):
+    Path("models").mkdir()
+    Path("models/__init__.py").write_text("from .whole import Net\nfrom .half import Other\n")
+    Path("models/whole.py").write_bytes(
+        b"# -*- coding: latin-1 -*-\n# caf\xe9\nclass Net: 'A net.'\n"
+    )
+    for broken in (b"class Other(:\n", b"name = '\xe9'\n", b"\0"):
+        Path("models/half.py").write_bytes(broken)
+        assert main(["list", "models"]) == 0
+        printed, complaint = capfd.readouterr()
+        assert printed.splitlines()[1:] == ["  models.Net  A net."]
+        assert "models/half.py is left out" in complaint
+    Path("configs/folder.yaml").mkdir(parents=True)
+    Path("configs/link.yaml").symlink_to("missing.yaml")
+    Path("configs/latin.yaml").write_bytes(b"# Caf\xe9.\n")
+    assert listed(["recipes"], capfd) == {"configs/latin.yaml": "Caf\ufffd."}
