@@ -17,7 +17,6 @@ The exit status is 0 if everything is equal, 1 if not.
 from __future__ import annotations
 
 import argparse
-import pickle
 import shutil
 import sys
 import time
@@ -185,11 +184,8 @@ def _conclude(findings: Sequence[Finding]) -> tuple[str, bool]:
 def _compare_bits(a: Run, b: Run) -> Iterator[tuple[str, str]]:
     """Yield what was compared to the last bit, and the answer."""
     yield SCALARS, _compare_scalars(a.curves, b.curves)
-    before, after = (tensors.read_digests(run.folder) for run in (a, b))
-    if before and after:
-        yield "weights after each step", _compare_digests(before, after)
-    elif before or after:
-        yield "weights after each step", f"only in {'A' if before else 'B'}"
+    if answer := _compare_digests(a.folder, b.folder):
+        yield "weights after each step", answer
     mine, others = (
         {str(file.relative_to(run.folder)) for file in run.folder.rglob("*.ckpt")} for run in (a, b)
     )
@@ -203,8 +199,8 @@ def _compare_bits(a: Run, b: Run) -> Iterator[tuple[str, str]]:
 def _compare_checkpoints(before: Path, after: Path) -> str:
     try:
         old, new = tensors.read_checkpoint(before), tensors.read_checkpoint(after)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        return f"cannot be read: {one_line(error, 120)}"
+    except Exception as error:  # torch.load fails in a dozen ways on a damaged file
+        return _unreadable(error)
     if not old and not new:
         return NOTHING
     return tensors.difference(old, new) or f"{EQUAL} ({plural(len(old), 'tensor')})"
@@ -226,7 +222,18 @@ def _compare_scalars(a: Curves, b: Curves) -> str:
     return f"step {different[first]}: {first} ({len(different)} of {len(tags)} differ)"
 
 
-def _compare_digests(before: tensors.Digests, after: tensors.Digests) -> str:
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read: {one_line(error, 120) or type(error).__name__}"
+
+
+def _compare_digests(a: Path, b: Path) -> str:
+    """Return the first difference of the weights of two runs, "" if neither recorded them."""
+    try:
+        before, after = tensors.read_digests(a), tensors.read_digests(b)
+    except (OSError, ValueError) as error:
+        return _unreadable(error)
+    if not before or not after:
+        return f"only in {'A' if before else 'B'}" if before or after else ""
     for step in sorted({*before, *after}):
         old, new = before.get(step), after.get(step)
         if old is None or new is None:

@@ -40,15 +40,34 @@ def digest(tensor: Tensor) -> str:
 
 
 def read_digests(folder: Path) -> Digests:
-    """Return the digests of a run's weights by step; empty if it recorded none."""
+    """Return the digests of a run's weights by step; empty if it recorded none.
+
+    A last line without its end is left out: the run was killed while it wrote it.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
     if not (file := folder / DIGESTS).is_file():
         return {}
-    return {line["step"]: line["digests"] for line in map(json.loads, file.open())}
+    digests = {}
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entry = json.loads(line)
+            digests[entry["step"]] = entry["digests"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{file} is damaged in line {number}") from None
+    return digests
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, weights and the optimizer's state, by dotted names."""
+    """Return the tensors of a checkpoint, weights and the optimizer's state, by dotted names.
+
+    Raises:
+        Exception: If the file is damaged (of many types), or no checkpoint.
+    """
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"it holds a {type(checkpoint).__name__}, and is no checkpoint")
     values = flatten({part: checkpoint.get(part, {}) for part in _PARTS})
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 

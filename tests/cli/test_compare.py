@@ -151,8 +151,34 @@ def test_checkpoints_of_equal_name_are_compared(capfd):
     Path("b/last.ckpt").unlink()
     status, answers, _ = compare(capfd, "a", "b")
     assert (status, answers["last.ckpt"]) == (1, "only in A")
-    Path("b/best.ckpt").write_bytes(b"PK")
-    assert compare(capfd, "a", "b")[1]["best.ckpt"].startswith("cannot be read: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x04N."])
+def test_checkpoint_that_cannot_be_read_differs(content, capfd):
+    for name in ("a", "b"):
+        log(name, [1.0])
+        torch.save({"state_dict": {"w": torch.ones(3)}}, f"{name}/last.ckpt")
+    Path("b/last.ckpt").write_bytes(content)
+    status, answers, _ = compare(capfd, "a", "b")
+    assert status == 1
+    assert re.match("cannot be read: .", answers["last.ckpt"])
+    torch.save([1], "b/last.ckpt")
+    assert "it holds a list" in compare(capfd, "a", "b")[1]["last.ckpt"]
+
+
+def test_digests_of_a_killed_run_are_compared_as_far_as_they_are_whole(capfd):
+    lines = [json.dumps({"step": step, "digests": {"w": "x"}}) for step in range(3)]
+    for name in ("a", "b"):
+        log(name, [1.0])
+        Path(name, tensors.DIGESTS).write_text("\n".join(lines) + "\n")
+    digests = Path("b", tensors.DIGESTS)
+    digests.write_text(digests.read_text()[:-5])
+    status, answers, _ = compare(capfd, "a", "b")
+    assert (status, answers["weights after each step"]) == (1, "step 2: only A has it")
+    for damaged in ("{", "[]", '{"step": 1}'):
+        digests.write_text(f"{lines[0]}\n{damaged}\n")
+        answer = compare(capfd, "a", "b")[1]["weights after each step"]
+        assert answer == f"cannot be read: {digests} is damaged in line 2"
 
 
 @pytest.mark.parametrize(
