@@ -130,7 +130,7 @@ def _finished_curves(run: Run, folder: Path, metrics: Sequence[str]) -> Curves |
     path = folder / run.name / FINISHED
     if not path.is_file():
         return None
-    saved = json.loads(path.read_text())
+    saved = _read_result(path)
     settings = (saved["args"], saved["recipes"], list(saved.get("curves", ())))
     if settings != (list(run.args), recipe_digests(run.args), list(metrics)):
         raise Refused(
@@ -141,6 +141,18 @@ def _finished_curves(run: Run, folder: Path, metrics: Sequence[str]) -> Curves |
         metric: [(step, math.inf if value is None else value) for step, value in curve]
         for metric, curve in saved["curves"].items()
     }
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """Return what ``_save`` wrote about a finished run; refuse a damaged file."""
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text())
+        list(saved["args"]), dict(saved["recipes"]), dict(saved.get("curves", {}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"{path} is damaged ({error!r}): delete it, and the same command repeats its run"
+        ) from None
+    return saved
 
 
 def _changes(saved: Mapping[str, Any], run: Run, metrics: Sequence[str]) -> str:
@@ -183,7 +195,7 @@ def _save(training: Training, metrics: Sequence[str]) -> Curves:
 
 def run_commits(folder: Path) -> list[str]:
     """Return the commits that made the finished trainings of a folder, "" for outside of git."""
-    saved = [json.loads(path.read_text()) for path in folder.glob(f"*/{FINISHED}")]
+    saved = [_read_result(path) for path in folder.glob(f"*/{FINISHED}")]
     return sorted({run.get("commit") or "" for run in saved})
 
 

@@ -133,6 +133,20 @@ def test_other_metrics_are_refused(fake):
         execute(some(), Path("out"), ["val/loss", "val/acc"], 1)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"args": 5, "recipes": {}}'])
+def test_damaged_result_of_a_run_is_named(fake, content):
+    fake(HERE)
+    go(some())
+    result = Path("out/run0/result.json")
+    result.write_text(content)
+    with pytest.raises(Refused, match=r"out/run0/result\.json is damaged .*: delete it"):
+        go(some())
+    with pytest.raises(Refused, match="delete it"):
+        execution.run_commits(Path("out"))
+    result.unlink()
+    assert go(some()) == {"run0": CURVE}
+
+
 def test_one_command_at_a_time(fake):
     fake(HERE)
     with (
