@@ -68,7 +68,8 @@ class TrialTraining:
         note = self._logs / UNREAD
         # The names of metrics are known when the first training has ended: one that a call with a
         # mistyped name has left need not be repeated.
-        if note.is_file() and json.loads(note.read_text()) == self._identity:
+        # Text is compared, because a full disk may have left half a note.
+        if note.is_file() and note.read_text() == json.dumps(self._identity):
             return self._report(self._read_curve())
         note.unlink(missing_ok=True)
         environment = runner.shared_threads(self.plan.jobs)

@@ -12,7 +12,7 @@ import pytest
 
 from lit_fanions.cli import curves, runner
 from lit_fanions.cli.console import Refused
-from lit_fanions.sweep import result, storage
+from lit_fanions.sweep import result, storage, study
 from lit_fanions.sweep.plan import Choice, grid_requests
 from lit_fanions.sweep.study import Sweep
 from tests.sweep.fakes import (
@@ -97,6 +97,21 @@ def test_missing_metric_ends_the_sweep_and_keeps_its_training(fake, monkeypatch)
     assert sum(x == 1 and seed == 0 for x, seed, *_ in trained()) == 1
     with pytest.raises(Refused, match="another metric"):
         go(metric="typo")
+
+
+def test_half_a_note_about_a_missing_metric_repeats_its_training(fake, monkeypatch):
+    fake()
+
+    def read_curves(logs, metrics):
+        raise Refused("no metric")
+
+    monkeypatch.setattr(curves, "read_curves", read_curves)
+    for times in (1, 2):
+        with pytest.raises(Refused, match="no metric"):
+            go(jobs=1, metric="typo", direction="maximize")
+        assert len(trained()) == times
+        (note,) = Path().rglob(study.UNREAD)
+        note.write_text(note.read_text()[:-1])
 
 
 # Interruptions.
