@@ -15,6 +15,8 @@ from datamodules.augmentation import Batch, Flip
 from datamodules.files import only_writer, whole_file
 from datamodules.images import ImageDataModule, Split
 
+CLASSES = 10
+
 
 def save_cache(path: Path, images: Tensor, labels: Tensor, classes: list[str]) -> None:
     """Write one split as airbench does: images uint8 (n, 32, 32, 3), labels int64 (n,)."""
@@ -50,6 +52,11 @@ def load_cache(path: Path) -> Batch:
     ):
         raise RuntimeError(
             f"{path} does not hold images, uint8 [N, 32, 32, 3], and labels, int64 [N]: {remedy}"
+        )
+    # On a GPU, a loss at another label would end the process without a word about the file.
+    if not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
+        raise RuntimeError(
+            f"{path} does not hold images with labels 0 to {CLASSES - 1} of CIFAR-10: {remedy}"
         )
     return images, labels
 

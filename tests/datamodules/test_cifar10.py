@@ -193,6 +193,23 @@ def test_cache_file_with_other_content_is_named(tmp_path: Path, content: object)
     assert str(path) in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": IMAGES, "labels": LABELS + 10},
+        {"images": IMAGES, "labels": LABELS - 10},
+        {"images": IMAGES[:0], "labels": LABELS[:0]},
+    ],
+    ids=["above", "negative", "empty"],
+)
+def test_cache_file_of_another_set_is_named(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "train.pt"
+    torch.save(content, path)
+    with pytest.raises(RuntimeError, match="labels 0 to 9 of CIFAR-10") as e:
+        load_cache(path)
+    assert str(path) in str(e.value)
+
+
 def test_setup_before_prepare_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"test\.pt is missing: call prepare_data\(\)"):
         CIFAR10DataModule(str(tmp_path)).setup("test")
