@@ -4,6 +4,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,25 +258,26 @@ def reserve_version(logger: Logger, folders: list[Path]) -> None:
     Lightning's own loggers choose the next number when it is first asked for. The folder is then
     added to ``folders``.
     """
-    choose = getattr(logger, "_get_next_version", None)
+    has_versions = hasattr(logger, "_get_next_version")
     is_local = isinstance(getattr(logger, "_fs", None), LocalFileSystem)
-    if choose is None or not is_local or set("~$") & set(logger.root_dir or ""):
-        return
+    if has_versions and is_local and not set("~$") & set(logger.root_dir or ""):
+        # No closure: ddp_spawn pickles the logger.
+        logger._get_next_version = partial(_reserve, logger, folders)  # type: ignore[attr-defined]
 
-    def reserve() -> int:
-        version: int = choose()
-        # The other ranks get the folder from the first one.
-        while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            folder = Path(str(logger.root_dir), f"version_{version}")
-            try:
-                folder.mkdir(parents=True)
-                folders.append(folder)
-                break
-            except FileExistsError:  # another run was faster
-                version += 1
-        return version
 
-    logger._get_next_version = reserve  # type: ignore[attr-defined]
+def _reserve(logger: Any, folders: list[Path]) -> int:
+    """Return the number of the logger's version, whose folder the first rank makes."""
+    version: int = type(logger)._get_next_version(logger)
+    # The other ranks get the folder from the first one.
+    while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        folder = Path(str(logger.root_dir), f"version_{version}")
+        try:
+            folder.mkdir(parents=True)
+            folders.append(folder)
+            break
+        except FileExistsError:  # another run was faster
+            version += 1
+    return version
 
 
 class SaveRecipe(SaveConfigCallback):

@@ -1,5 +1,6 @@
 """Checkpoints and the configuration: which decides what, and what a resumed run shows."""
 
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -259,3 +260,15 @@ def test_file_with_the_name_of_a_version_is_passed_over(project):
     own = loggers.TensorBoardLogger(save_dir=".", name="logs")
     reserve_version(own, [])
     assert own.version == 1
+
+
+def test_run_can_be_handed_to_spawned_processes(project, monkeypatch, capfd):
+    def start_processes(function, args, **options):
+        queue = args[-1]
+        pickle.dumps((function, args[:-1]))
+        queue.close()
+        raise RuntimeError("handed over")
+
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", start_processes)
+    assert main([*FIT, "--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"]) == 1
+    assert "handed over" in capfd.readouterr().err.splitlines()[-1]
