@@ -1,9 +1,10 @@
 """`python -m lit_fanions`: the door of the command line; see `lit_fanions.cli.app`."""
 
 import importlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def start(args: Sequence[str] | None = None) -> int:
@@ -12,14 +13,28 @@ def start(args: Sequence[str] | None = None) -> int:
     Lightning is loaded only for the commands that need it.
     """
     given = list(sys.argv[1:] if args is None else args)
+    return exit_status(lambda: _run(given[0] if given else "", given))
+
+
+def exit_status(run: Callable[[], int]) -> int:
+    """Return the exit status of a command; Ctrl-C and a file that fails end it with one line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # σ in a table must not end a command in Latin-1
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _run(given[0] if given else "", given)
+        return run()
     except KeyboardInterrupt:  # while Lightning is imported
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as by `| head`; Python would complain again when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # such as a full disk, or a file in the place of a folder
+        from lit_fanions.cli import failures
+
+        return failures.report(failures.describe_refusal(error))
 
 
 def _run(command: str, given: list[str]) -> int:

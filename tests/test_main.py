@@ -1,5 +1,6 @@
 """The door of the command line: what it does without Lightning, and what it says first."""
 
+import io
 import subprocess
 import sys
 
@@ -108,3 +109,35 @@ def test_nothing_is_said_before_help_or_a_mistake(args, project, capfd):
     with pytest.raises(SystemExit):
         door.start(args)
     assert "reading" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_closed_standard_streams_end_no_run(name, project, monkeypatch):
+    monkeypatch.setattr(sys, name, None)  # as Python leaves it after `>&-`
+    assert door.start([*FIT, "--trainer.fast_dev_run", "true"]) == 0
+
+
+def test_terminal_without_unicode_ends_no_command(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert door.start(["list", "algorithms"]) == 0
+    sys.stdout.flush()
+    assert rb"u\u2081 v\u2081\u1d40" in written.getvalue()
+
+
+def test_file_in_the_place_of_a_folder_is_one_line(project, capfd):
+    with SummaryWriter("logs") as writer:
+        writer.add_scalar("train/loss", 1.0, 0)
+    assert door.start(["compare", "logs", "logs", "--out", "recipe.yaml"]) == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "'recipe.yaml'" in line, line
+
+
+def test_full_disk_is_one_line(capfd):
+    def write() -> int:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+        return 0
+
+    assert door.exit_status(write) == 1
+    assert "No space left on device" in capfd.readouterr().err

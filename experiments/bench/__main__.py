@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from experiments.bench import cost, monitor, overhead, polar, report, step, topk, variants
+from lit_fanions.__main__ import exit_status
 from lit_fanions.cli import console
 from lit_fanions.memory import reuse_freed_memory
 
@@ -54,4 +55,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_status(main))

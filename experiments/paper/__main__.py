@@ -24,6 +24,7 @@ from experiments.paper import (
     sizes,
     topk,
 )
+from lit_fanions.__main__ import exit_status
 from lit_fanions.cli import console, runner
 
 COMMANDS = {
@@ -212,4 +213,4 @@ def _run_all(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_status(main))

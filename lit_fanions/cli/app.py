@@ -320,10 +320,7 @@ def main(args: Sequence[str] | None = None) -> int:
         messages.print_error("interrupted")
         return 130
     except Exception as error:
-        shown = failures.print_traceback()
-        hint = "" if shown else f" [{failures.TRACEBACK}=1 shows the traceback]"
-        messages.print_error(f"error: {failures.describe(error)}{hint}")
-        return 1
+        return failures.report(failures.describe(error))
     return 0
 
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_fanions
 from lit_fanions.cli.errors import one_line
-from lit_fanions.cli.messages import relative_path
+from lit_fanions.cli.messages import print_error, relative_path
 
 TRACEBACK = "LIT_FANIONS_TRACEBACK"
 
@@ -117,6 +117,13 @@ def describe_refusal(error: BaseException) -> str:
 
 def print_traceback() -> bool:
     """Print the traceback of the current error if the user asked for it; return that."""
+def report(description: str) -> int:
+    """Print one line about the current error, which ended a command; return the exit status 1."""
+    hint = "" if print_traceback() else f" [{TRACEBACK}=1 shows the traceback]"
+    print_error(f"error: {description}{hint}")
+    return 1
+
+
     asked = os.environ.get(TRACEBACK, "0") not in ("", "0")
     if asked and sys.exc_info()[0]:
         traceback.print_exc()

@@ -47,7 +47,7 @@ class Outcome:
     def save(self, folder: Path, name: str) -> None:
         """Write NAME.csv, NAME.json and NAME.png into a folder, and print where they are."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.csv").open("w", newline="") as file:
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
         contents = {
             "command": shlex.join(["python", "-m", self.program, *sys.argv[1:]]),

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from lit_fanions.__main__ import exit_status
 from lit_fanions.cli import console, curves, runner
 from lit_fanions.cli.console import Refused, refuse_mistyped, refuse_reserved
 from lit_fanions.cli.errors import config_files
@@ -240,4 +241,4 @@ def _devices(accelerator: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_status(main))
