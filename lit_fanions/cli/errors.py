@@ -23,6 +23,8 @@ from lit_fanions.optim.groups import OTHER_NAMES
 
 MAX_LINE = 240
 
+_MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which may come several times
+
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:
     """Return `text` with all white space collapsed, cut to `limit` characters."""
@@ -53,7 +55,8 @@ def explain(
     option = _find(texts, given)
     for nested in errors:
         names = getattr(nested, "option_names", names)
-    place = f"{option.place}: " if option else ""
+    odd = "" if option else next(filter(_is_odd, config_files(args)), "")
+    place = f"{option.place if option else odd}: " if option or odd else ""
     hint = _hint(errors[-1] if errors else None, texts[-1], option, args, list(names))
     return f"{place}{one_line(texts[-1].rstrip('.'))}{hint}"
 
@@ -95,10 +98,47 @@ def _given_options(args: Sequence[str]) -> Iterator[_Given]:
             yield _Given(path, f"{path} in {file}", value)
 
 
+def compose_yaml(text: str) -> yaml.Node | None:
+    """Return the nodes of a YAML text; PyYAML alone would keep the last of two equal keys.
+
+    Raises:
+        yaml.YAMLError: If it is not YAML, or a mapping has a key twice.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    nodes, visited = [root] if root else [], set[int]()  # anchors make a node reachable twice
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited or not isinstance(node, yaml.CollectionNode):
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        known = set[str]()
+        for key, value in node.value:
+            nodes += key, value
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if key.value in known:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                known.add(key.value)
+    return root
+
+
+def _is_odd(file: str) -> bool:
+    """Return True for a file whose contents are no mapping of names."""
+    tree = _read_yaml(file)
+    is_mapping = isinstance(tree, dict) and all(isinstance(key, str) for key in tree)
+    return tree is not None and not is_mapping
+
+
 def _read_yaml(file: str) -> object:
     """Return the contents of a YAML file, None if unreadable, the exception if not YAML."""
     try:
-        return yaml.safe_load(Path(file).read_text())
+        text = Path(file).read_text(encoding="utf-8")
+        compose_yaml(text)
+        return yaml.safe_load(text)
     except (OSError, UnicodeDecodeError):
         return None
     except yaml.YAMLError as error:

@@ -125,12 +125,11 @@ def load_without_empty_sections(text: str) -> Any:
     """
     value = _load_yaml(text)
     # jsonargparse takes comments alone, and a lone `key:`, for a string.
-    if value in (None, text) and text.endswith("\n"):
-        is_comment = yaml.compose(text, Loader=yaml.SafeLoader) is None
-        if is_comment or text.endswith(":\n"):
-            return {}
+    is_plain = value in (None, text) and text.endswith("\n")
+    if is_plain and (nodes is None or text.endswith(":\n")):
+        return {}
     if isinstance(value, (dict, list)):
-        _drop_empty(value, yaml.compose(text, Loader=yaml.SafeLoader))
+        _drop_empty(value, nodes)
     return value
 
 
@@ -141,6 +140,7 @@ def _drop_empty(value: Any, node: Any) -> bool:
             if key.value in value and _drop_empty(value[key.value], child):
                 del value[key.value]
         return bool(node.value) and not value
+    nodes = errors.compose_yaml(text)
     if isinstance(node, yaml.SequenceNode) and isinstance(value, list):
         for item, child in zip(value, node.value, strict=False):
             _drop_empty(item, child)

@@ -199,6 +199,28 @@ def test_invalid_yaml_is_named(project, capfd):
     assert_refused(["fit", "--config", "broken.yaml"], ["broken.yaml", "YAML", "line 1"], capfd)
 
 
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        ("seed_everything: 2\ntrainer:\n  max_epochs: 1\nseed_everything: 3\n",
+         ["'seed_everything' is given twice", "line 4"]),
+        ("trainer: {max_epochs: 1, max_steps: 5, max_epochs: 2}\n",
+         ["'max_epochs' is given twice", "line 1"]),
+        ("trainer:\n  callbacks:\n  - class_path: X\n    class_path: Y\n",
+         ["'class_path' is given twice", "line 4"]),
+    ],
+    ids=["top", "section", "list"],
+)  # fmt: skip
+def test_key_that_is_given_twice_is_refused(content, fragments, project, capfd):
+    Path("twice.yaml").write_text(content)
+    assert_refused([*FIT, "--config", "twice.yaml"], ["twice.yaml", *fragments], capfd)
+
+
+def test_anchors_and_merged_keys_are_not_given_twice():
+    text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *a, <<: *b}\nd: [*a, *a, &e [*e]]\n"
+    assert errors.compose_yaml(text) is not None
+
+
 @pytest.mark.parametrize(("option", "base"), [("--model", "Net"), ("--data", "Data")])
 def test_module_of_pytorch_lightning_is_refused_with_a_way_out(option, base, project, capfd):
     pytest.importorskip("pytorch_lightning")

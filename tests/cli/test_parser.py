@@ -161,6 +161,9 @@ def test_option_of_a_callback_that_is_not_in_the_recipe_is_refused(project, capf
         ("# café\n".encode("latin-1"), "odd.yaml is not UTF-8 text"),
         (b"", "odd.yaml is empty"),
         (b"a: \x00\n", "odd.yaml is not valid YAML"),
+        (b"[1, 2]\n", "odd.yaml: Unexpected config: [1, 2]"),
+        (b"hello\n", "odd.yaml: Unexpected config: hello"),
+        (b"1: 2\n", "odd.yaml: Key must be a string, got: 1"),
     ],
 )
 def test_file_that_is_no_recipe_is_named(content, message, project, capfd):
