@@ -164,6 +164,9 @@ class CLI(LightningCLI):
         parsing.check_texts(parser, config_files(given))
         nested = parsing.nest_overrides(given)
         self.config = parser.parse_args(parsing.list_callback_options(parser, nested))
+        if subcommand := self.config.get("subcommand"):
+            own = self._subcommand_parsers[subcommand]
+            parsing.check_numbers(own, self.config[subcommand])  # type: ignore[arg-type]
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that cannot be loaded, and evaluations without any.

@@ -53,11 +53,13 @@ def is_refusal(error: BaseException) -> bool:
     error = unwrap(error)
     if isinstance(error, (FileNotFoundError, pickle.UnpicklingError)):  # data or a checkpoint
         return True
-    if not isinstance(error, (ValueError, MisconfigurationException)):
+    if isinstance(error, OSError) and error.filename and error.errno not in _DISK_FULL:
+        return user_place(error) is None
+    if not isinstance(error, (ValueError, TypeError, MisconfigurationException)):
         return False
     *_, (file, _, _) = [("", 0, ""), *_places(error)]
     if _is_below(file, _PACKAGE, *_ZOO):
-        return True
+        return not isinstance(error, TypeError)
     return _raising_package(error) in (*_LIGHTNING, "jsonargparse") and user_place(error) is None
 
 
@@ -115,8 +117,6 @@ def describe_refusal(error: BaseException) -> str:
     return one_line(error, limit=600) if is_plain else describe(error)
 
 
-def print_traceback() -> bool:
-    """Print the traceback of the current error if the user asked for it; return that."""
 def report(description: str) -> int:
     """Print one line about the current error, which ended a command; return the exit status 1."""
     hint = "" if print_traceback() else f" [{TRACEBACK}=1 shows the traceback]"
@@ -124,6 +124,8 @@ def report(description: str) -> int:
     return 1
 
 
+def print_traceback() -> bool:
+    """Print the traceback of the current error if the user asked for it; return that."""
     asked = os.environ.get(TRACEBACK, "0") not in ("", "0")
     if asked and sys.exc_info()[0]:
         traceback.print_exc()

@@ -5,12 +5,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_fanions.checks import did_you_mean
@@ -27,6 +27,14 @@ SECTIONS = {
 _NAMED = r"\.(?P<name>%s)\.(?P<keys>[\w.]+)(?:=(?P<value>.+))?$"
 _OVERRIDE = re.compile(r"^(?P<section>--[\w.]+\.overrides)" + _NAMED % r"\w+")
 _CALLBACK = re.compile(r"^--trainer\.callbacks" + _NAMED % r"[A-Z]\w*")
+
+# Numbers that Lightning takes, and then fails without the name of the option.
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "seed_everything": (lambda seed: 0 <= seed < 2**32, "between 0 and 4294967295"),
+    "trainer.accumulate_grad_batches": (lambda count: count >= 1, "at least 1"),
+    "trainer.check_val_every_n_epoch": (lambda count: count >= 1, "at least 1"),
+    "trainer.val_check_interval": (lambda interval: interval > 0, "above 0"),
+}
 
 _load_yaml = get_loader("yaml")
 
@@ -118,12 +126,22 @@ def check_texts(parser: Parser, files: Sequence[str]) -> None:
             parser.fail(f"{file} is not UTF-8 text ({reason}): save it as UTF-8")
 
 
+def check_numbers(parser: Parser, config: Namespace) -> None:
+    """Refuse numbers of the options of a subcommand that would fail in the middle of Lightning."""
+    for name, (is_allowed, allowed) in _NUMBERS.items():
+        value = config.get(name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not is_allowed(value):
+            parser.fail(f"{name} must be {allowed}, got {value}")
+
+
 def load_without_empty_sections(text: str) -> Any:
     """Load YAML; a key with nothing behind it, such as a section of comments, is left out.
 
     An explicit ``null`` stays: it is a value of some options.
     """
     value = _load_yaml(text)
+    nodes = errors.compose_yaml(text)
     # jsonargparse takes comments alone, and a lone `key:`, for a string.
     is_plain = value in (None, text) and text.endswith("\n")
     if is_plain and (nodes is None or text.endswith(":\n")):
@@ -140,7 +158,6 @@ def _drop_empty(value: Any, node: Any) -> bool:
             if key.value in value and _drop_empty(value[key.value], child):
                 del value[key.value]
         return bool(node.value) and not value
-    nodes = errors.compose_yaml(text)
     if isinstance(node, yaml.SequenceNode) and isinstance(value, list):
         for item, child in zip(value, node.value, strict=False):
             _drop_empty(item, child)

@@ -56,6 +56,25 @@ def test_missing_data_is_a_usage_error(project, capfd):
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "fragment"),
+    [
+        ("--trainer.devices=abc", "`devices` selected with `CPUAccelerator` should be an int > 0."),
+        ("--trainer.default_root_dir=recipe.yaml", "Not a directory: 'recipe.yaml/"),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1"),
+        ("--trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be at least 1"),
+        ("--trainer.val_check_interval=0", "val_check_interval must be above 0"),
+        ("--seed_everything=-1", "seed_everything must be between 0 and 4294967295"),
+    ],
+)
+def test_values_that_lightning_cannot_use_are_usage_errors(option, fragment, project, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, option])
+    assert stop.value.code == 2
+    (line,) = [one for one in capfd.readouterr().err.splitlines() if one.startswith("error: ")]
+    assert fragment in line
+
+
 # A user's own module, in which one hook fails: HOOK and ERROR are filled in.
 
 MINE = """\
