@@ -3,6 +3,7 @@
 import pickle
 import sys
 import threading
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
@@ -264,9 +265,7 @@ def test_file_with_the_name_of_a_version_is_passed_over(project):
 
 def test_run_can_be_handed_to_spawned_processes(project, monkeypatch, capfd):
     def start_processes(function, args, **options):
-        queue = args[-1]
-        pickle.dumps((function, args[:-1]))
-        queue.close()
+        pickle.dumps([part for part in args if not isinstance(part, SimpleQueue)])
         raise RuntimeError("handed over")
 
     monkeypatch.setattr(torch.multiprocessing, "start_processes", start_processes)
