@@ -114,15 +114,15 @@ def compose_yaml(text: str) -> yaml.Node | None:
         if isinstance(node, yaml.SequenceNode):
             nodes += node.value
             continue
-        known = set[str]()
+        known = set[tuple[str, str]]()  # types and texts: 1 is not "1"
         for key, value in node.value:
             nodes += key, value
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
-                if key.value in known:
+                if (key.tag, key.value) in known:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {key.value!r} is given twice", key.start_mark
                     )
-                known.add(key.value)
+                known.add((key.tag, key.value))
     return root
 
 
