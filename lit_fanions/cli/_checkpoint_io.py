@@ -28,6 +28,7 @@ _PARTS = {
     "state_dict": Mapping, "optimizer_states": list, "lr_schedulers": list, "loops": Mapping,
     "callbacks": Mapping, "pytorch-lightning_version": str,
 }  # fmt: skip
+_RETURNED_WEIGHTS = ".temp.ckpt"  # the file of weights alone that ddp_spawn hands to its parent
 _PART = 2**22  # bytes that are read at once
 _ABANDONED = 3600  # seconds without a write after which another run does not write a file any more
 # What the metadata of a distributed checkpoint may be made of, beside dtypes.
@@ -80,6 +81,8 @@ class CheckpointFiles(TorchCheckpointIO):
             raise
         except Exception as error:
             raise ValueError(_describe(error, path)) from error
+        if Path(path).name == _RETURNED_WEIGHTS and isinstance(checkpoint, dict):
+            return checkpoint
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ValueError(f"{path} is no checkpoint of a Trainer: it has no state_dict")
         for key, kind in _PARTS.items():

@@ -211,6 +211,11 @@ def test_file_of_another_kind_is_refused_when_it_is_loaded(content, message, fol
         FILES.load_checkpoint("other.ckpt")
 
 
+def test_weights_that_spawned_processes_return_are_loaded(folder):
+    FILES.save_checkpoint({"w": torch.ones(2)}, "returned/.temp.ckpt")  # the name is Lightning's
+    assert torch.equal(FILES.load_checkpoint("returned/.temp.ckpt")["w"], torch.ones(2))
+
+
 # Code.
 
 

@@ -217,7 +217,8 @@ def test_key_that_is_given_twice_is_refused(content, fragments, project, capfd):
 
 
 def test_anchors_and_merged_keys_are_not_given_twice():
-    text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *a, <<: *b}\nd: [*a, *a, &e [*e]]\n1: x\n'1': y\n"
+    text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *a, <<: *b}\nd: [*a, *a, &e [*e]]\n"
+    text += "1: x\n'1': y\n"
     assert errors.compose_yaml(text) is not None
 
 
