@@ -14,8 +14,9 @@ from lit_fanions import norms as library
 METHODS = {method.name: method for method in methods.METHODS}
 
 
-def test_quick_run_saves_the_errors_of_every_method(tmp_path, capfd):
+def test_quick_run_saves_the_errors_of_every_method(tmp_path, capfd, recwarn):
     assert main(["norms", "--quick", "--out", str(tmp_path)]) == 0
+    assert not [w for w in recwarn if "no effect" in str(w.message)]
     printed = capfd.readouterr().out
     for method in methods.METHODS:
         assert printed.count(f"\n{method.name} ") == 2
