@@ -2,7 +2,7 @@
 
 Every recipe is trained with seed 0 at seven learning rates of its matrices, from 1/64 to 64 times
 the one that it states: a narrow grid stops in a local optimum. While the best is the smallest or
-the largest one tried, the next one beyond is tried too, up to three times; a best that is still at
+the largest one tried, the next one beyond is tried too, up to six times; a best that is still at
 the edge is marked. Then the geometric means of the best and its neighbours are tried, three times,
 so that neighbours differ by 20 %. At the best learning rate it is trained with more seeds. Seed 0
 is one of them, so that it both chooses and counts: a small bias in favour of every recipe.
@@ -47,7 +47,7 @@ FACTORS = tuple(4.0**n for n in range(-3, 4))  # multiples of the recipe's lr
 QUICK_FACTORS = (1.0, 2.0)
 REFINEMENTS = 3  # how often the range around the best lr is halved, on a logarithmic scale
 QUICK_VARIANTS = 2  # number of variants with --quick
-EXTENSIONS = 3  # how often the range of learning rates is extended by one
+EXTENSIONS = 6  # how often the range of learning rates is extended by one
 RESERVED = {
     "--config": "give the recipes to compare, one file each",
     "--seed_everything": "use --seeds N",
