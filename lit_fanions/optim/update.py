@@ -271,7 +271,7 @@ def apply_each(piece: Piece, solved: Sequence[Solved], group: Group) -> None:
     if renormalises(group):
         matrices = to_matrices(gather(piece.weight, like), layout, splits)
         renormalise(matrices, piece.finite, group)
-        if not share_memory(matrices[0], piece.weight):
+        if not all(share_memory(m, piece.weight) for m in matrices):
             piece.weight.copy_(shard(matrices))
     captured = [answer.captured for answer in solved if answer.captured is not None]
     step = shard([answer.direction for answer in solved])

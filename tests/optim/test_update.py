@@ -121,6 +121,20 @@ def test_parts_of_given_sizes_step_like_separate_parameters(sizes, algorithm):
     torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]))
 
 
+@pytest.mark.parametrize("sizes", [[1, 3], [3, 1], [1, 1, 2]])
+def test_parts_of_transposed_convolutions_are_renormalised_like_separate_parameters(sizes):
+    # Parts of one row are views of the weight, larger ones are copies.
+    options = {"layout": "transposed", "renormalize": True, **EXACT, "lr": 0.02}
+    whole, grad = parameter64(4, 5, 2, 2), gaussian64(4, 5, 2, 2, seed=1)
+    parts = [nn.Parameter(part.clone()) for part in whole.detach().split(sizes)]
+    update(Fanion([whole], splits=sizes, **options), whole, grad)
+    apart = Fanion(parts, **options)
+    for part, own in zip(parts, grad.split(sizes), strict=True):
+        part.grad = own.clone()
+    apart.step()
+    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]))
+
+
 @pytest.mark.parametrize("algorithm", ["neon", "fanion", "dion"])
 def test_error_feedback_decays_only_what_was_captured(algorithm):
     u, v = (torch.linalg.qr(gaussian64(8, 8, seed=seed)).Q for seed in (1, 2))
