@@ -105,7 +105,7 @@ def fit_smoothness(points: Sequence[tuple[float, float]]) -> tuple[float, float]
     Args:
         points: Dual norms of gradients, each with the L measured there; at least one, not negative.
     """
-    sizes, values = torch.tensor(points, dtype=torch.float64).unbind(-1)
+    sizes, values = torch.tensor(points, dtype=torch.float64, device="cpu").unbind(-1)
     deviations = sizes - sizes.mean()
     variance = float(deviations.square().sum())
     slope = max(0.0, float((deviations * values).sum()) / variance) if variance > 0 else 0.0
@@ -153,7 +153,7 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
     if isinstance(norm, Blend):
         norm.check_alpha()
         first, second = coordinate_norm(norm.norm), coordinate_norm(norm.other)
-        extremes = first.vector.extremes(products.shape[-1])
+        extremes = _extremes(first, products)
         spectral = first.coordinates is singular_values and extremes is not None
         if spectral and isinstance(second.vector, Euclidean):
             assert extremes is not None
@@ -161,7 +161,7 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
         roots = [_smoothness(part, a, b, products).sqrt() for part in (first, second)]
         return (norm.alpha * roots[0] + norm.weight * roots[1]) ** 2
     norm = coordinate_norm(norm)
-    extremes = norm.vector.extremes(products.shape[-1])
+    extremes = _extremes(norm, products)
     if isinstance(norm.vector, Power) and norm.vector.p > 2:
         # max sum c_i y_i over sums of y_i^(p / 2) of at most 1, by Hoelder's inequality
         return Power(norm.vector.p / (norm.vector.p - 2)).value(products)
@@ -181,6 +181,12 @@ def _smoothness(norm: Norm, a: Tensor, b: Tensor, products: Tensor) -> Tensor:
     # |A X B|_dual <= rho |A X B|_F, and |X|_F <= rho in the ball.
     furthest = rho(norm, a.shape[-1], b.shape[-1])
     return furthest**2 * _largest_eigenvalue(a) * _largest_eigenvalue(b)
+
+
+def _extremes(norm: CoordinateNorm, products: Tensor) -> Tensor | None:
+    """Return the extreme points of the norm's ball where the products of eigenvalues are."""
+    extremes = norm.vector.extremes(products.shape[-1])
+    return None if extremes is None else extremes.to(products.device)
 
 
 def coordinate_norm(norm: Norm) -> CoordinateNorm:

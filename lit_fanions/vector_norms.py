@@ -40,7 +40,7 @@ class VectorNorm(ABC):
 
     @abstractmethod
     def extremes(self, n: int) -> Tensor | None:
-        """Return the extreme points of the unit ball up to order and signs: (count, n).
+        """Return the extreme points of the unit ball up to order and signs, (count, n), on the CPU.
 
         None for balls that have infinitely many.
         """
@@ -125,7 +125,7 @@ class Largest(VectorNorm):
         return torch.minimum(s, radius.unsqueeze(-1))
 
     def extremes(self, n: int) -> Tensor:  # noqa: D102
-        return torch.ones(1, n, dtype=torch.float64)
+        return torch.ones(1, n, dtype=torch.float64, device="cpu")
 
 
 class TopSum(VectorNorm):
@@ -161,7 +161,7 @@ class TopSum(VectorNorm):
         return torch.where(inside, s, s - dual.project(s, size))
 
     def extremes(self, n: int) -> Tensor:  # noqa: D102
-        points = torch.zeros(2, n, dtype=torch.float64)
+        points = torch.zeros(2, n, dtype=torch.float64, device="cpu")
         points[0, 0] = 1
         points[1] = 1 / self.k
         return points
@@ -213,7 +213,7 @@ class TopSumDual(VectorNorm):
         return cut(torch.where(too_much, t, 0.0))
 
     def extremes(self, n: int) -> Tensor:  # noqa: D102
-        return (torch.arange(n) < self.k).to(torch.float64).unsqueeze(0)
+        return (torch.arange(n, device="cpu") < self.k).to(torch.float64).unsqueeze(0)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:

@@ -262,3 +262,14 @@ def test_impossible_input_is_refused():
 )
 def test_fit_of_smoothness_is_the_best_without_negative_numbers(points, expected):
     assert bounds.fit_smoothness(points) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", [norms.Spectral(), norms.Nuclear(), norms.KyFan(2)], ids=str)
+def test_smoothness_is_computed_where_the_matrices_are(norm):
+    # On a device without values as on a GPU: no tensor of another device takes part.
+    spectrum = torch.empty(3, dtype=torch.float64, device="meta")
+    matrix = spectrum.diag_embed()
+    assert bounds._smoothness(norm, matrix, matrix, spectrum).device == spectrum.device
+    with torch.device("meta"):
+        value = bounds.smoothness(norm, *[torch.eye(3, device="cpu")] * 2)
+    assert value == bounds.smoothness(norm, torch.eye(3), torch.eye(3))

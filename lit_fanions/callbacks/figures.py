@@ -157,10 +157,10 @@ def custom_scalars(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
 
 def add_histogram(writer: Any, name: str, sample: Sample, step: int) -> None:
     """Write a histogram of singular values relative to the largest, in powers of ten."""
-    values = torch.tensor(sample.values, dtype=torch.float64)
-    weights = torch.tensor(sample.weights, dtype=torch.float64)
+    values = torch.tensor(sample.values, dtype=torch.float64, device="cpu")
+    weights = torch.tensor(sample.weights, dtype=torch.float64, device="cpu")
     powers = (values / values[0]).clamp(min=10**_LOWEST).log10()
-    limits = torch.arange(_LOWEST, _BUCKET / 2, _BUCKET, dtype=torch.float64)
+    limits = torch.arange(_LOWEST, _BUCKET / 2, _BUCKET, dtype=torch.float64, device="cpu")
     buckets = torch.bucketize(powers, limits + 1e-9).clamp(max=len(limits) - 1)
     counts = torch.zeros_like(limits).index_add_(0, buckets, weights)
     writer.add_histogram_raw(

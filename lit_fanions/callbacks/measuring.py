@@ -138,7 +138,7 @@ def _part(step: MatrixStep, rank: int | None) -> _Part:
         numbers = _products(observation, solver)
     if rank is not None or k == limit:  # the group's rank, unless that is full
         k = min(limit, rank or max(1, limit // 4))
-    numbers.setdefault("factor", torch.ones(count))
+    numbers.setdefault("factor", torch.ones(count, device="cpu"))
     return _Part(step.names, step.group, step.before.shape, k, step.lr, solver, numbers)
 
 
@@ -182,7 +182,7 @@ def _quantities(part: _Part, found: dict[str, Spectrum]) -> dict[str, Tensor]:
                 f"{kind}_energy": spectra.energy(s, part.k),
             }
             if part.oracle is not None:
-                of_spectrum = part.oracle.dual(s, torch.zeros(1, *part.shape[1:]))
+                of_spectrum = part.oracle.dual(s, torch.zeros(1, *part.shape[1:], device="cpu"))
                 values[f"{kind}_dual"] = of_spectrum + numbers[f"{kind}_entries"]
     if "momentum" in found:
         parts = spectra.quantiles(found["momentum"]).unbind(-1)

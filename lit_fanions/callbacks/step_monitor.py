@@ -65,7 +65,8 @@ class StepMonitor(Callback):
         self._stepped = True
         if _is_logged(trainer):
             values = _group_settings(trainer, optimizer)
-            trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
+            metrics = {k: torch.tensor(v, device="cpu") for k, v in values.items()}
+            trainer.callback_metrics.update(metrics)
             _log(trainer, values, optimizer_steps(trainer))
 
     def on_train_batch_end(

@@ -206,7 +206,8 @@ def log_values(
             by_group.setdefault(groups[name], []).append(value)
         for group, members in by_group.items():
             tagged[str(Tag(quantity, group, is_group=True))] = sum(members) / len(members)
-    trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
+    metrics = {tag: torch.tensor(v, device="cpu") for tag, v in tagged.items()}
+    trainer.callback_metrics.update(metrics)
     for logger in trainer.loggers:
         logger.log_metrics(tagged, step=optimizer_steps(trainer))
     return tagged

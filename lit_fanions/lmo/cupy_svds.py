@@ -49,7 +49,7 @@ def svds(
         )
     cupy, linalg = _import_cupy()
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
     m = m.detach()
     entries = m.flatten(1)
     solvable = (entries.isfinite().all(1) & entries.any(1)).tolist()

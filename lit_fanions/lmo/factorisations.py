@@ -168,7 +168,8 @@ def rows_outside(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     passes = 1
     if bool(lost.any()):
         generator = torch.Generator().manual_seed(basis.shape[-2])
-        random = torch.randn(q.shape[-2:], dtype=q.dtype, generator=generator).to(q.device)
+        random = torch.randn(q.shape[-2:], generator=generator, dtype=q.dtype, device="cpu")
+        random = random.to(q.device)
         q = torch.where(lost.unsqueeze(-2), random / q.shape[-2] ** 0.5, q)
         r = torch.where(lost.unsqueeze(-1), 0, r)
         passes = 2

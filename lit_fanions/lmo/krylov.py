@@ -319,7 +319,7 @@ def _to_host(*tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
     """Return copies on the CPU, and a function that waits until they are complete."""
     if not tensors[0].is_cuda:
         return [x.cpu() for x in tensors], lambda: None
-    copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    copies = [torch.empty_like(x, device="cpu", pin_memory=True) for x in tensors]
     for copy, x in zip(copies, tensors, strict=True):
         copy.copy_(x, non_blocking=True)
     event = torch.cuda.Event()

@@ -280,7 +280,7 @@ def leading_triplets(
     else:
         broken = norm.isnan()
         u, s, vh = SOLVERS[name].solve(x.masked_fill_(broken, 0.0), task)[:3]
-        nan = torch.where(broken, torch.nan, 0.0)
+        nan = torch.where(broken, torch.nan, 0.0).to(u)
         u, s, vh = u + nan, rescaled(s, norm) + nan[..., 0], vh + nan
     return Triplets(*(t.reshape(*m.shape[:-2], *t.shape[1:]) for t in (u, s, vh)))
 

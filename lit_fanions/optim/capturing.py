@@ -79,6 +79,7 @@ class DeviceNumbers:
             host = torch.tensor(
                 [0.0 if isinstance(value, Tensor) else value for value in values],
                 dtype=torch.float64,
+                device="cpu",
                 pin_memory=device.type == "cuda" and torch.cuda.is_available(),
             )
             numbers = self._numbers.get(group["name"])

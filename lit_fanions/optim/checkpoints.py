@@ -193,11 +193,12 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
         for p, index in zip(group["params"], saved_group["params"], strict=True):
             for key, saved in state_dict["state"].get(index, {}).items():
                 number = _NUMBERS.get(key, torch.float32)
-                value = saved if isinstance(saved, Tensor) else torch.tensor(saved, dtype=number)
-                cast = entrywise and key != "step" and value.is_floating_point()
-                dtype = p.dtype if cast else value.dtype
+                if not isinstance(saved, Tensor):
+                    saved = torch.tensor(saved, dtype=number, device="cpu")
+                cast = entrywise and key != "step" and saved.is_floating_point()
+                dtype = p.dtype if cast else saved.dtype
                 device = torch.device("cpu") if key == WARM else p.device
-                value = placed_as(value, p) if key in MOMENTS else value
+                value = placed_as(saved, p) if key in MOMENTS else saved
                 form = memory_format(p) if key in MOMENTS else torch.preserve_format
                 optimizer.state[p][key] = value.to(device, dtype, copy=True, memory_format=form)
 

@@ -263,7 +263,7 @@ def _carried(name: str, p: Tensor, group: Group, old_group: Group, old: State) -
             step = max(1.0, float(round(1 / (1 - group["momentum"]))))
             square = (buffer / unit).square() * (1 - group["beta2"] ** step)
             new["exp_avg_sq"] = square.clamp(max=torch.finfo(dtype).max).to(dtype)
-        new["step"] = torch.tensor(step)
+        new["step"] = torch.tensor(step, dtype=torch.float32, device="cpu")
     mean = buffer.mul(AVERAGES[kind].unit(own, step) / unit)
     # Sums of gradients may be larger than float16 has numbers.
     most = min(torch.finfo(x).max for x in (dtype, mean.dtype))

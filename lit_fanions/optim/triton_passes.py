@@ -153,7 +153,7 @@ def _addresses(tensors: Sequence[Tensor]) -> tuple[Tensor, bool]:
             place.fill_(pointer)
     elif table is None:
         pinned = device.type == "cuda" and torch.cuda.is_available()
-        host = torch.tensor(pointers, dtype=torch.int64, pin_memory=pinned)
+        host = torch.tensor(pointers, dtype=torch.int64, device="cpu", pin_memory=pinned)
         table = host.to(device, non_blocking=True)
         if len(_tables) >= _MOST_TABLES:
             del _tables[next(iter(_tables))]

@@ -256,7 +256,7 @@ def renormalise(matrices: Sequence[Tensor], finite: Tensor, group: Group) -> Non
         norm, length = frobenius_norm(m) * stepped, math.sqrt(m.shape[-2] / blocks)
         # A number over a tensor would be two launches.
         on_cpu = m.device.type == "cpu"
-        factor = length / norm if on_cpu else torch.tensor(length, device="cpu").div(norm)
+        factor = length / norm if on_cpu else norm.new_tensor(length, device="cpu").div(norm)
         m.mul_(factor.nan_to_num_(nan=1.0, posinf=1.0))
 
 
