@@ -247,7 +247,8 @@ def _region(runs: Sequence[_Runs]) -> Region:
             (slice(start, stop), slice(at, at + stop - start))
             for (start, stop), at in zip(own, ends, strict=False)
         ])  # fmt: skip
-    blocks = [tuple(zip(*block, strict=True)) for block in itertools.product(*pairs)]
+    # A tensor without dimensions has one block, at the index ().
+    blocks = (tuple(zip(*block, strict=True)) or ((), ()) for block in itertools.product(*pairs))
     return Region(shape, tuple((there, here) for there, here in blocks))
 
 

@@ -426,3 +426,11 @@ def _peak_memory(rank: int) -> float:
 def test_a_step_of_shards_takes_the_memory_of_two_stacks(tmp_path):
     for matrices in on_ranks(tmp_path, _peak_memory):
         assert 1 < matrices <= 2 * (2 * 2)  # a stack has stack_entries for each of two ranks
+
+
+def test_a_scalar_lies_whole_on_each_rank():
+    whole, shard, again = torch.tensor(2.0), torch.zeros(()), torch.zeros(())
+    region = sharing._region([])
+    region.cut(whole, shard)
+    region.paste(shard, again)
+    assert region.shape == () and shard == again == whole
