@@ -201,7 +201,9 @@ def _direction(
         unit=batch.unit,
         overwrite=batch.overwrite and not feedback,
     )
-    captured = m if feedback else None  # all of it where the rank has been clamped to full
+    # All of it where the rank has been clamped to full; a copy, as m may be the momentum, which no
+    # operation takes twice in different strides.
+    captured = m.clone() if feedback and k is None else None
     if answer.triplets is None:
         return answer.direction, captured, None
     if feedback and k is not None:

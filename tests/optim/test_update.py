@@ -135,6 +135,21 @@ def test_parts_of_transposed_convolutions_are_renormalised_like_separate_paramet
     torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]))
 
 
+@pytest.mark.parametrize("stack_entries", [None, 0])
+def test_clamped_error_feedback_of_transposed_matrices_is_that_of_the_matrices(stack_entries):
+    options = {"algorithm": "fanion", "rank": 9, "error_feedback": True, "lr": 0.02, "scale": "none"}
+    options |= {"polar": "exact", "stack_entries": stack_entries}
+    first, second = parameter64(2, 5, 4), parameter64(2, 5, 4)
+    second.data = second.data.mT.contiguous()
+    for p, layout in ((first, "batch_transposed"), (second, "batch")):
+        with pytest.warns(UserWarning, match="clamped"):
+            optimizer = Fanion([p], layout=layout, **options)
+        for i in range(2):
+            grad = gaussian64(2, 5, 4, seed=i)
+            update(optimizer, p, grad if p is first else grad.mT.contiguous())
+    torch.testing.assert_close(first.detach(), second.detach().mT)
+
+
 @pytest.mark.parametrize("algorithm", ["neon", "fanion", "dion"])
 def test_error_feedback_decays_only_what_was_captured(algorithm):
     u, v = (torch.linalg.qr(gaussian64(8, 8, seed=seed)).Q for seed in (1, 2))
