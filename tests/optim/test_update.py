@@ -137,8 +137,8 @@ def test_parts_of_transposed_convolutions_are_renormalised_like_separate_paramet
 
 @pytest.mark.parametrize("stack_entries", [None, 0])
 def test_clamped_error_feedback_of_transposed_matrices_is_that_of_the_matrices(stack_entries):
-    options = {"algorithm": "fanion", "rank": 9, "error_feedback": True, "lr": 0.02, "scale": "none"}
-    options |= {"polar": "exact", "stack_entries": stack_entries}
+    options = {"algorithm": "fanion", "rank": 9, "error_feedback": True, "polar": "exact"}
+    options |= {"lr": 0.02, "scale": "none", "stack_entries": stack_entries}
     first, second = parameter64(2, 5, 4), parameter64(2, 5, 4)
     second.data = second.data.mT.contiguous()
     for p, layout in ((first, "batch_transposed"), (second, "batch")):
