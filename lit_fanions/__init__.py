@@ -9,7 +9,7 @@ from lit_fanions.optim.options import GroupOptions
 from lit_fanions.optim.schedules import ScheduleConfig
 from lit_fanions.optim.sharpness import SharpnessAscent
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Fanion",

@@ -54,7 +54,7 @@ TRAINING = (
     "pairs",
     "sizes",
 )
-TIME = "about five hours; quick: three minutes"  # as all times, on 2 cores with --jobs 2
+TIME = "more than a day; quick: three minutes"  # as all times, on 2 cores with --jobs 2
 RESULTS = Path("results")
 QUICK = RESULTS / "quick"
 # Folders that the recipes need.

@@ -2,7 +2,7 @@ r"""NanoGPT with each algorithm at its own best learning rate, on equal tokens (
 
 Every recipe is trained with seed 0 at seven learning rates of its matrices, from 1/64 to 64 times
 the one that it states: a narrow grid stops in a local optimum. While the best is the smallest or
-the largest one tried, the next one beyond is tried too, up to three times; a best that is still at
+the largest one tried, the next one beyond is tried too, up to six times; a best that is still at
 the edge is marked. Then the geometric means of the best and its neighbours are tried, three times,
 so that neighbours differ by 20 %. At the best learning rate it is trained with more seeds. Seed 0
 is one of them, so that it both chooses and counts: a small bias in favour of every recipe.

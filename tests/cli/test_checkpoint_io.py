@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from lit_fanions.cli import app
 from lit_fanions.cli._checkpoint_io import CheckpointFiles, check_checkpoint
@@ -296,6 +297,28 @@ def test_metadata_with_code_is_refused_unless_trusted(sharded):
     with pytest.raises(ValueError, match=r"\.metadata calls posix\.mkdir.*--weights_only false"):
         check_checkpoint(sharded)
     assert not Path("code_was_run").exists()
+
+
+class Attribute:
+    """Pickled as Python 3.11.0 to 3.11.3 pickles a member of an enum."""
+
+    def __init__(self, *given):
+        self.given = given
+
+    def __reduce__(self):
+        return getattr, self.given
+
+
+def test_member_of_an_enum_in_metadata_is_read_and_no_other_attribute(sharded):
+    metadata = sharded / ".metadata"
+    saved = pickle.loads(metadata.read_bytes())
+    saved.storage_meta = Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    metadata.write_bytes(pickle.dumps(saved))
+    check_checkpoint(sharded)
+    saved.storage_meta = Attribute(Path, "unlink")
+    metadata.write_bytes(pickle.dumps(saved))
+    with pytest.raises(ValueError, match=r"calls builtins\.getattr .*--weights_only false"):
+        check_checkpoint(sharded)
 
 
 def test_object_with_code_in_a_shard_is_refused_unless_trusted(folder):

@@ -81,7 +81,8 @@ def test_commits_of_the_runs_stand_beside_that_of_the_command(tmp_path, monkeypa
     monkeypatch.setattr(results, "commit", lambda: "a" * 40)
     for i, commit in enumerate(("a" * 40, "b" * 40 + "-dirty", None)):
         (tmp_path / "runs" / str(i)).mkdir(parents=True)
-        (tmp_path / "runs" / str(i) / FINISHED).write_text(json.dumps({"commit": commit}))
+        saved = {"args": [], "recipes": {}, "commit": commit}
+        (tmp_path / "runs" / str(i) / FINISHED).write_text(json.dumps(saved))
     save(tmp_path, "ls", claim())
     expected = f"{'a' * 10}; runs: outside of git, {'b' * 10}-dirty"
     assert rows(render_page(read_results(tmp_path)))["`ls.json`"][1] == expected
