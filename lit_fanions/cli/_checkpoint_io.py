@@ -235,7 +235,7 @@ class _MetadataReader(pickle.Unpickler):
 
 
 def _enum_member(kind: object, name: str) -> Enum:
-    """Return what getattr is called for when Python 3.11.0 to 3.11.3 pickles a member of an enum."""
+    """Return the member that getattr is called for in pickles of Python 3.11.0 to 3.11.3."""
     if not isinstance(kind, EnumMeta):
         raise _Forbidden("builtins.getattr")
     return kind[name]
