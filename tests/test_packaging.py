@@ -1,8 +1,8 @@
 """What is installed: the wheel holds the library alone, has its metadata, and is typed."""
 
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -55,8 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not tracked:
         pytest.skip("no git checkout")
     (folder / "source.tar").write_bytes(tracked)
-    with tarfile.open(folder / "source.tar") as archive:
-        archive.extractall(folder / "source", filter="data")
+    shutil.unpack_archive(folder / "source.tar", folder / "source")
     run("-m", "build", "--outdir", folder / "dist", folder / "source", timeout=300)
     return folder / "dist"
 
