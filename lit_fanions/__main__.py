@@ -20,7 +20,7 @@ def exit_status(run: Callable[[], int]) -> int:
     """Return the exit status of a command; Ctrl-C and a file that fails end it with one line."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by `>&-`
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # σ in a table must not end a command in Latin-1
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -34,7 +34,7 @@ def exit_status(run: Callable[[], int]) -> int:
     except OSError as error:  # such as a full disk, or a file in the place of a folder
         from lit_fanions.cli import failures
 
-        return failures.report(failures.describe_refusal(error))
+        return failures.print_failure(failures.describe(error))
 
 
 def _run(command: str, given: list[str]) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TIME = "about five hours; quick: half a minute"
+TIME = "about six hours; quick: half a minute"
 REFERENCE, *RIVALS = "muon_cpu", "f_muon_cpu", "s_muon_cpu", "adamw_cpu"
 QUICK = Path(NANOGPT.quick[0]).stem
 _NETWORK = "--model.init_args.network"
@@ -150,7 +150,7 @@ def tabulate_trends(finals: Finals) -> list[Table]:
 
 
 def _trend(finals: Finals, rival: str, series: str) -> list[str]:
-    """Return a row of the table of trends, empty if fewer than two sizes have a seed in common."""
+    """Return a row of the table of trends, empty without two sizes or a seed that all have."""
     found = gaps(finals, rival, SERIES[series])
     seeds = sorted(set.intersection(*map(set, found.values()))) if len(found) > 1 else []
     if not seeds:
@@ -217,7 +217,7 @@ def _draw_series(axes: Axes, finals: Finals, series: str) -> None:
             )
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set(xlabel="parameters in matrices", title=f"{series}, each at its own best lr")
+    axes.set(xlabel="parameters in matrices", title=f"{series}, each at its own lr, 95 %")
     axes.legend()
 
 

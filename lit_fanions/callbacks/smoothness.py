@@ -137,7 +137,7 @@ class SmoothnessMonitor(Watcher):
                 f"SmoothnessMonitor: group {step.group!r} steps in {norm!r}, whose norm is unknown "
                 "or slow to compute; choose the other parameters by `parameters`"
             )
-        distance = _each(norm.value, step.after.double() - step.before.double())
+        distance = _finite_norms(norm.value, step.after.double() - step.before.double())
         factor = step.observation.factor
         if isinstance(factor, Tensor):
             factor = factor.double().expand(count, 1, 1)[:, 0, 0].to(distance.device)
@@ -155,8 +155,8 @@ class SmoothnessMonitor(Watcher):
         groups: dict[str, str] = {}
         for move in moves:
             old, new = (torch.stack([g[name] for name in move.names]) for g in (before, after))
-            sizes = _each(move.norm.dual, old)
-            estimates = _each(move.norm.dual, new.double() - old.double()) / move.distance
+            sizes = _finite_norms(move.norm.dual, old)
+            estimates = _finite_norms(move.norm.dual, new.double() - old.double()) / move.distance
             numbers = sizes.tolist(), estimates.tolist(), move.lr.tolist()
             for name, size, estimate, lr in zip(move.names, *numbers, strict=True):
                 if math.isfinite(size + estimate):
@@ -230,8 +230,8 @@ class SmoothnessMonitor(Watcher):
         return found
 
 
-def _each(norm: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """Return a norm of each matrix; NaN for one that is not finite, at which an SVD would raise."""
+def _finite_norms(norm: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """Return the norm of each matrix, NaN for those that are not finite: an SVD would raise."""
     finite = matrices.isfinite().flatten(-2).all(-1)
     return norm(matrices.where(finite[..., None, None], 0.0)).where(finite, math.nan)
 

@@ -10,7 +10,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum, EnumMeta
+from enum import EnumMeta
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,7 +82,7 @@ class CheckpointFiles(TorchCheckpointIO):
             raise
         except Exception as error:
             raise ValueError(_describe(error, path)) from error
-        if Path(path).name == _RETURNED_WEIGHTS and isinstance(checkpoint, dict):
+        if Path(path).name == _RETURNED_WEIGHTS and _holds_tensors_alone(checkpoint):
             return checkpoint
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ValueError(f"{path} is no checkpoint of a Trainer: it has no state_dict")
@@ -91,6 +91,11 @@ class CheckpointFiles(TorchCheckpointIO):
                 found = type(checkpoint[key]).__name__
                 raise ValueError(f"{path} is damaged (its {key} is a {found}): {_DAMAGED}")
         return checkpoint
+
+
+def _holds_tensors_alone(checkpoint: object) -> bool:
+    values = checkpoint.values() if isinstance(checkpoint, dict) else [None]
+    return all(isinstance(value, torch.Tensor) for value in values)
 
 
 @contextlib.contextmanager
@@ -234,8 +239,10 @@ class _MetadataReader(pickle.Unpickler):
         raise _Forbidden(f"{module}.{name}")
 
 
-def _enum_member(kind: object, name: str) -> Enum:
+def _enum_member(kind: object, name: str) -> object:
     """Return the member that getattr is called for in pickles of Python 3.11.0 to 3.11.3."""
-    if not isinstance(kind, EnumMeta):
+    # Not kind[name]: what is loaded later calls getattr, and a pickle can change an enum's tables.
+    member = getattr(kind, name) if isinstance(kind, EnumMeta) else None
+    if type(member) is not kind:
         raise _Forbidden("builtins.getattr")
-    return kind[name]
+    return member

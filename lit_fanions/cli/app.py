@@ -323,7 +323,7 @@ def main(args: Sequence[str] | None = None) -> int:
         messages.print_error("interrupted")
         return 130
     except Exception as error:
-        return failures.report(failures.describe(error))
+        return failures.print_failure(failures.describe(error))
     return 0
 
 

@@ -199,8 +199,8 @@ def _compare_bits(a: Run, b: Run) -> Iterator[tuple[str, str]]:
 def _compare_checkpoints(before: Path, after: Path) -> str:
     try:
         old, new = tensors.read_checkpoint(before), tensors.read_checkpoint(after)
-    except Exception as error:  # torch.load fails in a dozen ways on a damaged file
-        return _unreadable(error)
+    except ValueError as error:
+        return _describe_unreadable(error)
     if not old and not new:
         return NOTHING
     return tensors.difference(old, new) or f"{EQUAL} ({plural(len(old), 'tensor')})"
@@ -222,8 +222,8 @@ def _compare_scalars(a: Curves, b: Curves) -> str:
     return f"step {different[first]}: {first} ({len(different)} of {len(tags)} differ)"
 
 
-def _unreadable(error: Exception) -> str:
-    return f"cannot be read: {one_line(error, 120) or type(error).__name__}"
+def _describe_unreadable(error: Exception) -> str:
+    return f"cannot be read: {one_line(error, 120)}"
 
 
 def _compare_digests(a: Path, b: Path) -> str:
@@ -231,7 +231,7 @@ def _compare_digests(a: Path, b: Path) -> str:
     try:
         before, after = tensors.read_digests(a), tensors.read_digests(b)
     except (OSError, ValueError) as error:
-        return _unreadable(error)
+        return _describe_unreadable(error)
     if not before or not after:
         return f"only in {'A' if before else 'B'}" if before or after else ""
     for step in sorted({*before, *after}):

@@ -55,7 +55,7 @@ def explain(
     option = _find(texts, given)
     for nested in errors:
         names = getattr(nested, "option_names", names)
-    odd = "" if option else next(filter(_is_odd, config_files(args)), "")
+    odd = "" if option else next(filter(_is_no_mapping, config_files(args)), "")
     place = f"{option.place if option else odd}: " if option or odd else ""
     hint = _hint(errors[-1] if errors else None, texts[-1], option, args, list(names))
     return f"{place}{one_line(texts[-1].rstrip('.'))}{hint}"
@@ -126,7 +126,7 @@ def compose_yaml(text: str) -> yaml.Node | None:
     return root
 
 
-def _is_odd(file: str) -> bool:
+def _is_no_mapping(file: str) -> bool:
     """Return True for a file whose contents are no mapping of names."""
     tree = _read_yaml(file)
     is_mapping = isinstance(tree, dict) and all(isinstance(key, str) for key in tree)

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 import lit_fanions
 from lit_fanions.cli.errors import one_line
 from lit_fanions.cli.messages import print_error, relative_path
@@ -34,6 +32,10 @@ _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 _WORKER_FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')  # Python's own format
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRONG_PATH = (
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS),
+    errno.ENAMETOOLONG,
+)
 
 Place = tuple[str, int, str]  # file, line, function
 
@@ -50,16 +52,20 @@ def is_refusal(error: BaseException) -> bool:
 
     Lightning's refusals count only if no user code called it: that call is the mistake then.
     """
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     error = unwrap(error)
     if isinstance(error, (FileNotFoundError, pickle.UnpicklingError)):  # data or a checkpoint
         return True
-    if isinstance(error, OSError) and error.filename and error.errno not in _DISK_FULL:
+    if isinstance(error, OSError) and error.filename and error.errno in _WRONG_PATH:
         return user_place(error) is None
-    if not isinstance(error, (ValueError, TypeError, MisconfigurationException)):
+    if isinstance(error, TypeError):  # devices that an accelerator does not know
+        return ".accelerators." in _raising_module(error) and user_place(error) is None
+    if not isinstance(error, (ValueError, MisconfigurationException)):
         return False
     *_, (file, _, _) = [("", 0, ""), *_places(error)]
     if _is_below(file, _PACKAGE, *_ZOO):
-        return not isinstance(error, TypeError)
+        return True
     return _raising_package(error) in (*_LIGHTNING, "jsonargparse") and user_place(error) is None
 
 
@@ -117,7 +123,7 @@ def describe_refusal(error: BaseException) -> str:
     return one_line(error, limit=600) if is_plain else describe(error)
 
 
-def report(description: str) -> int:
+def print_failure(description: str) -> int:
     """Print one line about the current error, which ended a command; return the exit status 1."""
     hint = "" if print_traceback() else f" [{TRACEBACK}=1 shows the traceback]"
     print_error(f"error: {description}{hint}")
@@ -139,8 +145,12 @@ def _places(error: BaseException) -> Iterator[Place]:
 
 
 def _raising_package(error: BaseException) -> str:
+    return _raising_module(error).partition(".")[0]
+
+
+def _raising_module(error: BaseException) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
 
 
 def _is_below(file: str, *folders: Path) -> bool:

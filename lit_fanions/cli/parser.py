@@ -28,7 +28,7 @@ _NAMED = r"\.(?P<name>%s)\.(?P<keys>[\w.]+)(?:=(?P<value>.+))?$"
 _OVERRIDE = re.compile(r"^(?P<section>--[\w.]+\.overrides)" + _NAMED % r"\w+")
 _CALLBACK = re.compile(r"^--trainer\.callbacks" + _NAMED % r"[A-Z]\w*")
 
-# Numbers that Lightning takes, and then fails without the name of the option.
+# Numbers that Lightning accepts, and later fails at without naming the option.
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "seed_everything": (lambda seed: 0 <= seed < 2**32, "between 0 and 4294967295"),
     "trainer.accumulate_grad_batches": (lambda count: count >= 1, "at least 1"),

@@ -53,7 +53,7 @@ def read_digests(folder: Path) -> Digests:
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         try:
             entry = json.loads(line)
-            digests[entry["step"]] = entry["digests"]
+            digests[entry["step"]] = dict(entry["digests"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{file} is damaged in line {number}") from None
     return digests
@@ -63,9 +63,12 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, weights and the optimizer's state, by dotted names.
 
     Raises:
-        Exception: If the file is damaged (of many types), or no checkpoint.
+        ValueError: If the file is damaged, or no checkpoint.
     """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a dozen types for a damaged file
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"it holds a {type(checkpoint).__name__}, and is no checkpoint")
     values = flatten({part: checkpoint.get(part, {}) for part in _PARTS})

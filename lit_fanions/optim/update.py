@@ -201,8 +201,8 @@ def _direction(
         unit=batch.unit,
         overwrite=batch.overwrite and not feedback,
     )
-    # All of it where the rank has been clamped to full; a copy, as m may be the momentum, which no
-    # operation takes twice in different strides.
+    # All of m where the rank has been clamped to full. A copy, because m may be the momentum
+    # itself, and torch refuses to subtract a tensor from a view of itself with other strides.
     captured = m.clone() if feedback and k is None else None
     if answer.triplets is None:
         return answer.direction, captured, None

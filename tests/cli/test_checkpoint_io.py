@@ -315,9 +315,22 @@ def test_member_of_an_enum_in_metadata_is_read_and_no_other_attribute(sharded):
     saved.storage_meta = Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
     metadata.write_bytes(pickle.dumps(saved))
     check_checkpoint(sharded)
-    saved.storage_meta = Attribute(Path, "unlink")
-    metadata.write_bytes(pickle.dumps(saved))
-    with pytest.raises(ValueError, match=r"calls builtins\.getattr .*--weights_only false"):
+    for attribute in ((Path, "unlink"), (_MEM_FORMAT_ENCODING, "__new__")):
+        saved.storage_meta = Attribute(*attribute)
+        metadata.write_bytes(pickle.dumps(saved))
+        with pytest.raises(ValueError, match=r"calls builtins\.getattr .*--weights_only false"):
+            check_checkpoint(sharded)
+
+
+def test_metadata_that_changes_an_enum_gets_no_attribute_of_it(sharded, monkeypatch):
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "_member_map_", _MEM_FORMAT_ENCODING._member_map_)
+    kind = f"c{_MEM_FORMAT_ENCODING.__module__}\n{_MEM_FORMAT_ENCODING.__name__}\n"
+    attribute = "cbuiltins\ngetattr\n(" + kind + "V{}\ntR"
+    members = "(dV__new__\n" + attribute.format("TORCH_CONTIGUOUS_FORMAT") + "s"
+    changed = kind + "(N(dV_member_map_\n" + members + "stb"  # _member_map_ = members
+    content = changed + "0" + attribute.format("__new__") + "."
+    (sharded / ".metadata").write_bytes(content.encode())
+    with pytest.raises(ValueError, match=r"calls builtins\.getattr"):
         check_checkpoint(sharded)
 
 
